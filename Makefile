@@ -1,0 +1,65 @@
+.DEFAULT_GOAL := help
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+INSTALLED := $(VENV)/.installed
+# Models, data and runs of this checkout; the installed program keeps them in ~/.aimass.
+export AIMASS_HOME ?= $(CURDIR)/.aimass
+
+.PHONY: help install run test lint types format protos protos-check bench clean check
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## create the environment with everything in it
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[all]' --group dev
+	touch $@
+
+run: $(INSTALLED) ## install, then start the suite on http://127.0.0.1:8000
+	$(BIN)/aimass up
+
+test: $(INSTALLED) ## run all tests
+	$(BIN)/python -m pytest
+
+check: lint types test ## what CI runs
+
+lint: $(INSTALLED) ## style, import contracts, protos; changes nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/buf lint protos
+	$(BIN)/buf format --diff --exit-code protos
+
+types: $(INSTALLED) ## mypy, strict
+	$(BIN)/mypy
+
+format: $(INSTALLED) ## mend what a formatter can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/buf format --write protos
+
+PROTOC := $(BIN)/python -m grpc_tools.protoc --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
+	--plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc
+
+protos: $(INSTALLED) ## generate the Python code of the contracts
+	$(PROTOC) -I protos -I protos/open_inference --python_out=. --grpc_python_out=. --mypy_out=. --mypy_grpc_out=. \
+		$$(cd protos && find aimass -name '*.proto')
+	$(PROTOC) -I protos/open_inference --python_out=aimass/open_inference --grpc_python_out=aimass/open_inference \
+		--mypy_out=aimass/open_inference --mypy_grpc_out=aimass/open_inference grpc_service.proto model_config.proto
+	@# Triton's descriptor names have no folder, so protoc writes imports from the top level.
+	find aimass \( -name '*_pb2*.py' -o -name '*_pb2*.pyi' \) -exec sed -i.orig -E \
+		's/^import (grpc_service_pb2|model_config_pb2)/from aimass.open_inference import \1/' {} +
+	find aimass -name '*.orig' -delete
+
+protos-check: protos ## fail where the committed code is not what the contracts generate
+	git diff --exit-code -- aimass
+
+bench: $(INSTALLED) ## image bytes -> label in both modes, beside the bare loop
+	$(BIN)/python -m benchmarks.images
+
+clean: ## remove what make made
+	rm -rf $(VENV) .aimass .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist

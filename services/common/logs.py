@@ -1,0 +1,65 @@
+"""Structured logs: one event per line, with the id of the request that it belongs to."""
+
+import logging
+import sys
+import uuid
+from collections.abc import Iterable
+from contextvars import ContextVar
+from typing import Any, Literal
+
+import structlog
+
+REQUEST_ID_KEY = "x-request-id"
+"""Metadata key and HTTP header that carry the request id through all services."""
+
+_request_id: ContextVar[str] = ContextVar("request_id", default="")
+
+
+def request_id() -> str:
+    """Return the id of the request that the current task works on; empty outside of requests."""
+    return _request_id.get()
+
+
+def bind_request_id(metadata: Iterable[tuple[str, Any]] | None) -> str:
+    """Adopt the caller's request id from *metadata*, or make one."""
+    given = next((str(value) for key, value in metadata or () if key == REQUEST_ID_KEY), "")
+    # Foreign ids are cut, so that a caller can't fill our logs.
+    value = given[:64] or uuid.uuid4().hex
+    _request_id.set(value)
+    return value
+
+
+def configure_logs(service: str, level: str = "INFO", style: Literal["auto", "json", "console"] = "auto") -> None:
+    """Send the logs of this process to standard error: JSON, or colours on a terminal."""
+    console = sys.stderr.isatty() if style == "auto" else style == "console"
+    renderer: Any = structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        _add_service(service),
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.processors.format_exc_info, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    formatter = structlog.stdlib.ProcessorFormatter(processors=[_drop_foreign, renderer], foreign_pre_chain=shared)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+
+
+def _add_service(service: str) -> Any:
+    def add(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
+        event["service"] = service
+        if identity := _request_id.get():
+            event["request_id"] = identity
+        return event
+
+    return add
+
+
+def _drop_foreign(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
+    return structlog.stdlib.ProcessorFormatter.remove_processors_meta(_logger, _method, event)  # type: ignore[return-value]

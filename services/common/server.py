@@ -1,0 +1,206 @@
+"""Start-up and shutdown of a grpc.aio server: health, reflection, limits, signals, an orderly stop."""
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import grpc
+import structlog
+import uvloop
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from services.common.interceptor import AroundInterceptor
+from services.common.logs import configure_logs
+from services.common.settings import ServiceSettings, SettingsError, load_settings
+from services.common.statuses import ending_with_status
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+
+class StopSignal:
+    """Tells everything in a process, long streams above all, that it shall come to an end."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def set(self) -> None:
+        """Ask the process to stop; may be called again."""
+        self._event.set()
+
+    async def wait(self) -> None:
+        """Wait until the process shall stop."""
+        await self._event.wait()
+
+    async def until(self, items: AsyncIterator[T]) -> AsyncIterator[T]:
+        """Yield *items* until the process shall stop, so that a stream ends after what it has accepted."""
+        stopping = asyncio.ensure_future(self._event.wait())
+        iterator = aiter(items)
+        try:
+            while True:
+                following = asyncio.ensure_future(anext(iterator))
+                await asyncio.wait((stopping, following), return_when=asyncio.FIRST_COMPLETED)
+                if not following.done():
+                    following.cancel()
+                    return
+                try:
+                    yield following.result()
+                except StopAsyncIteration:
+                    return
+        finally:
+            stopping.cancel()
+
+
+@dataclass(frozen=True)
+class Service:
+    """One gRPC service that a server offers."""
+
+    name: str
+    """Full name, as the contract has it."""
+    register: Callable[[grpc.aio.Server], None]
+    """Adds its handlers to a server."""
+
+
+class Component(Protocol):
+    """The inside of a process: what it offers, and its life."""
+
+    @property
+    def services(self) -> Sequence[Service]:
+        """What the component offers over gRPC."""
+
+    async def start(self) -> None:
+        """Return when calls can be answered."""
+
+    async def close(self) -> None:
+        """Free what the component holds; no call is in flight any more."""
+
+
+class _InFlight:
+    """Counts the calls that a stopping server still owes an answer."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def wait_idle(self) -> None:
+        await self._idle.wait()
+
+    @asynccontextmanager
+    async def counting(self, _method: str, _context: object) -> AsyncIterator[None]:
+        self._count += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._count -= 1
+            if not self._count:
+                self._idle.set()
+
+
+class GrpcServer:
+    """A grpc.aio server that is NOT_SERVING until told, and stops without losing an accepted call."""
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        services: Sequence[Service],
+        *,
+        max_message_bytes: int,
+        handlers: Sequence[grpc.GenericRpcHandler] = (),
+    ) -> None:
+        self._address = f"{host}:{port}"
+        self._names = ("", *(service.name for service in services))
+        self._health = health.aio.HealthServicer()
+        self._in_flight = _InFlight()
+        self._server = grpc.aio.server(
+            interceptors=[
+                AroundInterceptor(self._in_flight.counting),
+                AroundInterceptor(ending_with_status),
+            ],
+            options=[
+                ("grpc.max_receive_message_length", max_message_bytes),
+                ("grpc.max_send_message_length", max_message_bytes),
+                # Without this a second suite would silently share the port and get half of the calls.
+                ("grpc.so_reuseport", 0),
+            ],
+        )
+        for service in services:
+            service.register(self._server)
+        self._server.add_generic_rpc_handlers(tuple(handlers))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            [*self._names[1:], health.SERVICE_NAME, reflection.SERVICE_NAME], self._server
+        )
+
+    async def start(self) -> int:
+        """Listen, still NOT_SERVING, and return the port.
+
+        Raises:
+            SettingsError: The address is taken or not ours.
+        """
+        try:
+            port = self._server.add_insecure_port(self._address)
+        except RuntimeError as error:
+            raise SettingsError(f"cannot listen on {self._address}: is another suite running? ({error})") from error
+        await self.set_ready(False)
+        await self._server.start()
+        return port
+
+    async def set_ready(self, ready: bool) -> None:
+        """Say SERVING or NOT_SERVING for the whole server and for each service."""
+        status = health_pb2.HealthCheckResponse.ServingStatus
+        for name in self._names:
+            await self._health.set(name, status.SERVING if ready else status.NOT_SERVING)
+
+    async def stop(self, drain_seconds: float, grace_seconds: float) -> None:
+        """Not ready first, then refuse new calls, then wait for those in flight, then stop."""
+        await self.set_ready(False)
+        await asyncio.sleep(drain_seconds)
+        stopped = asyncio.ensure_future(self._server.stop(grace_seconds))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._in_flight.wait_idle(), grace_seconds)
+        # What is left are health watchers and reflection clients; they would hold the server for the whole grace.
+        await self._server.stop(None)
+        await stopped
+
+
+async def serve(component: Component, settings: ServiceSettings, port: int, stop: StopSignal) -> None:
+    """Serve *component* on *port* until *stop*: listen, start, say SERVING, wait, drain, close."""
+    server = GrpcServer(settings.host, port, component.services, max_message_bytes=settings.max_message_bytes)
+    log.info("listening", port=await server.start())
+    await component.start()
+    await server.set_ready(True)
+    log.info("ready")
+    await stop.wait()
+    log.info("stopping")
+    await server.stop(settings.drain_seconds, settings.stop_grace_seconds)
+    await component.close()
+
+
+S = TypeVar("S", bound=ServiceSettings)
+
+
+def run_process(name: str, settings_type: type[S], main: Callable[[S, StopSignal], Coroutine[Any, Any, None]]) -> None:
+    """Run a service process: settings, logs, signals, then *main* on uvloop. Exits with 2 on wrong settings."""
+    try:
+        settings = load_settings(settings_type)
+        configure_logs(name, settings.log_level, settings.log_style)
+        uvloop.run(_until_signalled(main, settings))
+    except SettingsError as error:
+        sys.exit(f"{name}: {error}")
+
+
+async def _until_signalled(main: Callable[[S, StopSignal], Coroutine[Any, Any, None]], settings: S) -> None:
+    stop = StopSignal()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await main(settings, stop)

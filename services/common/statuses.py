@@ -1,0 +1,131 @@
+"""The one place where exceptions become gRPC statuses."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import structlog
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from services.common import errors
+from services.common.logs import bind_request_id
+
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+log = structlog.get_logger(__name__)
+
+ERROR_DOMAIN = "aimass"
+"""`domain` of every `google.rpc.ErrorInfo` that the suite sends."""
+
+CODES: dict[type[errors.ServiceError], grpc.StatusCode] = {
+    errors.InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.NotFound: grpc.StatusCode.NOT_FOUND,
+    errors.NotReady: grpc.StatusCode.UNAVAILABLE,
+    errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.Conflict: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.Unsupported: grpc.StatusCode.UNIMPLEMENTED,
+    errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a caller is told: a canonical code, a stable reason and a sentence."""
+
+    code: grpc.StatusCode
+    message: str
+    reason: str
+    proto: status_pb2.Status
+    """The same with `google.rpc` details, as it goes into the trailers."""
+
+    @property
+    def expected(self) -> bool:
+        """Whether the error is part of the contract, rather than a fault of ours."""
+        return self.code is not grpc.StatusCode.INTERNAL
+
+
+def status_of(error: BaseException) -> Status:
+    """Map any exception to the status that callers see; the same table serves gRPC and HTTP."""
+    if isinstance(error, errors.ServiceError):
+        return _status(CODES[type(error)], error.message, error.reason, _details(error))
+    if isinstance(error, grpc.aio.AioRpcError):
+        return _backend_status(error)
+    if isinstance(error, TimeoutError):
+        return status_of(errors.DeadlineExceeded("the deadline passed before the answer was ready"))
+    return _status(grpc.StatusCode.INTERNAL, "internal error", "INTERNAL", [])
+
+
+def _status(code: grpc.StatusCode, message: str, reason: str, details: list[Any]) -> Status:
+    proto = status_pb2.Status(code=code.value[0], message=message)
+    for detail in details:
+        proto.details.add().Pack(detail)
+    return Status(code, message, reason, proto)
+
+
+def _details(error: errors.ServiceError) -> list[Any]:
+    details: list[Any] = [
+        error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=error.details)
+    ]
+    if error.field is not None:
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message)
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if error.retry_after_seconds is not None:
+        delay = Duration()
+        delay.FromNanoseconds(int(error.retry_after_seconds * 1e9))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    return details
+
+
+def _backend_status(error: grpc.aio.AioRpcError) -> Status:
+    """Keep a backend's status, so that it reaches the client as the backend meant it."""
+    message = error.details() or ""
+    code = error.code()
+    if code is grpc.StatusCode.UNAVAILABLE and not (proto := _rich_status(error)):
+        # grpc's own text for a lost connection names our internal addresses.
+        return status_of(errors.NotReady("a service behind the gateway is not reachable; try again"))
+    proto = _rich_status(error) or status_pb2.Status(code=code.value[0], message=message)
+    return Status(code, message, _reason(proto) or code_pb2.Code.Name(code.value[0]), proto)
+
+
+def _rich_status(error: grpc.aio.AioRpcError) -> status_pb2.Status | None:
+    try:
+        return rpc_status.from_call(error)
+    except ValueError:  # code or text disagree with the details, so the details are not ours
+        return None
+
+
+def _reason(proto: status_pb2.Status) -> str | None:
+    info = error_details_pb2.ErrorInfo()
+    for detail in proto.details:
+        if detail.Unpack(info):
+            return info.reason
+    return None
+
+
+@asynccontextmanager
+async def ending_with_status(method: str, context: Context) -> AsyncIterator[None]:
+    """Bind the call's request id, and end a failed call with the status of its exception."""
+    bind_request_id(context.invocation_metadata())
+    try:
+        yield
+    except grpc.aio.AbortError:
+        raise
+    except Exception as error:
+        status = status_of(error)
+        log_failure(status, error, method=method)
+        await context.abort_with_status(rpc_status.to_status(status.proto))
+
+
+def log_failure(status: Status, error: BaseException, **facts: Any) -> None:
+    """Log an expected failure in one line, an unexpected one with its trace."""
+    if status.expected:
+        log.info("call refused", code=status.code.name, reason=status.reason, message=status.message, **facts)
+    else:
+        log.error("call failed", code=status.code.name, exc_info=error, **facts)

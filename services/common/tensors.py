@@ -1,0 +1,86 @@
+"""Tensors between the wire and numpy: raw little-endian bytes, row-major, as the Open Inference Protocol has them."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from services.common.errors import InvalidInput
+
+_DTYPES = {
+    "BOOL": np.dtype(np.bool_),
+    "UINT8": np.dtype(np.uint8),
+    "UINT16": np.dtype("<u2"),
+    "UINT32": np.dtype("<u4"),
+    "UINT64": np.dtype("<u8"),
+    "INT8": np.dtype(np.int8),
+    "INT16": np.dtype("<i2"),
+    "INT32": np.dtype("<i4"),
+    "INT64": np.dtype("<i8"),
+    "FP16": np.dtype("<f2"),
+    "FP32": np.dtype("<f4"),
+    "FP64": np.dtype("<f8"),
+    "BYTES": np.dtype(np.object_),
+}
+_LENGTH = np.dtype("<u4")  # each BYTES element is preceded by its length
+
+
+def numpy_dtype(datatype: str) -> np.dtype:
+    """Return the numpy dtype of a protocol datatype.
+
+    Raises:
+        InvalidInput: The datatype is unknown.
+    """
+    try:
+        return _DTYPES[datatype]
+    except KeyError:
+        raise InvalidInput(f"datatype {datatype!r} is unknown; use one of {', '.join(_DTYPES)}") from None
+
+
+def to_array(name: str, datatype: str, shape: Sequence[int], raw: bytes) -> np.ndarray:
+    """View *raw* as an array, without a copy where the datatype has a fixed size.
+
+    Raises:
+        InvalidInput: The datatype is unknown, a dimension is negative, or the byte count does not fit the shape.
+    """
+    dtype = numpy_dtype(datatype)
+    if any(side < 0 for side in shape):
+        raise InvalidInput(f"input {name!r} has shape {list(shape)}; every dimension must be 0 or more")
+    count = math.prod(shape)
+    if dtype.hasobject:
+        return _unpack_bytes(name, shape, count, raw)
+    if len(raw) != count * dtype.itemsize:
+        raise InvalidInput(
+            f"input {name!r} holds {len(raw)} bytes; shape {list(shape)} of {datatype} "
+            f"needs {count * dtype.itemsize} bytes"
+        )
+    return np.frombuffer(raw, dtype).reshape(shape)
+
+
+def to_raw(array: np.ndarray) -> bytes:
+    """Return the wire form of *array*; the inverse of `to_array`."""
+    if array.dtype.hasobject:
+        return b"".join(_pack_element(element) for element in array.flat)
+    return array.tobytes()
+
+
+def _pack_element(element: object) -> bytes:
+    data = element if isinstance(element, bytes) else str(element).encode()
+    return len(data).to_bytes(_LENGTH.itemsize, "little") + data
+
+
+def _unpack_bytes(name: str, shape: Sequence[int], count: int, raw: bytes) -> np.ndarray:
+    # Each element takes at least its length, so a huge shape is refused before it is allocated.
+    elements: list[bytes] = []
+    position = 0
+    while position < len(raw) and len(elements) < count:
+        start = position + _LENGTH.itemsize
+        position = start + int.from_bytes(raw[position:start], "little")
+        if start > len(raw) or position > len(raw):
+            raise InvalidInput(f"input {name!r} ends inside element {len(elements)}; BYTES elements carry their length")
+        elements.append(raw[start:position])
+    if len(elements) != count or position != len(raw):
+        raise InvalidInput(f"input {name!r} does not hold exactly the {count} elements of shape {list(shape)}")
+    array = np.empty(count, np.object_)
+    array[:] = elements
+    return array.reshape(shape)

@@ -1,0 +1,122 @@
+"""Which version answers: the choice that the gateway makes at the door, and the stream of state it is made from."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterable, Callable, Iterable
+
+import structlog
+
+from aimass.inference.v1 import lifecycle_pb2
+from services.common.errors import NotFound, NotReady, ServiceError
+from services.common.statuses import status_of
+
+log = structlog.get_logger(__name__)
+
+READY = lifecycle_pb2.ModelVersion.STATE_READY
+RECONNECT_SECONDS = 0.2
+"""Wait before a follower asks again after it lost its stream."""
+
+
+def ready_versions(state: lifecycle_pb2.ModelState) -> list[int]:
+    """Return the versions that can serve, by rising number."""
+    return [version.version for version in state.versions if version.state == READY]
+
+
+def choose_version(state: lifecycle_pb2.ModelState, requested: int = 0, routing_key: str = "") -> int:
+    """Return the version that serves a request: the *requested* one, else what the model's traffic says.
+
+    Gateway and inference use this same function, so they agree. *routing_key* will split traffic between stable
+    and canary.
+
+    Raises:
+        NotFound: The requested version does not exist.
+        NotReady: The version cannot serve now, or the model has none that can.
+    """
+    ready = ready_versions(state)
+    version = requested or state.traffic.stable_version or (ready[-1] if ready else 0)
+    if version in ready:
+        return version
+    known = {each.version: each for each in state.versions}
+    if version == 0:
+        raise NotReady(f"model {state.model!r} has no version that is ready; {_reasons(state)}")
+    if version not in known:
+        raise NotFound(
+            f"model {state.model!r} has no version {version}; it has {', '.join(map(str, known)) or 'none'}",
+            reason="VERSION_NOT_FOUND",
+        )
+    name = lifecycle_pb2.ModelVersion.State.Name(known[version].state).removeprefix("STATE_")
+    raise NotReady(f"version {version} of model {state.model!r} is {name}: {known[version].state_reason or 'try again'}")
+
+
+def _reasons(state: lifecycle_pb2.ModelState) -> str:
+    failed = [f"version {each.version}: {each.state_reason}" for each in state.versions if each.state_reason]
+    return "; ".join(failed) or "publish one or wait until it is loaded"
+
+
+def model_not_found(name: str, known: Iterable[str]) -> NotFound:
+    """Return the error for an unknown model, with the names that would work."""
+    names = ", ".join(sorted(known)) or "none"
+    return NotFound(f"model {name!r} is unknown; this suite has: {names}", reason="MODEL_NOT_FOUND", field="model")
+
+
+class TrafficFollower:
+    """Keeps the newest state of all models, as inference streams it; survives inference's restarts."""
+
+    def __init__(self, watch: Callable[[], AsyncIterable[lifecycle_pb2.WatchTrafficResponse]]) -> None:
+        self._watch = watch
+        self._models: dict[str, lifecycle_pb2.ModelState] | None = None
+        self._changed = asyncio.Condition()
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to follow and return when the first state is here."""
+        self._task = asyncio.create_task(self._follow())
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._models is not None)
+
+    async def close(self) -> None:
+        """Stop following; the last state stays."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    @property
+    def models(self) -> dict[str, lifecycle_pb2.ModelState]:
+        """All models by name.
+
+        Raises:
+            NotReady: Inference has not told yet.
+        """
+        if self._models is None:
+            raise NotReady("the list of models has not arrived from inference yet; try again")
+        return self._models
+
+    def model(self, name: str) -> lifecycle_pb2.ModelState:
+        """Return one model's state.
+
+        Raises:
+            NotFound: There is no such model.
+        """
+        try:
+            return self.models[name]
+        except KeyError:
+            raise model_not_found(name, self.models) from None
+
+    async def wait_for(self, condition: Callable[[], bool], seconds: float) -> bool:
+        """Wait until *condition* holds for a state that arrived, at most *seconds*; return whether it does."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds), self._changed:
+                await self._changed.wait_for(condition)
+        return condition()
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                async for response in self._watch():
+                    async with self._changed:
+                        self._models = {state.model: state for state in response.models}
+                        self._changed.notify_all()
+            except Exception as error:  # whatever ends the stream, the follower must go on
+                log.info("lost the traffic stream", message=status_of(error).message, unexpected=not isinstance(error, ServiceError))
+            await asyncio.sleep(RECONNECT_SECONDS)
