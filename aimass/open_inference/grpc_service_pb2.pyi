@@ -572,7 +572,7 @@ class ModelInferRequest(_message.Message):
     @_builtins.property
     def raw_input_contents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Data of the inputs in raw form: little-endian, row-major, no padding, a BOOL one byte, each BYTES element after its
-        length in 4 bytes. One entry per input that is not in shared memory, in their order; empty where `contents` is used.
+        length in 4 bytes. One entry per input that is not in shared memory, in their order; empty where `contents` is set.
         """
 
     def __init__(

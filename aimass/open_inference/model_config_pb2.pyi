@@ -246,7 +246,7 @@ class ModelInstanceGroup(_message.Message):
 
     @_builtins.property
     def gpus(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Numbers of the GPUs; empty means all of them. Must be empty for KIND_CPU."""
+        """Numbers of the GPUs; empty means all of them. Must be empty for KIND_CPU and KIND_MODEL."""
 
     @_builtins.property
     def secondary_devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelInstanceGroup.SecondaryDevice]:
@@ -254,7 +254,7 @@ class ModelInstanceGroup(_message.Message):
 
     @_builtins.property
     def profile(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """TensorRT optimization profiles to use, by name or number; empty lets the backend choose."""
+        """Numbers of the TensorRT optimization profiles to use; empty means the first. Must be empty for other backends."""
 
     def __init__(
         self,
@@ -651,7 +651,7 @@ Global___ModelVersionPolicy: _TypeAlias = ModelVersionPolicy  # noqa: Y015
 
 @_typing.final
 class ModelOptimizationPolicy(_message.Message):
-    """Gives hints for speed. They change no result beyond rounding, and a backend may pass over one that it has no use for."""
+    """Gives hints for speed; a backend may pass over one that it has no use for."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -811,7 +811,9 @@ class ModelOptimizationPolicy(_message.Message):
 
             @_builtins.property
             def graph_lower_bound(self) -> Global___ModelOptimizationPolicy.Cuda.GraphSpec.LowerBound:
-                """From where on the graph serves smaller inputs too; absent limits it to exactly these shapes."""
+                """From where on the graph serves smaller inputs too, leaving the rest of its buffers as it was; absent limits it
+                to exactly these shapes.
+                """
 
             def __init__(
                 self,
@@ -1017,7 +1019,7 @@ class ModelQueuePolicy(_message.Message):
         REJECT: ModelQueuePolicy._TimeoutAction.ValueType  # 0
         """It fails."""
         DELAY: ModelQueuePolicy._TimeoutAction.ValueType  # 1
-        """It waits on, behind all requests whose time is not over."""
+        """It waits on, behind all requests of its priority whose time is not over."""
 
     class TimeoutAction(_TimeoutAction, metaclass=_TimeoutActionEnumTypeWrapper):
         """Names what happens to a request that has waited too long."""
@@ -1025,7 +1027,7 @@ class ModelQueuePolicy(_message.Message):
     REJECT: ModelQueuePolicy.TimeoutAction.ValueType  # 0
     """It fails."""
     DELAY: ModelQueuePolicy.TimeoutAction.ValueType  # 1
-    """It waits on, behind all requests whose time is not over."""
+    """It waits on, behind all requests of its priority whose time is not over."""
 
     TIMEOUT_ACTION_FIELD_NUMBER: _builtins.int
     DEFAULT_TIMEOUT_MICROSECONDS_FIELD_NUMBER: _builtins.int
@@ -1291,7 +1293,7 @@ class ModelSequenceBatching(_message.Message):
         use_same_buffer_for_input_output: _builtins.bool
         """True lets the model write the output over the input; default false."""
         use_growable_memory: _builtins.bool
-        """True lets the state grow in place instead of being copied to a larger buffer; default false."""
+        """True lets a state in GPU memory grow in place instead of being copied; needs the field above. Default false."""
         @_builtins.property
         def dims(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
             """Length of each dimension of both, -1 where it varies; required."""
@@ -1326,9 +1328,9 @@ class ModelSequenceBatching(_message.Message):
         MAX_QUEUE_DELAY_MICROSECONDS_FIELD_NUMBER: _builtins.int
         MINIMUM_SLOT_UTILIZATION_FIELD_NUMBER: _builtins.int
         max_queue_delay_microseconds: _builtins.int
-        """Longest that a request is held back for a fuller batch, in microseconds; default 0."""
+        """Longest that a request is held back for a fuller batch, in microseconds. Without the next field it has no effect."""
         minimum_slot_utilization: _builtins.float
-        """Share of the places, from 0 to 1, that suffices for executing before that; default 0."""
+        """Share of the places, from 0 to 1, that is full enough to execute at once; 0 means that one request is."""
         def __init__(
             self,
             *,
@@ -1483,7 +1485,7 @@ class ModelEnsembling(_message.Message):
         model_version: _builtins.int
         """Version; -1 means the one that its version policy gives."""
         model_namespace: _builtins.str
-        """Namespace of the model; empty is that of the ensemble."""
+        """Reserved; has to stay empty."""
         @_builtins.property
         def input_map(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
             """The ensemble's tensor for each input of the model."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -24,11 +25,20 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 
+SUPERVISED_VARIABLE = "AIMASS_SUPERVISED"
+"""Set for processes that shall not outlive the one that started them."""
+
+
 class StopSignal:
     """Tells everything in a process, long streams above all, that it shall come to an end."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
+
+    @property
+    def is_set(self) -> bool:
+        """Whether the process shall stop."""
+        return self._event.is_set()
 
     def set(self) -> None:
         """Ask the process to stop; may be called again."""
@@ -114,7 +124,6 @@ class GrpcServer:
         services: Sequence[Service],
         *,
         max_message_bytes: int,
-        handlers: Sequence[grpc.GenericRpcHandler] = (),
     ) -> None:
         self._address = f"{host}:{port}"
         self._names = ("", *(service.name for service in services))
@@ -134,7 +143,6 @@ class GrpcServer:
         )
         for service in services:
             service.register(self._server)
-        self._server.add_generic_rpc_handlers(tuple(handlers))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
             [*self._names[1:], health.SERVICE_NAME, reflection.SERVICE_NAME], self._server
@@ -172,35 +180,64 @@ class GrpcServer:
         await stopped
 
 
-async def serve(component: Component, settings: ServiceSettings, port: int, stop: StopSignal) -> None:
+async def serve(
+    component: Component,
+    settings: ServiceSettings,
+    port: int,
+    stop: StopSignal,
+    on_ready: Callable[[], None] = lambda: None,
+) -> None:
     """Serve *component* on *port* until *stop*: listen, start, say SERVING, wait, drain, close."""
     server = GrpcServer(settings.host, port, component.services, max_message_bytes=settings.max_message_bytes)
-    log.info("listening", port=await server.start())
-    await component.start()
-    await server.set_ready(True)
-    log.info("ready")
+    log.info("listening", host=settings.host, port=await server.start())
+    await _start_or_stop(component, stop)
+    if not stop.is_set:
+        await server.set_ready(True)
+        log.info("ready")
+        on_ready()
     await stop.wait()
     log.info("stopping")
     await server.stop(settings.drain_seconds, settings.stop_grace_seconds)
     await component.close()
 
 
+async def _start_or_stop(component: Component, stop: StopSignal) -> None:
+    """Start *component*, but don't make a process that shall stop wait for what may never come."""
+    starting, stopping = asyncio.ensure_future(component.start()), asyncio.ensure_future(stop.wait())
+    await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if starting.done():
+        starting.result()
+    else:
+        starting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await starting
+
+
 S = TypeVar("S", bound=ServiceSettings)
 
 
 def run_process(name: str, settings_type: type[S], main: Callable[[S, StopSignal], Coroutine[Any, Any, None]]) -> None:
-    """Run a service process: settings, logs, signals, then *main* on uvloop. Exits with 2 on wrong settings."""
+    """Run a service process: settings, logs, signals, then *main* on uvloop. Exits with a sentence on wrong settings."""
     try:
         settings = load_settings(settings_type)
         configure_logs(name, settings.log_level, settings.log_style)
-        uvloop.run(_until_signalled(main, settings))
+        run_until_signalled(lambda stop: main(settings, stop))
     except SettingsError as error:
         sys.exit(f"{name}: {error}")
 
 
-async def _until_signalled(main: Callable[[S, StopSignal], Coroutine[Any, Any, None]], settings: S) -> None:
-    stop = StopSignal()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    await main(settings, stop)
+def run_until_signalled(main: Callable[[StopSignal], Coroutine[Any, Any, None]]) -> None:
+    """Run *main* on uvloop; SIGTERM, Ctrl-C and the end of a supervising parent ask it to stop."""
+
+    async def signalled() -> None:
+        stop = StopSignal()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        if os.environ.get(SUPERVISED_VARIABLE):
+            # The supervisor holds the other end of standard input and never writes: end of file means it is gone.
+            loop.add_reader(sys.stdin.fileno(), stop.set)
+        await main(stop)
+
+    uvloop.run(signalled())

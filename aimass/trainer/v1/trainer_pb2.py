@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61imass/trainer/v1/trainer.proto\x12\x11\x61imass.trainer.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"A\n\x06Recipe\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x14\n\x0coptions_json\x18\x03 \x01(\t\"\xd7\x03\n\x03Run\x12\n\n\x02id\x18\x01 \x01(\t\x12+\n\x05state\x18\x02 \x01(\x0e\x32\x1c.aimass.trainer.v1.Run.State\x12\x14\n\x0cstate_reason\x18\x03 \x01(\t\x12\x0e\n\x06recipe\x18\x04 \x01(\t\x12\x14\n\x0coptions_json\x18\x05 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inish_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x06\x65pochs\x18\t \x03(\x0b\x32\x18.aimass.trainer.v1.Epoch\x12\x34\n\x07metrics\x18\n \x03(\x0b\x32#.aimass.trainer.v1.Run.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"X\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_RUNNING\x10\x01\x12\x13\n\x0fSTATE_SUCCEEDED\x10\x02\x12\x10\n\x0cSTATE_FAILED\x10\x03\"~\n\x05\x45poch\x12\r\n\x05\x65poch\x18\x01 \x01(\x05\x12\x36\n\x07metrics\x18\x02 \x03(\x0b\x32%.aimass.trainer.v1.Epoch.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x14\n\x12ListRecipesRequest\"A\n\x13ListRecipesResponse\x12*\n\x07recipes\x18\x01 \x03(\x0b\x32\x19.aimass.trainer.v1.Recipe\"\x11\n\x0fListRunsRequest\"8\n\x10ListRunsResponse\x12$\n\x04runs\x18\x01 \x03(\x0b\x32\x16.aimass.trainer.v1.Run\"\x1b\n\rGetRunRequest\x12\n\n\x02id\x18\x01 \x01(\t\"5\n\x0eGetRunResponse\x12#\n\x03run\x18\x01 \x01(\x0b\x32\x16.aimass.trainer.v1.Run2\x92\x02\n\x0eTrainerService\x12\\\n\x0bListRecipes\x12%.aimass.trainer.v1.ListRecipesRequest\x1a&.aimass.trainer.v1.ListRecipesResponse\x12S\n\x08ListRuns\x12\".aimass.trainer.v1.ListRunsRequest\x1a#.aimass.trainer.v1.ListRunsResponse\x12M\n\x06GetRun\x12 .aimass.trainer.v1.GetRunRequest\x1a!.aimass.trainer.v1.GetRunResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61imass/trainer/v1/trainer.proto\x12\x11\x61imass.trainer.v1\x1a\x1fgoogle/protobuf/timestamp.proto\",\n\x06Recipe\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0coptions_json\x18\x02 \x01(\t\"\xd7\x03\n\x03Run\x12\n\n\x02id\x18\x01 \x01(\t\x12+\n\x05state\x18\x02 \x01(\x0e\x32\x1c.aimass.trainer.v1.Run.State\x12\x14\n\x0cstate_reason\x18\x03 \x01(\t\x12\x0e\n\x06recipe\x18\x04 \x01(\t\x12\x14\n\x0coptions_json\x18\x05 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inish_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x06\x65pochs\x18\t \x03(\x0b\x32\x18.aimass.trainer.v1.Epoch\x12\x34\n\x07metrics\x18\n \x03(\x0b\x32#.aimass.trainer.v1.Run.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"X\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_RUNNING\x10\x01\x12\x13\n\x0fSTATE_SUCCEEDED\x10\x02\x12\x10\n\x0cSTATE_FAILED\x10\x03\"~\n\x05\x45poch\x12\r\n\x05\x65poch\x18\x01 \x01(\x05\x12\x36\n\x07metrics\x18\x02 \x03(\x0b\x32%.aimass.trainer.v1.Epoch.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x14\n\x12ListRecipesRequest\"A\n\x13ListRecipesResponse\x12*\n\x07recipes\x18\x01 \x03(\x0b\x32\x19.aimass.trainer.v1.Recipe\"\x11\n\x0fListRunsRequest\"8\n\x10ListRunsResponse\x12$\n\x04runs\x18\x01 \x03(\x0b\x32\x16.aimass.trainer.v1.Run\"\x1b\n\rGetRunRequest\x12\n\n\x02id\x18\x01 \x01(\t\"5\n\x0eGetRunResponse\x12#\n\x03run\x18\x01 \x01(\x0b\x32\x16.aimass.trainer.v1.Run2\x92\x02\n\x0eTrainerService\x12\\\n\x0bListRecipes\x12%.aimass.trainer.v1.ListRecipesRequest\x1a&.aimass.trainer.v1.ListRecipesResponse\x12S\n\x08ListRuns\x12\".aimass.trainer.v1.ListRunsRequest\x1a#.aimass.trainer.v1.ListRunsResponse\x12M\n\x06GetRun\x12 .aimass.trainer.v1.GetRunRequest\x1a!.aimass.trainer.v1.GetRunResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,29 +37,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EPOCH_METRICSENTRY']._loaded_options = None
   _globals['_EPOCH_METRICSENTRY']._serialized_options = b'8\001'
   _globals['_RECIPE']._serialized_start=87
-  _globals['_RECIPE']._serialized_end=152
-  _globals['_RUN']._serialized_start=155
-  _globals['_RUN']._serialized_end=626
-  _globals['_RUN_METRICSENTRY']._serialized_start=490
-  _globals['_RUN_METRICSENTRY']._serialized_end=536
-  _globals['_RUN_STATE']._serialized_start=538
-  _globals['_RUN_STATE']._serialized_end=626
-  _globals['_EPOCH']._serialized_start=628
-  _globals['_EPOCH']._serialized_end=754
-  _globals['_EPOCH_METRICSENTRY']._serialized_start=490
-  _globals['_EPOCH_METRICSENTRY']._serialized_end=536
-  _globals['_LISTRECIPESREQUEST']._serialized_start=756
-  _globals['_LISTRECIPESREQUEST']._serialized_end=776
-  _globals['_LISTRECIPESRESPONSE']._serialized_start=778
-  _globals['_LISTRECIPESRESPONSE']._serialized_end=843
-  _globals['_LISTRUNSREQUEST']._serialized_start=845
-  _globals['_LISTRUNSREQUEST']._serialized_end=862
-  _globals['_LISTRUNSRESPONSE']._serialized_start=864
-  _globals['_LISTRUNSRESPONSE']._serialized_end=920
-  _globals['_GETRUNREQUEST']._serialized_start=922
-  _globals['_GETRUNREQUEST']._serialized_end=949
-  _globals['_GETRUNRESPONSE']._serialized_start=951
-  _globals['_GETRUNRESPONSE']._serialized_end=1004
-  _globals['_TRAINERSERVICE']._serialized_start=1007
-  _globals['_TRAINERSERVICE']._serialized_end=1281
+  _globals['_RECIPE']._serialized_end=131
+  _globals['_RUN']._serialized_start=134
+  _globals['_RUN']._serialized_end=605
+  _globals['_RUN_METRICSENTRY']._serialized_start=469
+  _globals['_RUN_METRICSENTRY']._serialized_end=515
+  _globals['_RUN_STATE']._serialized_start=517
+  _globals['_RUN_STATE']._serialized_end=605
+  _globals['_EPOCH']._serialized_start=607
+  _globals['_EPOCH']._serialized_end=733
+  _globals['_EPOCH_METRICSENTRY']._serialized_start=469
+  _globals['_EPOCH_METRICSENTRY']._serialized_end=515
+  _globals['_LISTRECIPESREQUEST']._serialized_start=735
+  _globals['_LISTRECIPESREQUEST']._serialized_end=755
+  _globals['_LISTRECIPESRESPONSE']._serialized_start=757
+  _globals['_LISTRECIPESRESPONSE']._serialized_end=822
+  _globals['_LISTRUNSREQUEST']._serialized_start=824
+  _globals['_LISTRUNSREQUEST']._serialized_end=841
+  _globals['_LISTRUNSRESPONSE']._serialized_start=843
+  _globals['_LISTRUNSRESPONSE']._serialized_end=899
+  _globals['_GETRUNREQUEST']._serialized_start=901
+  _globals['_GETRUNREQUEST']._serialized_end=928
+  _globals['_GETRUNRESPONSE']._serialized_start=930
+  _globals['_GETRUNRESPONSE']._serialized_end=983
+  _globals['_TRAINERSERVICE']._serialized_start=986
+  _globals['_TRAINERSERVICE']._serialized_end=1260
 # @@protoc_insertion_point(module_scope)

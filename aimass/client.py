@@ -1,0 +1,255 @@
+"""The Python client: images in, typed labels out; sync and async."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from aimass.gateway.v1 import gateway_pb2 as pb
+from aimass.gateway.v1.gateway_pb2_grpc import GatewayServiceStub
+
+Image = bytes | str | Path
+"""The bytes of an encoded image, or the path of a file that holds them."""
+
+DEFAULT_ADDRESS = "127.0.0.1:8001"
+DEFAULT_MODEL = "cifar10"
+_OPTIONS = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+
+
+@dataclass(frozen=True)
+class Label:
+    """A class and its probability."""
+
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Where the time of a request went, in seconds."""
+
+    preprocess: float
+    queue: float
+    inference: float
+    total: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The labels of one image, best first."""
+
+    prediction_id: str
+    model: str
+    version: int
+    labels: tuple[Label, ...]
+    timings: Timings
+
+    @property
+    def label(self) -> str:
+        """The best label."""
+        return self.labels[0].label
+
+    @property
+    def probability(self) -> float:
+        """The probability of the best label."""
+        return self.labels[0].probability
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that the suite serves."""
+
+    name: str
+    version: int
+    ready: bool
+    accepts_images: bool
+    labels: tuple[str, ...]
+    ready_versions: tuple[int, ...]
+    metrics: dict[str, float]
+
+
+class PredictionError(Exception):
+    """A request or an image that was not answered.
+
+    Attributes:
+        code: Canonical gRPC code, such as `INVALID_ARGUMENT`.
+        reason: Stable word, such as `TRUNCATED_IMAGE`.
+        message: One sentence that names the value, the limit and what to change.
+    """
+
+    def __init__(self, code: str, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.reason = reason
+        self.message = message
+
+
+Outcome = Prediction | PredictionError
+
+
+class Client:
+    """Calls a suite and waits for its answers; use it as a context manager or close it."""
+
+    def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
+        self._channel = grpc.insecure_channel(address, options=_OPTIONS)
+        self._stub = GatewayServiceStub(self._channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._channel.close()
+
+    def predict(self, image: Image, model: str = DEFAULT_MODEL, **options: Any) -> Prediction:
+        """Return the labels of one image; options are those of `predict_many`.
+
+        Raises:
+            PredictionError: The image or the request is bad, or the suite cannot answer.
+        """
+        return _only(self.predict_many([image], model, **options))
+
+    def predict_many(
+        self,
+        images: Iterable[Image],
+        model: str = DEFAULT_MODEL,
+        *,
+        top: int = 5,
+        version: int = 0,
+        routing_key: str = "",
+        timeout: float | None = 30.0,
+    ) -> list[Outcome]:
+        """Return, in order, the labels of each image or the error that it met.
+
+        Args:
+            images: Encoded images or paths.
+            model: Name of the model.
+            top: Labels per image.
+            version: Version to use; 0 lets the model's traffic decide.
+            routing_key: Requests with the same key are served by the same version.
+            timeout: Seconds until the call is given up.
+
+        Raises:
+            PredictionError: The request as a whole cannot be answered.
+        """
+        request = _request(images, model, top, version, routing_key)
+        try:
+            return _outcomes(self._stub.Predict(request, timeout=timeout))
+        except grpc.RpcError as error:
+            raise _error(error) from error
+
+    def models(self, timeout: float | None = 30.0) -> list[Model]:
+        """Return the models that the suite serves.
+
+        Raises:
+            PredictionError: The suite cannot answer.
+        """
+        try:
+            return _models(self._stub.ListModels(pb.ListModelsRequest(), timeout=timeout))
+        except grpc.RpcError as error:
+            raise _error(error) from error
+
+
+class AsyncClient:
+    """The same as `Client`, for asyncio."""
+
+    def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
+        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self._stub = GatewayServiceStub(self._channel)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._channel.close()
+
+    async def predict(self, image: Image, model: str = DEFAULT_MODEL, **options: Any) -> Prediction:
+        """See `Client.predict`."""
+        return _only(await self.predict_many([image], model, **options))
+
+    async def predict_many(
+        self,
+        images: Iterable[Image],
+        model: str = DEFAULT_MODEL,
+        *,
+        top: int = 5,
+        version: int = 0,
+        routing_key: str = "",
+        timeout: float | None = 30.0,  # noqa: ASYNC109 it is the deadline that the server is told
+    ) -> list[Outcome]:
+        """See `Client.predict_many`."""
+        request = _request(images, model, top, version, routing_key)
+        try:
+            return _outcomes(await self._stub.Predict(request, timeout=timeout))
+        except grpc.RpcError as error:
+            raise _error(error) from error
+
+    async def models(self, timeout: float | None = 30.0) -> list[Model]:  # noqa: ASYNC109 as above
+        """See `Client.models`."""
+        try:
+            return _models(await self._stub.ListModels(pb.ListModelsRequest(), timeout=timeout))
+        except grpc.RpcError as error:
+            raise _error(error) from error
+
+
+def _request(images: Iterable[Image], model: str, top: int, version: int, routing_key: str) -> pb.PredictRequest:
+    encoded = [image if isinstance(image, bytes) else Path(image).read_bytes() for image in images]
+    return pb.PredictRequest(model=model, version=version, images=encoded, top=top, routing_key=routing_key)
+
+
+def _outcomes(response: pb.PredictResponse) -> list[Outcome]:
+    times = response.timings
+    timings = Timings(
+        *(each.ToNanoseconds() / 1e9 for each in (times.preprocess, times.queue, times.inference, times.total))
+    )
+    return [_outcome(response, result, timings) for result in response.results]
+
+
+def _outcome(response: pb.PredictResponse, result: pb.PredictResult, timings: Timings) -> Outcome:
+    if result.HasField("error"):
+        return PredictionError(result.error.code, result.error.reason, result.error.message)
+    labels = tuple(Label(each.label, each.probability) for each in result.prediction.labels)
+    return Prediction(result.prediction.prediction_id, response.model, response.version, labels, timings)
+
+
+def _only(outcomes: Sequence[Outcome]) -> Prediction:
+    (outcome,) = outcomes
+    if isinstance(outcome, PredictionError):
+        raise outcome
+    return outcome
+
+
+def _models(response: pb.ListModelsResponse) -> list[Model]:
+    return [
+        Model(
+            each.name,
+            each.version,
+            each.ready,
+            each.accepts_images,
+            tuple(each.labels),
+            tuple(each.ready_versions),
+            dict(each.metrics),
+        )
+        for each in response.models
+    ]
+
+
+def _error(error: Any) -> PredictionError:
+    code = error.code().name
+    status = rpc_status.from_call(error)
+    info = error_details_pb2.ErrorInfo()
+    reason = next((info.reason for detail in (status.details if status else ()) if detail.Unpack(info)), code)
+    return PredictionError(code, reason, error.details() or code)

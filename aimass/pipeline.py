@@ -1,0 +1,103 @@
+"""The whole suite in one process: the same components, called directly instead of over sockets."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from aimass.inference.v1 import lifecycle_pb2
+from aimass.open_inference import grpc_service_pb2
+from aimass.trainer.v1 import trainer_pb2
+from gateway.backends import Backends
+from gateway.service import GatewayComponent
+from gateway.settings import GatewaySettings
+from services.common.direct import DirectContext, direct_call
+from services.common.server import GrpcServer, Service, StopSignal, serve
+from services.common.settings import load_settings
+from services.inference.service import InferenceComponent
+from services.inference.settings import InferenceSettings
+from services.preprocess.service import PreprocessComponent
+from services.preprocess.settings import PreprocessSettings
+from services.trainer.service import TrainerComponent
+from services.trainer.settings import TrainerSettings
+
+
+class Pipeline:
+    """All four components; the gateway's calls reach the others without a socket.
+
+    Inference listens on its own port too: training runs publish there, as they do in the other mode.
+    """
+
+    def __init__(
+        self,
+        gateway: GatewaySettings,
+        preprocess: PreprocessSettings,
+        inference: InferenceSettings,
+        trainer: TrainerSettings,
+        stop: StopSignal,
+    ) -> None:
+        self._inference_settings = inference
+        self._inference = InferenceComponent(inference, stop)
+        self._preprocess = PreprocessComponent(preprocess, self._watch_traffic)
+        self._trainer = TrainerComponent(trainer)
+        self._gateway = GatewayComponent(gateway, self._backends(), stop)
+        self._publishing = GrpcServer(
+            inference.host, inference.port, self._inference.services, max_message_bytes=inference.max_message_bytes
+        )
+
+    @property
+    def services(self) -> Sequence[Service]:
+        """What the gateway offers."""
+        return self._gateway.services
+
+    async def start(self) -> None:
+        """Start in the order in which data flows back: models, publishing, specs, the public edge."""
+        await self._publishing.start()
+        await self._inference.start()
+        await self._publishing.set_ready(True)
+        await self._trainer.start()
+        await self._preprocess.start()
+        await self._gateway.start()
+
+    async def close(self) -> None:
+        """Stop in the opposite order; the public gRPC port has stopped already."""
+        await self._gateway.close()
+        await self._preprocess.close()
+        await self._trainer.close()
+        await self._publishing.stop(0.0, self._inference_settings.stop_grace_seconds)
+        await self._inference.close()
+
+    def _backends(self) -> Backends:
+        open_inference = grpc_service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+        trainer = trainer_pb2.DESCRIPTOR.services_by_name["TrainerService"].full_name
+        offered = {service.name: service for service in (*self._inference.services, *self._trainer.services)}
+        return Backends(
+            preprocess=direct_call(self._preprocess.preprocess.Preprocess),
+            classify=direct_call(self._inference.inference.Classify),
+            watch_traffic=self._watch_traffic,
+            ready=_always_ready,
+            forwarded=[offered[open_inference], offered[trainer]],
+        )
+
+    def _watch_traffic(self) -> Any:
+        return self._inference.lifecycle.WatchTraffic(lifecycle_pb2.WatchTrafficRequest(), DirectContext(None, None))
+
+
+async def _always_ready() -> bool:
+    """In one process a service cannot be away by itself."""
+    return True
+
+
+async def run_pipeline(stop: StopSignal, on_ready: Callable[[], None]) -> None:
+    """Run the suite in this process until *stop*.
+
+    Raises:
+        SettingsError: The environment is wrong or a port is taken.
+    """
+    gateway = load_settings(GatewaySettings)
+    pipeline = Pipeline(
+        gateway,
+        load_settings(PreprocessSettings),
+        load_settings(InferenceSettings),
+        load_settings(TrainerSettings),
+        stop,
+    )
+    await serve(pipeline, gateway, gateway.grpc_port, stop, on_ready)

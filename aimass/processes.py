@@ -1,0 +1,154 @@
+"""The suite as four processes: starts them, waits until they are ready, restarts one that dies, stops them all."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health_pb2_grpc import HealthStub
+
+from gateway.settings import GatewaySettings
+from services.common.channels import open_channel
+from services.common.server import SUPERVISED_VARIABLE, StopSignal
+from services.common.settings import ServiceSettings, SettingsError, load_settings
+from services.inference.settings import InferenceSettings
+from services.preprocess.settings import PreprocessSettings
+from services.trainer.settings import TrainerSettings
+
+log = structlog.get_logger(__name__)
+
+POLL_SECONDS = 0.1
+RESTART_SECONDS = 0.2
+"""Wait before the first restart; doubled by each further one, up to the longest."""
+LONGEST_RESTART_SECONDS = 5.0
+STEADY_SECONDS = 30.0
+"""A process that lived this long is restarted as if for the first time."""
+KILL_SECONDS = 5.0
+"""Beyond a process's own grace: how long it may take to stop before it is killed."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """How one service is started and asked for its health."""
+
+    name: str
+    module: str
+    settings: ServiceSettings
+    port: int
+
+
+def suite_processes() -> list[Process]:
+    """Return the four processes in the order in which they stop: first the door, last what everything needs.
+
+    Raises:
+        SettingsError: The environment is wrong.
+    """
+    gateway, preprocess = load_settings(GatewaySettings), load_settings(PreprocessSettings)
+    trainer, inference = load_settings(TrainerSettings), load_settings(InferenceSettings)
+    return [
+        Process("gateway", "gateway", gateway, gateway.grpc_port),
+        Process("preprocess", "services.preprocess", preprocess, preprocess.port),
+        Process("trainer", "services.trainer", trainer, trainer.port),
+        Process("inference", "services.inference", inference, inference.port),
+    ]
+
+
+async def run_processes(stop: StopSignal, on_ready: Callable[[], None]) -> None:
+    """Run the suite as four processes until *stop*.
+
+    Raises:
+        SettingsError: The environment is wrong, or a process ended before the suite was ready.
+    """
+    keepers = [_Keeper(process) for process in suite_processes()]
+    stopping = asyncio.ensure_future(stop.wait())
+    try:
+        for keeper in keepers:
+            await keeper.spawn()
+        ready = asyncio.gather(*(keeper.wait_ready() for keeper in keepers))
+        await asyncio.wait((ready, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if not stop.is_set:
+            await ready
+            on_ready()
+            keeping = [asyncio.create_task(keeper.keep()) for keeper in keepers]
+            await stopping
+            for task in keeping:
+                task.cancel()
+        ready.cancel()
+    finally:
+        stopping.cancel()
+        for keeper in keepers:
+            await keeper.stop()
+
+
+class _Keeper:
+    """Keeps one process alive."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._child: asyncio.subprocess.Process | None = None
+
+    async def spawn(self) -> None:
+        """Start the process, away from this terminal's Ctrl-C: it is stopped in order, not all at once."""
+        self._child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            self._process.module,
+            stdin=asyncio.subprocess.PIPE,
+            env={**os.environ, SUPERVISED_VARIABLE: "1"},
+            start_new_session=True,
+        )
+        log.info("process started", process=self._process.name, pid=self._child.pid)
+
+    async def wait_ready(self) -> None:
+        """Return when the process says SERVING.
+
+        Raises:
+            SettingsError: It ended before.
+        """
+        host = self._process.settings.host.replace("0.0.0.0", "127.0.0.1")  # noqa: S104 not bound, only asked
+        async with open_channel(f"{host}:{self._process.port}", self._process.settings.max_message_bytes) as channel:
+            health = HealthStub(channel)
+            while not await _is_serving(health):
+                if self._child is not None and self._child.returncode is not None:
+                    raise SettingsError(f"{self._process.name} ended with exit code {self._child.returncode}; see above")
+                await asyncio.sleep(POLL_SECONDS)
+
+    async def keep(self) -> None:
+        """Start the process again whenever it ends."""
+        wait = RESTART_SECONDS
+        loop = asyncio.get_running_loop()
+        while True:
+            assert self._child is not None
+            begin = loop.time()
+            code = await self._child.wait()
+            wait = RESTART_SECONDS if loop.time() - begin > STEADY_SECONDS else wait
+            log.warning("process ended, starting it again", process=self._process.name, exit_code=code, wait=wait)
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, LONGEST_RESTART_SECONDS)
+            await self.spawn()
+
+    async def stop(self) -> None:
+        """Ask the process to stop, wait for it, and kill it where it does not."""
+        child, settings = self._child, self._process.settings
+        if child is None or child.returncode is not None:
+            return
+        child.terminate()
+        try:
+            grace = settings.drain_seconds + settings.stop_grace_seconds + KILL_SECONDS
+            await asyncio.wait_for(child.wait(), grace)
+        except TimeoutError:
+            log.warning("process does not stop, killing it", process=self._process.name)
+            child.kill()
+            await child.wait()
+
+
+async def _is_serving(health: HealthStub) -> bool:
+    try:
+        answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=1.0)
+    except grpc.aio.AioRpcError:
+        return False
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)

@@ -1,0 +1,70 @@
+"""What the gateway needs from the services behind it, and how to reach them as processes of their own."""
+
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health_pb2_grpc import HealthStub
+
+from aimass.inference.v1 import inference_pb2, lifecycle_pb2
+from aimass.inference.v1.inference_pb2_grpc import InferenceServiceStub
+from aimass.inference.v1.lifecycle_pb2_grpc import ModelLifecycleServiceStub
+from aimass.open_inference import grpc_service_pb2
+from aimass.preprocess.v1 import preprocess_pb2
+from aimass.preprocess.v1.preprocess_pb2_grpc import PreprocessServiceStub
+from aimass.trainer.v1 import trainer_pb2
+from gateway.forwarding import forwarded_service
+from gateway.settings import GatewaySettings
+from services.common.channels import open_channel
+from services.common.direct import UnaryCall
+from services.common.server import Service
+
+HEALTH_SECONDS = 1.0
+"""How long a service behind the gateway may take to say that it is well."""
+
+
+@dataclass(frozen=True)
+class Backends:
+    """The seam between the two deployments; everything else of the gateway is the same in both."""
+
+    preprocess: UnaryCall[preprocess_pb2.PreprocessRequest, preprocess_pb2.PreprocessResponse]
+    """Images -> the request to run."""
+    classify: UnaryCall[inference_pb2.ClassifyRequest, inference_pb2.ClassifyResponse]
+    """The request -> classes."""
+    watch_traffic: Callable[[], AsyncIterable[lifecycle_pb2.WatchTrafficResponse]]
+    """State of all models, now and after each change."""
+    ready: Callable[[], Awaitable[bool]]
+    """Whether all services that a prediction needs answer."""
+    forwarded: Sequence[Service]
+    """Services that the public gRPC port passes through."""
+
+
+@asynccontextmanager
+async def connected_backends(settings: GatewaySettings) -> AsyncIterator[Backends]:
+    """Reach the services over gRPC; channels close at the end."""
+    addresses = (settings.preprocess_address, settings.inference_address, settings.trainer_address)
+    async with AsyncExitStack() as stack:
+        preprocess, inference, trainer = [
+            await stack.enter_async_context(open_channel(address, settings.max_message_bytes)) for address in addresses
+        ]
+        lifecycle = ModelLifecycleServiceStub(inference)
+        probes = [HealthStub(channel) for channel in (preprocess, inference)]
+        yield Backends(
+            preprocess=PreprocessServiceStub(preprocess).Preprocess,
+            classify=InferenceServiceStub(inference).Classify,
+            watch_traffic=lambda: lifecycle.WatchTraffic(lifecycle_pb2.WatchTrafficRequest()),
+            ready=lambda: _all_serving(probes),
+            forwarded=[
+                forwarded_service(inference, grpc_service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]),
+                forwarded_service(trainer, trainer_pb2.DESCRIPTOR.services_by_name["TrainerService"]),
+            ],
+        )
+
+
+async def _all_serving(probes: Sequence[HealthStub]) -> bool:
+    for probe in probes:
+        answer = await probe.Check(health_pb2.HealthCheckRequest(), timeout=HEALTH_SECONDS)
+        if answer.status != health_pb2.HealthCheckResponse.SERVING:
+            return False
+    return True

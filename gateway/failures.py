@@ -1,0 +1,75 @@
+"""Failures over HTTP: the same statuses as over gRPC, as JSON."""
+
+import json
+import math
+from typing import Any
+
+import grpc
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from google.rpc import error_details_pb2
+from starlette.exceptions import HTTPException
+
+from services.common.errors import InvalidInput, NotFound, ServiceError, Unsupported
+from services.common.statuses import Status, log_failure, status_of
+
+HTTP_CODES = {
+    "INVALID_ARGUMENT": 400,
+    "NOT_FOUND": 404,
+    "FAILED_PRECONDITION": 409,
+    "RESOURCE_EXHAUSTED": 429,
+    "CANCELLED": 499,
+    "INTERNAL": 500,
+    "UNKNOWN": 500,
+    "UNIMPLEMENTED": 501,
+    "UNAVAILABLE": 503,
+    "DEADLINE_EXCEEDED": 504,
+}
+BODY_TOO_LARGE = "BODY_TOO_LARGE"
+
+
+def failure_document(code: str, reason: str, message: str) -> dict[str, Any]:
+    """Return the JSON form of a failure."""
+    return {"error": {"code": code, "reason": reason, "message": message}}
+
+
+def handle_failures(app: FastAPI) -> None:
+    """Let every exception of *app* end in a failure document."""
+    for kind in (ServiceError, grpc.aio.AioRpcError, TimeoutError, Exception):
+        app.add_exception_handler(kind, _failed)
+    app.add_exception_handler(RequestValidationError, _malformed)
+    app.add_exception_handler(HTTPException, _refused_by_framework)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    status = status_of(error)
+    log_failure(status, error, path=request.url.path)
+    return _response(status)
+
+
+async def _malformed(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    problems = [f"{'.'.join(map(str, each['loc']))} is {each.get('input')!r}: {each['msg']}" for each in error.errors()]
+    return await _failed(request, InvalidInput("; ".join(problems)))
+
+
+async def _refused_by_framework(request: Request, error: Exception) -> Response:
+    """Answer unknown paths and methods in our form, with the framework's code."""
+    assert isinstance(error, HTTPException)
+    kind = {404: NotFound, 405: Unsupported}.get(error.status_code, InvalidInput)
+    status = status_of(kind(f"{request.method} {request.url.path}: {error.detail}; see /openapi.json"))
+    return _response(status, error.status_code, error.headers)
+
+
+def _response(status: Status, http_code: int | None = None, headers: Any = None) -> Response:
+    code = http_code or (413 if status.reason == BODY_TOO_LARGE else HTTP_CODES.get(status.code.name, 500))
+    document = failure_document(status.code.name, status.reason, status.message)
+    return Response(json.dumps(document), code, {**_retry_after(status), **(headers or {})}, "application/json")
+
+
+def _retry_after(status: Status) -> dict[str, str]:
+    info = error_details_pb2.RetryInfo()
+    for detail in status.proto.details:
+        if detail.Unpack(info):
+            return {"Retry-After": str(math.ceil(info.retry_delay.seconds + info.retry_delay.nanos / 1e9))}
+    return {}

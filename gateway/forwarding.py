@@ -1,0 +1,61 @@
+"""Passes the calls of a service on to a backend as bytes, unparsed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+
+from services.common.server import Service
+
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[bytes, bytes]
+
+
+def forwarded_service(channel: grpc.aio.Channel, descriptor: ServiceDescriptor) -> Service:
+    """Return the service that *descriptor* describes, answered by what *channel* leads to.
+
+    Only the methods' names and arities are taken from the descriptor; requests and answers pass as they are.
+    """
+    handlers = {method.name: _forward(channel, method) for method in descriptor.methods}
+    generic = grpc.method_handlers_generic_handler(descriptor.full_name, handlers)
+    return Service(descriptor.full_name, lambda server: server.add_generic_rpc_handlers((generic,)))
+
+
+def _forward(channel: grpc.aio.Channel, method: MethodDescriptor) -> grpc.RpcMethodHandler[Any, Any]:
+    path = f"/{method.containing_service.full_name}/{method.name}"
+    if method.server_streaming:
+        if method.client_streaming:
+            return grpc.stream_stream_rpc_method_handler(_stream_through(channel.stream_stream(path)))
+        return grpc.unary_stream_rpc_method_handler(_stream_through(channel.unary_stream(path)))
+    if method.client_streaming:
+        return grpc.stream_unary_rpc_method_handler(_unary_through(channel.stream_unary(path)))
+    return grpc.unary_unary_rpc_method_handler(_unary_through(channel.unary_unary(path)))
+
+
+def _unary_through(call: Any) -> Any:
+    async def forward(request: Any, context: Context) -> bytes:
+        # Awaiting in this task ties both calls: when the client cancels, so is the call behind.
+        response: bytes = await call(request, timeout=context.time_remaining(), metadata=_metadata(context))
+        return response
+
+    return forward
+
+
+def _stream_through(call: Any) -> Any:
+    async def forward(request: Any, context: Context) -> AsyncIterator[bytes]:
+        async for response in call(request, timeout=context.time_remaining(), metadata=_metadata(context)):
+            yield response
+
+    return forward
+
+
+def _metadata(context: Context) -> list[tuple[str, str | bytes]]:
+    """Return the caller's metadata without what belongs to the connection."""
+    return [
+        (key, value)
+        for key, value in context.invocation_metadata() or ()
+        if not key.startswith(("grpc-", ":")) and key != "user-agent"
+    ]

@@ -1,0 +1,175 @@
+"""The HTTP interface: JSON outside, the same prediction inside; and the page."""
+
+import asyncio
+import json
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.responses import FileResponse
+from fastapi.staticfiles import StaticFiles
+from google.protobuf.duration_pb2 import Duration
+
+from aimass.gateway.v1 import gateway_pb2 as pb
+from gateway import schemas
+from gateway.backends import Backends
+from gateway.bodies import read_images
+from gateway.failures import failure_document, handle_failures
+from gateway.models import describe_models
+from gateway.origin import OriginGuard
+from gateway.prediction import DEFAULT_TOP, Predictor
+from gateway.settings import GatewaySettings
+from services.common.errors import InvalidInput
+from services.common.logs import REQUEST_ID_KEY, bind_request_id
+from services.common.server import StopSignal
+from services.common.traffic import TrafficFollower
+
+PAGE = Path(__file__).with_name("page")
+ROUTING_KEY_HEADER = "x-routing-key"
+TIMEOUT_HEADER = "x-request-timeout"
+
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+
+def create_app(
+    settings: GatewaySettings, predictor: Predictor, follower: TrafficFollower, backends: Backends, stop: StopSignal
+) -> FastAPI:
+    """Return the ASGI application."""
+    app = FastAPI(
+        title="AI Mass",
+        summary="Images in, labels out.",
+        # The usual documentation pages load their scripts from the internet; the document itself is all one needs.
+        docs_url=None,
+        redoc_url=None,
+        responses={"default": {"model": schemas.Failure, "description": "What is wrong, in one sentence."}},
+    )
+
+    @app.post("/v1/models/{model}/predict", response_model=schemas.Answer, openapi_extra=schemas.IMAGE_BODY)
+    async def predict(
+        request: Request,
+        model: str,
+        top: Annotated[int, Query(ge=1, description="Labels per image, best first.")] = DEFAULT_TOP,
+        version: Annotated[int, Query(ge=1, description="Version; the model's traffic decides if absent.")] | None = None,
+    ) -> Response:
+        """Predict the labels of the image that is the body, or of each image of a multipart form."""
+        identity = bind_request_id(request.headers.items())
+        images = await read_images(request, settings.max_body_bytes, settings.max_images)
+        message = pb.PredictRequest(
+            model=model,
+            version=version or 0,
+            images=images,
+            top=top,
+            routing_key=request.headers.get(ROUTING_KEY_HEADER, ""),
+        )
+        timeout = _timeout(request.headers.get(TIMEOUT_HEADER))
+        response = await _unless_disconnected(request, predictor.predict(message, timeout))
+        return _answer(response, identity)
+
+    @app.get("/v1/models", response_model=schemas.Models)
+    async def models() -> Response:
+        """List the models that the suite serves."""
+        return _json({"models": [_model(each) for each in describe_models(follower.models)]})
+
+    @app.get("/v2/health/live", response_model=None)
+    async def live() -> Response:
+        """Say that the process answers."""
+        return Response()
+
+    @app.get("/v2/health/ready", response_model=None)
+    async def ready() -> Response:
+        """Say whether predictions can be made: 200, or 503 while a service is away or a model is not ready."""
+        states = describe_models(follower.models)
+        well = not stop.is_set and bool(states) and all(each.ready for each in states) and await backends.ready()
+        return Response(status_code=200 if well else 503)
+
+    @app.get("/", include_in_schema=False)
+    async def index() -> Response:
+        return FileResponse(PAGE / "index.html", headers=_PAGE_HEADERS)
+
+    app.mount("/page", StaticFiles(directory=PAGE))
+    handle_failures(app)
+    app.add_middleware(OriginGuard, hosts=settings.allowed_hosts, origins=settings.allowed_origins)
+    return app
+
+
+def _timeout(header: str | None) -> float | None:
+    if header is None:
+        return None
+    try:
+        return float(header)
+    except ValueError:
+        raise InvalidInput(f"{TIMEOUT_HEADER} is {header[:40]!r}; give seconds, such as 2.5") from None
+
+
+async def _unless_disconnected(
+    request: Request, answering: Coroutine[Any, Any, pb.PredictResponse]
+) -> pb.PredictResponse:
+    """Await *answering*, but cancel it, and with it the work behind it, when the client goes away."""
+    task = asyncio.create_task(answering)
+    gone = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            task.cancel()
+        return await task
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _answer(response: pb.PredictResponse, identity: str) -> Response:
+    headers = {"Server-Timing": _server_timing(response.timings), REQUEST_ID_KEY: identity}
+    results = [_result(response, result) for result in response.results]
+    if len(results) > 1:
+        return _json({"results": [document for document, _ in results]}, headers=headers)
+    document, status_code = results[0]
+    return _json(document, status_code, headers)
+
+
+def _result(response: pb.PredictResponse, result: pb.PredictResult) -> tuple[dict[str, Any], int]:
+    if result.HasField("error"):
+        return failure_document(result.error.code, result.error.reason, result.error.message), 400
+    prediction = result.prediction
+    document = {
+        "prediction_id": prediction.prediction_id,
+        "model": response.model,
+        "version": response.version,
+        "predictions": [{"label": each.label, "probability": each.probability} for each in prediction.labels],
+    }
+    return document, 200
+
+
+def _server_timing(timings: pb.Timings) -> str:
+    stages = {name: getattr(timings, name) for name in ("preprocess", "queue", "inference", "total")}
+    return ", ".join(f"{name};dur={_milliseconds(duration):.3f}" for name, duration in stages.items())
+
+
+def _milliseconds(duration: Duration) -> float:
+    return duration.seconds * 1e3 + duration.nanos / 1e6
+
+
+def _model(model: pb.Model) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "version": model.version or None,
+        "state": "READY" if model.ready else "UNAVAILABLE",
+        "accepts_images": model.accepts_images,
+        "labels": list(model.labels),
+        "versions": list(model.ready_versions),
+        "metrics": dict(model.metrics),
+    }
+
+
+def _json(document: Any, status_code: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(json.dumps(document), status_code, headers, "application/json")

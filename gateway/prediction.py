@@ -1,0 +1,104 @@
+"""Images -> labels: chooses the version, composes preprocess and inference, watches the deadline."""
+
+import asyncio
+import time
+import uuid
+
+from aimass.gateway.v1 import gateway_pb2 as pb
+from aimass.inference.v1 import inference_pb2
+from aimass.preprocess.v1 import preprocess_pb2
+from gateway.backends import Backends
+from services.common.durations import duration_of
+from services.common.errors import DeadlineExceeded, InvalidInput
+from services.common.logs import REQUEST_ID_KEY, request_id
+from services.common.traffic import TrafficFollower, choose_version
+
+DEFAULT_TOP = 5
+"""Labels per image where the caller does not say."""
+
+
+class Predictor:
+    """The composition `classify(preprocess(images))`, the same over every protocol and in both deployments."""
+
+    def __init__(self, backends: Backends, follower: TrafficFollower, timeout_seconds: float, max_images: int) -> None:
+        self._backends = backends
+        self._follower = follower
+        self._timeout_seconds = timeout_seconds
+        self._max_images = max_images
+
+    async def predict(self, request: pb.PredictRequest, timeout: float | None) -> pb.PredictResponse:
+        """Answer *request* within *timeout* seconds, or the gateway's own limit where that is less.
+
+        Raises:
+            ServiceError: The request as a whole cannot be answered; a bad image is an error in its result instead.
+        """
+        begin = time.perf_counter_ns()
+        deadline = _Deadline(min(self._timeout_seconds if timeout is None else timeout, self._timeout_seconds))
+        self._check(request)
+        version = choose_version(self._follower.model(request.model), request.version, request.routing_key)
+        metadata = ((REQUEST_ID_KEY, request_id()),)
+        prepared = await self._backends.preprocess(
+            preprocess_pb2.PreprocessRequest(model=request.model, version=version, images=request.images),
+            timeout=deadline.remaining(),
+            metadata=metadata,
+        )
+        classified = inference_pb2.ClassifyResponse()
+        if prepared.HasField("request"):
+            classified = await self._backends.classify(
+                inference_pb2.ClassifyRequest(request=prepared.request, top=request.top or DEFAULT_TOP),
+                timeout=deadline.remaining(),
+                metadata=metadata,
+            )
+        return pb.PredictResponse(
+            model=request.model,
+            version=version,
+            results=[_result(each, classified) for each in prepared.results],
+            timings=_timings(prepared, classified.timings, time.perf_counter_ns() - begin),
+        )
+
+    def _check(self, request: pb.PredictRequest) -> None:
+        if not 1 <= len(request.images) <= self._max_images:
+            raise InvalidInput(
+                f"the request holds {len(request.images)} images; send 1 to {self._max_images}", field="images"
+            )
+        if request.top < 0:
+            raise InvalidInput(f"top is {request.top}; ask for 1 or more labels", field="top")
+        if request.version < 0:
+            raise InvalidInput(f"version is {request.version}; versions are integers from 1", field="version")
+
+
+class _Deadline:
+    """One deadline for the whole trip; what is left of it is the timeout of the next call."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._end = asyncio.get_running_loop().time() + seconds
+
+    def remaining(self) -> float:
+        left = self._end - asyncio.get_running_loop().time()
+        if left <= 0:
+            raise DeadlineExceeded(f"the deadline of {max(self._seconds, 0.0):g} s passed; allow more time or send less")
+        return left
+
+
+def _result(prepared: preprocess_pb2.ImageResult, classified: inference_pb2.ClassifyResponse) -> pb.PredictResult:
+    if prepared.HasField("error"):
+        error = pb.Error(code="INVALID_ARGUMENT", reason=prepared.error.reason, message=prepared.error.message)
+        return pb.PredictResult(error=error)
+    classes = classified.classifications[prepared.index].classes
+    labels = [pb.Label(label=each.label or str(each.index), probability=each.probability) for each in classes]
+    return pb.PredictResult(prediction=pb.Prediction(prediction_id=uuid.uuid4().hex, labels=labels))
+
+
+def _timings(
+    prepared: preprocess_pb2.PreprocessResponse, stages: inference_pb2.StageTimings, total_ns: int
+) -> pb.Timings:
+    inference = sum(
+        duration.ToNanoseconds() for duration in (stages.compute_input, stages.compute_infer, stages.compute_output)
+    )
+    return pb.Timings(
+        preprocess=prepared.duration,
+        queue=stages.queue,
+        inference=duration_of(inference),
+        total=duration_of(total_ns),
+    )

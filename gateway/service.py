@@ -1,0 +1,95 @@
+"""The gateway put together."""
+
+import asyncio
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import structlog
+import uvicorn
+
+from aimass.gateway.v1 import gateway_pb2
+from aimass.gateway.v1.gateway_pb2_grpc import add_GatewayServiceServicer_to_server
+from gateway.backends import Backends
+from gateway.http import create_app
+from gateway.prediction import Predictor
+from gateway.servicer import GatewayServicer
+from gateway.settings import GatewaySettings
+from services.common.server import Service, StopSignal
+from services.common.settings import SettingsError
+from services.common.traffic import TrafficFollower
+
+log = structlog.get_logger(__name__)
+
+
+class GatewayComponent:
+    """The public edge: prediction over gRPC and HTTP, the page, forwarded services."""
+
+    def __init__(self, settings: GatewaySettings, backends: Backends, stop: StopSignal) -> None:
+        self._settings = settings
+        self._backends = backends
+        self._follower = TrafficFollower(backends.watch_traffic)
+        predictor = Predictor(backends, self._follower, settings.request_timeout_seconds, settings.max_images)
+        self._servicer = GatewayServicer(predictor, self._follower, stop, settings.stream_window)
+        app = create_app(settings, predictor, self._follower, backends, stop)
+        self._http = _HttpServer(
+            uvicorn.Config(
+                app,
+                http="httptools",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=int(settings.stop_grace_seconds),
+            )
+        )
+        self._serving: asyncio.Task[None] | None = None
+
+    @property
+    def services(self) -> Sequence[Service]:
+        """The gateway contract and what is passed through."""
+        return (
+            Service(
+                gateway_pb2.DESCRIPTOR.services_by_name["GatewayService"].full_name,
+                partial(add_GatewayServiceServicer_to_server, self._servicer),
+            ),
+            *self._backends.forwarded,
+        )
+
+    async def start(self) -> None:
+        """Answer HTTP at once, so that liveness shows, and wait for the models.
+
+        Raises:
+            SettingsError: The HTTP port is taken.
+        """
+        listener = _listen(self._settings.host, self._settings.http_port)
+        log.info("listening for HTTP", host=self._settings.host, port=listener.getsockname()[1])
+        self._serving = asyncio.create_task(self._http.serve(sockets=[listener]))
+        await self._follower.start()
+
+    async def close(self) -> None:
+        """Finish the HTTP requests in flight and stop."""
+        self._http.should_exit = True
+        if self._serving is not None:
+            await self._serving
+        await self._follower.close()
+
+
+class _HttpServer(uvicorn.Server):
+    """Leaves signals to the process, which has more to stop than HTTP."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise SettingsError(f"cannot listen on {host}:{port}: is another suite running? ({error.strerror})") from error
+    return listener

@@ -1,0 +1,64 @@
+"""The gateway contract over gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from aimass.gateway.v1 import gateway_pb2 as pb
+from aimass.gateway.v1.gateway_pb2_grpc import GatewayServiceServicer
+from gateway.models import describe_models
+from gateway.prediction import Predictor
+from services.common.server import StopSignal
+from services.common.statuses import log_failure, status_of
+from services.common.traffic import TrafficFollower
+
+if TYPE_CHECKING:
+    import grpc
+
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class GatewayServicer(GatewayServiceServicer):
+    """Unpacks, calls, packs."""
+
+    def __init__(self, predictor: Predictor, follower: TrafficFollower, stop: StopSignal, stream_window: int) -> None:
+        self._predictor = predictor
+        self._follower = follower
+        self._stop = stop
+        self._stream_window = stream_window
+
+    async def Predict(self, request: pb.PredictRequest, context: Context) -> pb.PredictResponse:
+        """Predict the labels of images."""
+        return await self._predictor.predict(request, context.time_remaining())
+
+    async def PredictStream(
+        self, request_iterator: AsyncIterator[pb.PredictStreamRequest], context: Context
+    ) -> AsyncIterator[pb.PredictStreamResponse]:
+        """Answer requests in their order, several of them being worked on at once."""
+        answers: asyncio.Queue[asyncio.Task[pb.PredictStreamResponse] | None] = asyncio.Queue(self._stream_window)
+
+        async def accept() -> None:
+            async for request in self._stop.until(request_iterator):
+                await answers.put(group.create_task(self._answer(request, context)))
+            await answers.put(None)
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(accept())
+            while (answer := await answers.get()) is not None:
+                yield await answer
+
+    async def _answer(self, request: pb.PredictStreamRequest, context: Context) -> pb.PredictStreamResponse:
+        try:
+            response = await self._predictor.predict(request.request, context.time_remaining())
+        except Exception as failure:  # one failed request must not end the stream
+            status = status_of(failure)
+            log_failure(status, failure, method="PredictStream")
+            error = pb.Error(code=status.code.name, reason=status.reason, message=status.message)
+            return pb.PredictStreamResponse(id=request.id, error=error)
+        return pb.PredictStreamResponse(id=request.id, response=response)
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
+        """List the models that the suite serves."""
+        return pb.ListModelsResponse(models=describe_models(self._follower.models))

@@ -1,0 +1,35 @@
+"""Settings of the gateway."""
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from services.common.settings import Port, Positive, ServiceSettings
+
+
+class GatewaySettings(ServiceSettings):
+    """Read from `GATEWAY_*`."""
+
+    model_config = SettingsConfigDict(env_prefix="GATEWAY_")
+
+    http_port: Port = 8000
+    """Port of the page and of the HTTP interface."""
+    grpc_port: Port = 8001
+    """Port of the gRPC interface and of the Open Inference Protocol."""
+    preprocess_address: str = "127.0.0.1:8101"
+    """Where the preprocess service listens."""
+    inference_address: str = "127.0.0.1:8201"
+    """Where the inference service listens."""
+    trainer_address: str = "127.0.0.1:8301"
+    """Where the trainer service listens."""
+    request_timeout_seconds: float = Field(default=30.0, gt=0)
+    """Longest time for one prediction; a caller's own deadline can only shorten it."""
+    max_body_bytes: Positive = 64 * 1024 * 1024
+    """Largest HTTP body."""
+    max_images: Positive = 256
+    """Images in one request."""
+    stream_window: Positive = 16
+    """Requests of one `PredictStream` that are worked on at once."""
+    allowed_hosts: list[str] = []
+    """Names, as a JSON list, under which the HTTP port may be addressed beside `localhost` and IP addresses."""
+    allowed_origins: list[str] = []
+    """Origins, as a JSON list, of foreign web pages that may call the HTTP interface; others are refused."""

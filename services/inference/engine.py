@@ -1,0 +1,108 @@
+"""An ONNX Runtime session behind arrays: load, describe, run."""
+
+import ctypes
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnxruntime as ort
+
+from services.common.errors import InvalidInput, Unsupported
+
+Device = Literal["auto", "cpu", "cuda"]
+Arrays = Mapping[str, np.ndarray]
+
+_DATATYPES = {
+    "tensor(bool)": "BOOL",
+    "tensor(uint8)": "UINT8",
+    "tensor(uint16)": "UINT16",
+    "tensor(uint32)": "UINT32",
+    "tensor(uint64)": "UINT64",
+    "tensor(int8)": "INT8",
+    "tensor(int16)": "INT16",
+    "tensor(int32)": "INT32",
+    "tensor(int64)": "INT64",
+    "tensor(float16)": "FP16",
+    "tensor(float)": "FP32",
+    "tensor(double)": "FP64",
+    "tensor(string)": "BYTES",
+}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, datatype and shape of a graph's input or output; -1 stands for a dimension that is free."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+class OnnxModel:
+    """A loaded graph."""
+
+    def __init__(self, path: Path, device: Device, threads: int) -> None:
+        """Load the graph at *path*; *threads* 0 means one per processor.
+
+        Raises:
+            InvalidInput: ONNX Runtime cannot load the graph.
+            Unsupported: The graph uses a datatype that the protocol does not have, or there is no GPU to use.
+        """
+        try:
+            self._session = ort.InferenceSession(path, _session_options(threads), providers=_providers(device))
+        except Exception as error:  # ONNX Runtime raises a class of its own for each kind of bad graph
+            raise InvalidInput(f"{path.name} cannot be loaded: {error}", reason="INVALID_GRAPH") from error
+        self.inputs = tuple(_describe(argument) for argument in self._session.get_inputs())
+        self.outputs = tuple(_describe(argument) for argument in self._session.get_outputs())
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the graph runs on a GPU."""
+        return "CUDAExecutionProvider" in self._session.get_providers()
+
+    def run(self, inputs: Arrays, outputs: Sequence[str]) -> list[np.ndarray]:
+        """Run the graph in this thread, without the interpreter lock, and return *outputs* in order."""
+        return [np.asarray(array) for array in self._session.run(outputs, inputs)]
+
+
+def _session_options(threads: int) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return options
+
+
+def _providers(device: Device) -> list[str]:
+    if device == "cpu" or (device == "auto" and not gpu_found()):
+        return ["CPUExecutionProvider"]
+    if not gpu_found():
+        raise Unsupported("INFERENCE_DEVICE is cuda, but no NVIDIA GPU was found; use auto or cpu")
+    if hasattr(ort, "preload_dlls"):  # finds the CUDA libraries that torch's wheels or the extra `cuda` bring
+        ort.preload_dlls()
+    return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+
+@functools.cache
+def gpu_found() -> bool:
+    """Whether the CUDA driver is here and knows a device; ONNX Runtime's GPU build names its provider regardless."""
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        return False
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+
+
+def _describe(argument: ort.NodeArg) -> TensorSpec:
+    try:
+        datatype = _DATATYPES[argument.type]
+    except KeyError:
+        raise Unsupported(f"tensor {argument.name!r} has type {argument.type}, which the protocol does not have") from None
+    shape = tuple(side if isinstance(side, int) and side >= 0 else -1 for side in argument.shape)
+    return TensorSpec(argument.name, datatype, shape)

@@ -1,0 +1,113 @@
+"""The lifecycle contract: publish versions, list them, move traffic, follow it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aimass.inference.v1 import lifecycle_pb2 as pb
+from aimass.inference.v1.lifecycle_pb2_grpc import ModelLifecycleServiceServicer
+from services.common.errors import InvalidInput, Overloaded
+from services.common.manifest import Graph, Manifest
+from services.common.server import StopSignal
+from services.common.traffic import model_not_found
+from services.inference.repository import GRAPH_FILE
+from services.inference.serving import ModelServer
+
+if TYPE_CHECKING:
+    import grpc
+
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class LifecycleServicer(ModelLifecycleServiceServicer):
+    """Unpacks, calls, packs."""
+
+    def __init__(self, models: ModelServer, stop: StopSignal, max_model_bytes: int) -> None:
+        self._models = models
+        self._stop = stop
+        self._max_model_bytes = max_model_bytes
+
+    async def PublishVersion(
+        self, request_iterator: AsyncIterator[pb.PublishVersionRequest], context: Context
+    ) -> pb.PublishVersionResponse:
+        """Receive a graph into a staged folder, then let it be loaded, checked and added."""
+        header = await _receive_header(request_iterator)
+        manifest = Manifest.from_json(header.manifest, "manifest")
+        graph = self._stated_graph(manifest)
+        staging = self._models.stage(header.model)
+        try:
+            await _receive_graph(request_iterator, staging / GRAPH_FILE, graph)
+            version = await self._models.publish(header.model, staging, manifest)
+        finally:
+            self._models.discard(staging)
+        return pb.PublishVersionResponse(version=version)
+
+    def _stated_graph(self, manifest: Manifest) -> Graph:
+        if manifest.graph is None:
+            raise InvalidInput("the manifest does not state size and SHA-256 of the graph; add graph", field="manifest")
+        if manifest.graph.size_bytes > self._max_model_bytes:
+            raise Overloaded(
+                f"the graph has {manifest.graph.size_bytes} bytes; at most {self._max_model_bytes} are accepted "
+                "(INFERENCE_MAX_MODEL_BYTES)",
+                reason="MODEL_TOO_LARGE",
+            )
+        return manifest.graph
+
+    async def ListVersions(self, request: pb.ListVersionsRequest, context: Context) -> pb.ListVersionsResponse:
+        """List one model's versions or all."""
+        states = self._models.states()
+        if request.model and request.model not in states:
+            raise model_not_found(request.model, states)
+        return pb.ListVersionsResponse(models=[states[request.model]] if request.model else states.values())
+
+    async def WatchTraffic(
+        self, request: pb.WatchTrafficRequest, context: Context
+    ) -> AsyncIterator[pb.WatchTrafficResponse]:
+        """Send the whole state now and after each change, until the process stops."""
+        async for states in self._stop.until(self._models.watch()):
+            yield pb.WatchTrafficResponse(models=states)
+
+    async def SetTraffic(self, request: pb.SetTrafficRequest, context: Context) -> pb.SetTrafficResponse:
+        """Change the stable version."""
+        expected = request.expected_generation if request.HasField("expected_generation") else None
+        return pb.SetTrafficResponse(
+            traffic=await self._models.set_traffic(request.model, request.stable_version, expected)
+        )
+
+
+async def _receive_header(requests: AsyncIterator[pb.PublishVersionRequest]) -> pb.PublishVersionHeader:
+    first = await anext(aiter(requests), None)
+    if first is None or first.WhichOneof("part") != "header":
+        raise InvalidInput("the first message of an upload must be its header", field="header")
+    return first.header
+
+
+async def _receive_graph(requests: AsyncIterator[pb.PublishVersionRequest], path: Path, graph: Graph) -> None:
+    """Write the chunks to *path* and refuse what is not the stated graph."""
+    digest, received = hashlib.sha256(), 0
+    with path.open("wb") as file:
+        async for request in requests:
+            if request.WhichOneof("part") != "chunk":
+                raise InvalidInput("every message after the header must be a chunk", field="chunk")
+            received += len(request.chunk)
+            if received > graph.size_bytes:
+                break
+            digest.update(request.chunk)
+            await asyncio.to_thread(file.write, request.chunk)
+        file.flush()
+        await asyncio.to_thread(os.fsync, file.fileno())
+    if received != graph.size_bytes:
+        raise InvalidInput(
+            f"{received} bytes of the graph arrived; the manifest states {graph.size_bytes}; upload it again",
+            reason="INCOMPLETE_UPLOAD",
+        )
+    if (found := f"sha256:{digest.hexdigest()}") != graph.sha256:
+        raise InvalidInput(
+            f"the graph that arrived has digest {found}; the manifest states {graph.sha256}; upload it again",
+            reason="DIGEST_MISMATCH",
+        )

@@ -1,0 +1,138 @@
+"""The model repository on disk: folders of models, immutable versions, desired traffic.
+
+    <root>/<model>/config.pbtxt           optional
+    <root>/<model>/<version>/model.onnx
+    <root>/<model>/<version>/model.json   optional
+    <root>/<model>/traffic.json           optional
+"""
+
+import json
+import os
+import re
+import shutil
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from services.common.errors import InvalidInput
+from services.common.manifest import Manifest
+
+GRAPH_FILE = "model.onnx"
+MANIFEST_FILE = "model.json"
+CONFIG_FILE = "config.pbtxt"
+TRAFFIC_FILE = "traffic.json"
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_VERSION_NAME = re.compile(r"[1-9][0-9]{0,17}")
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Desired traffic of a model, as `traffic.json` has it."""
+
+    generation: int = 0
+    stable_version: int = 0
+    """0 means the newest version that is ready."""
+
+
+class ModelRepository:
+    """Reads and writes one repository; only inference does."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        root.mkdir(parents=True, exist_ok=True)
+
+    def models(self) -> list[str]:
+        """Return the names of all models, sorted."""
+        return sorted(path.name for path in self._root.iterdir() if path.is_dir() and _MODEL_NAME.fullmatch(path.name))
+
+    def versions(self, model: str) -> list[int]:
+        """Return the version numbers of *model*, by rising number."""
+        folder = self._root / model
+        names = (path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else ()
+        return sorted(int(name) for name in names if _VERSION_NAME.fullmatch(name))
+
+    def model_folder(self, model: str) -> Path:
+        """Return the folder of *model*, which may not exist.
+
+        Raises:
+            InvalidInput: The name could not be a folder's.
+        """
+        if not _MODEL_NAME.fullmatch(model):
+            raise InvalidInput(
+                f"model name {model[:150]!r} is not valid; use up to 128 letters, digits, '.', '_' and '-', "
+                "and begin with a letter or a digit",
+                field="model",
+            )
+        return self._root / model
+
+    def version_folder(self, model: str, version: int) -> Path:
+        """Return the folder of one version."""
+        return self.model_folder(model) / str(version)
+
+    def traffic(self, model: str) -> Traffic:
+        """Return the desired traffic of *model*.
+
+        Raises:
+            InvalidInput: `traffic.json` is malformed.
+        """
+        path = self.model_folder(model) / TRAFFIC_FILE
+        if not path.exists():
+            return Traffic()
+        try:
+            document = json.loads(path.read_bytes())
+            return Traffic(int(document["generation"]), int(document["stable_version"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise InvalidInput(f"{path} is not valid: it needs integers generation and stable_version") from error
+
+    def write_traffic(self, model: str, traffic: Traffic) -> None:
+        """Make *traffic* the desired one; on disk when this returns, and never half of it."""
+        folder = self.model_folder(model)
+        aside = folder / f".{TRAFFIC_FILE}-{uuid.uuid4().hex}"
+        _write_durably(aside, json.dumps(asdict(traffic)).encode() + b"\n")
+        aside.rename(folder / TRAFFIC_FILE)
+        _sync_folder(folder)
+
+    def stage(self, model: str) -> Path:
+        """Return a new folder beside the versions of *model*, in which a version can be made."""
+        folder = self.model_folder(model)
+        folder.mkdir(exist_ok=True)
+        staging = folder / f".staging-{uuid.uuid4().hex}"
+        staging.mkdir()
+        return staging
+
+    def discard(self, staging: Path) -> None:
+        """Remove a staged folder, and its model's where nothing else is in it."""
+        shutil.rmtree(staging, ignore_errors=True)
+        if staging.parent.is_dir() and not any(staging.parent.iterdir()):
+            staging.parent.rmdir()
+
+    def remove_leftovers(self) -> None:
+        """Remove what an earlier process left half done."""
+        for pattern in ("*/.staging-*", f"*/.{TRAFFIC_FILE}-*"):
+            for path in self._root.glob(pattern):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def commit(self, staging: Path, manifest: Manifest) -> int:
+        """Turn a staged folder into the model's next version, atomically, and return its number."""
+        _write_durably(staging / MANIFEST_FILE, manifest.to_json().encode())
+        _sync_folder(staging)
+        model = staging.parent.name
+        version = max(self.versions(model), default=0) + 1
+        staging.rename(self.version_folder(model, version))
+        _sync_folder(staging.parent)
+        return version
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

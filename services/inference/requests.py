@@ -1,0 +1,166 @@
+"""Protocol messages <-> arrays: what `ModelInfer` and `Classify` have in common."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from aimass.open_inference import grpc_service_pb2 as pb
+from services.common.errors import Conflict, InvalidInput
+from services.common.manifest import DIGEST_PARAMETER
+from services.common.tensors import numpy_dtype, to_array, to_raw
+from services.inference.engine import TensorSpec
+
+_CONTENTS = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a version takes and gives."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    max_batch_size: int
+    """0 where the first dimension is not a batch."""
+
+
+def requested_version(text: str) -> int:
+    """Parse `model_version`; empty gives 0, which lets traffic decide.
+
+    Raises:
+        InvalidInput: It is not a positive integer.
+    """
+    if not text:
+        return 0
+    if not (text.isascii() and text.isdigit() and 0 < int(text[:20]) < 2**63):
+        raise InvalidInput(
+            f"model_version {text[:40]!r} is not a version; versions are integers from 1", field="model_version"
+        )
+    return int(text)
+
+
+def check_digest(request: pb.ModelInferRequest, digest: str) -> None:
+    """Refuse a tensor that another preprocess spec made than the version's.
+
+    Raises:
+        Conflict: The request states another digest.
+    """
+    if DIGEST_PARAMETER not in request.parameters:
+        return
+    stated = request.parameters[DIGEST_PARAMETER].string_param
+    if stated != digest:
+        raise Conflict(
+            f"the tensor was made by preprocess spec {stated or 'of no digest'}, but this version was trained with "
+            f"{digest or 'no preprocess spec'}; preprocess the image again for this version",
+            reason="PREPROCESS_MISMATCH",
+            details={"tensor": stated, "version": digest},
+        )
+
+
+def unpack_inputs(request: pb.ModelInferRequest, signature: Signature) -> tuple[dict[str, np.ndarray], int]:
+    """Return the request's arrays by name, and how many samples they hold.
+
+    Raises:
+        InvalidInput: Names, datatypes, shapes or byte counts do not fit the signature.
+    """
+    given = [tensor.name for tensor in request.inputs]
+    expected = {spec.name: spec for spec in signature.inputs}
+    if len(given) != len(expected) or set(given) != set(expected):
+        raise InvalidInput(
+            f"the request has inputs {given}; this model takes exactly {list(expected)}", field="inputs"
+        )
+    raw = request.raw_input_contents
+    if raw and len(raw) != len(given):
+        raise InvalidInput(
+            f"the request has {len(given)} inputs but {len(raw)} raw_input_contents; give one for each input",
+            field="raw_input_contents",
+        )
+    arrays = {
+        tensor.name: _array(tensor, raw[position] if raw else None, expected[tensor.name])
+        for position, tensor in enumerate(request.inputs)
+    }
+    return arrays, _samples(arrays, signature.max_batch_size)
+
+
+def _array(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None, spec: TensorSpec) -> np.ndarray:
+    shape = tuple(tensor.shape)
+    if tensor.datatype != spec.datatype:
+        raise InvalidInput(
+            f"input {spec.name!r} has datatype {tensor.datatype!r}; this model takes {spec.datatype}", field="inputs"
+        )
+    fits = len(shape) == len(spec.shape) and all(
+        own == want or want == -1 for own, want in zip(shape, spec.shape, strict=True)
+    )
+    if not fits:
+        raise InvalidInput(
+            f"input {spec.name!r} has shape {list(shape)}; this model takes {list(spec.shape)}, where -1 is any size",
+            field="inputs",
+        )
+    if raw is None:
+        return _typed_array(tensor, shape)
+    if tensor.HasField("contents"):
+        raise InvalidInput(f"input {spec.name!r} has contents and raw_input_contents; give one of them", field="inputs")
+    return to_array(spec.name, spec.datatype, shape, raw)
+
+
+def _typed_array(tensor: pb.ModelInferRequest.InferInputTensor, shape: tuple[int, ...]) -> np.ndarray:
+    if tensor.datatype not in _CONTENTS:
+        raise InvalidInput(f"input {tensor.name!r} of {tensor.datatype} has no typed contents; send it raw")
+    values = getattr(tensor.contents, _CONTENTS[tensor.datatype])
+    if any(side < 0 for side in shape) or len(values) != np.prod(shape, dtype=object):
+        raise InvalidInput(f"input {tensor.name!r} holds {len(values)} values; shape {list(shape)} needs another count")
+    try:
+        return np.array(values, numpy_dtype(tensor.datatype)).reshape(shape)
+    except OverflowError as error:
+        raise InvalidInput(f"input {tensor.name!r} holds a value that does not fit {tensor.datatype}") from error
+
+
+def _samples(arrays: dict[str, np.ndarray], max_batch_size: int) -> int:
+    if not max_batch_size:
+        return 1
+    sizes = {name: len(array) for name, array in arrays.items()}
+    samples = next(iter(sizes.values()))
+    if set(sizes.values()) != {samples}:
+        raise InvalidInput(f"the inputs differ in their batch dimension: {sizes}", field="inputs")
+    if not 1 <= samples <= max_batch_size:
+        raise InvalidInput(
+            f"the request holds {samples} samples; this model takes 1 to {max_batch_size} at once", field="inputs"
+        )
+    return samples
+
+
+def requested_outputs(request: pb.ModelInferRequest, signature: Signature) -> list[str]:
+    """Return the names of the wanted outputs, in the request's order; all where it names none.
+
+    Raises:
+        InvalidInput: An output is unknown or named twice.
+    """
+    known = [spec.name for spec in signature.outputs]
+    names = [output.name for output in request.outputs] or known
+    unknown = [name for name in names if name not in known]
+    if unknown or len(set(names)) != len(names):
+        raise InvalidInput(f"the request wants outputs {names}; this model gives each of {known} once", field="outputs")
+    return names
+
+
+def pack_response(
+    response: pb.ModelInferResponse, names: Sequence[str], datatypes: Sequence[str], arrays: Sequence[np.ndarray]
+) -> pb.ModelInferResponse:
+    """Add *arrays* to *response*, always raw: stock clients index the raw contents of every output."""
+    for name, datatype, array in zip(names, datatypes, arrays, strict=True):
+        response.outputs.add(name=name, datatype=datatype, shape=array.shape)
+        response.raw_output_contents.append(to_raw(array))
+    return response

@@ -1,0 +1,241 @@
+"""All models in memory: loads versions, resolves requests to them, publishes, moves traffic, tells who follows."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+from aimass.inference.v1 import lifecycle_pb2 as pb
+from services.common.errors import Conflict, NotFound, NotReady, ServiceError
+from services.common.manifest import Manifest
+from services.common.traffic import choose_version, model_not_found
+from services.inference.model_config import read_config
+from services.inference.repository import CONFIG_FILE, ModelRepository, Traffic
+from services.inference.settings import InferenceSettings
+from services.inference.version import LoadedVersion, load_version, read_manifest
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass
+class ServedModel:
+    """One model: its traffic and what is known of each version."""
+
+    name: str
+    traffic: Traffic = field(default_factory=Traffic)
+    loaded: dict[int, LoadedVersion] = field(default_factory=dict)
+    versions: dict[int, pb.ModelVersion] = field(default_factory=dict)
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while versions are added or traffic moves."""
+
+    def state(self) -> pb.ModelState:
+        """Return what followers are told."""
+        return pb.ModelState(
+            model=self.name,
+            traffic=traffic_message(self.traffic),
+            versions=[self.versions[number] for number in sorted(self.versions)],
+        )
+
+
+def traffic_message(traffic: Traffic) -> pb.Traffic:
+    """Return the contract's form of *traffic*."""
+    return pb.Traffic(generation=traffic.generation, stable_version=traffic.stable_version)
+
+
+class ModelServer:
+    """The models of one repository."""
+
+    def __init__(self, settings: InferenceSettings) -> None:
+        self._settings = settings
+        self._repository = ModelRepository(settings.repository)
+        self._models: dict[str, ServedModel] = {}
+        self._states: dict[str, pb.ModelState] = {}
+        self._changed = asyncio.Condition()
+
+    async def start(self) -> None:
+        """Load what the repository holds; a version that fails stays UNAVAILABLE with the reason."""
+        self._repository.remove_leftovers()
+        for name in self._repository.models():
+            await self._load_model(name)
+        await self._announce()
+
+    async def close(self) -> None:
+        """Free all graphs."""
+        for model in self._models.values():
+            for version in model.loaded.values():
+                version.close()
+
+    def states(self) -> dict[str, pb.ModelState]:
+        """Return the state of all models by name; not to be changed."""
+        return self._states
+
+    async def watch(self) -> AsyncIterator[list[pb.ModelState]]:
+        """Yield the state of all models now and after each change; a slow reader gets the newest only."""
+        seen = None
+        while True:
+            async with self._changed:
+                await self._changed.wait_for(lambda: self._states is not seen)  # noqa: B023 the wait ends at once
+                seen = self._states
+            yield list(seen.values())
+
+    def resolve(self, name: str, version: int = 0, routing_key: str = "") -> tuple[int, LoadedVersion]:
+        """Return the version that serves a request.
+
+        Raises:
+            NotFound: The model or the version is unknown.
+            NotReady: The version cannot serve.
+        """
+        state = self._states.get(name)
+        if state is None:
+            raise model_not_found(name, self._states)
+        number = choose_version(state, version, routing_key)
+        return number, self._models[name].loaded[number]
+
+    async def publish(self, name: str, staging: Path, manifest: Manifest) -> pb.ModelVersion:
+        """Add the version that lies in *staging*: load and check it, then give it a number, then announce it.
+
+        Raises:
+            InvalidInput: It does not load or does not do what its manifest says; nothing was added.
+        """
+        model = self._models.get(name) or ServedModel(name)
+        async with model.changing:
+            config = read_config(self._repository.model_folder(name) / CONFIG_FILE, name)
+            loaded = await asyncio.to_thread(load_version, name, staging, config, self._settings, manifest)
+            if model.versions and not model.traffic.stable_version:
+                # Without this a version that was dropped into the folder would lose its traffic to the new one.
+                self._write_traffic(model, choose_version(model.state()))
+            number = await asyncio.to_thread(self._repository.commit, staging, manifest)
+            self._models[name] = model
+            model.loaded[number] = loaded
+            model.versions[number] = _version_message(number, loaded.manifest, pb.ModelVersion.STATE_READY)
+            model.versions[number].graph_digest = loaded.graph_digest
+            if not model.traffic.stable_version:
+                self._write_traffic(model, number)
+            self._unload_surplus(model)
+        await self._announce()
+        log.info("version published", model=name, version=number)
+        return model.versions[number]
+
+    async def set_traffic(self, name: str, stable_version: int, expected_generation: int | None) -> pb.Traffic:
+        """Make *stable_version* the one that serves; on disk before this returns.
+
+        Raises:
+            NotFound: The model or the version is unknown.
+            Conflict: The version is not ready, or the generation is another one.
+        """
+        model = self._models.get(name)
+        if model is None:
+            raise model_not_found(name, self._models)
+        async with model.changing:
+            current = model.traffic.generation
+            if expected_generation not in (None, current):
+                raise Conflict(
+                    f"traffic of model {name!r} has generation {current}, not {expected_generation}; somebody changed "
+                    "it meanwhile, look at it again",
+                    reason="STALE_GENERATION",
+                    details={"generation": str(current)},
+                )
+            self._require_ready(model, stable_version)
+            self._write_traffic(model, stable_version)
+            self._unload_surplus(model)
+        await self._announce()
+        log.info("traffic moved", model=name, stable_version=stable_version, generation=model.traffic.generation)
+        return traffic_message(model.traffic)
+
+    def stage(self, name: str) -> Path:
+        """Return a new folder in which a version of the model can be made."""
+        return self._repository.stage(name)
+
+    def discard(self, staging: Path) -> None:
+        """Remove a staged folder that came to nothing."""
+        self._repository.discard(staging)
+
+    def _require_ready(self, model: ServedModel, version: int) -> None:
+        if version == 0:
+            raise NotFound("stable_version is missing; name a version that is ready", field="stable_version")
+        try:
+            choose_version(model.state(), version)
+        except NotReady as error:
+            raise Conflict(error.message, reason="VERSION_NOT_READY") from error
+
+    def _write_traffic(self, model: ServedModel, stable_version: int) -> None:
+        traffic = Traffic(model.traffic.generation + 1, stable_version)
+        self._repository.write_traffic(model.name, traffic)
+        model.traffic = traffic
+
+    async def _load_model(self, name: str) -> None:
+        model = self._models[name] = ServedModel(name)
+        try:
+            model.traffic = self._repository.traffic(name)
+            config = read_config(self._repository.model_folder(name) / CONFIG_FILE, name)
+        except ServiceError as error:
+            for number in self._repository.versions(name):
+                model.versions[number] = _unavailable(number, Manifest(), error.message)
+            log.warning("model cannot be served", model=name, reason=error.message)
+            return
+        wanted = self._kept(self._repository.versions(name), model.traffic)
+        for number in self._repository.versions(name):
+            folder = self._repository.version_folder(name, number)
+            try:
+                manifest = read_manifest(folder)
+                if number not in wanted:
+                    model.versions[number] = _unavailable(number, manifest, self._surplus_reason())
+                    continue
+                loaded = await asyncio.to_thread(load_version, name, folder, config, self._settings, manifest)
+            except ServiceError as error:
+                model.versions[number] = _unavailable(number, Manifest(), error.message)
+                log.warning("version cannot be served", model=name, version=number, reason=error.message)
+                continue
+            model.loaded[number] = loaded
+            model.versions[number] = _version_message(number, manifest, pb.ModelVersion.STATE_READY)
+            model.versions[number].graph_digest = loaded.graph_digest
+            log.info("version ready", model=name, version=number)
+
+    def _kept(self, versions: list[int], traffic: Traffic) -> set[int]:
+        """Return which versions stay loaded: the newest, and the one that serves."""
+        return {*sorted(versions)[-self._settings.loaded_versions :], traffic.stable_version}
+
+    def _surplus_reason(self) -> str:
+        return (
+            f"not loaded: only the stable and the newest {self._settings.loaded_versions} versions are "
+            "(INFERENCE_LOADED_VERSIONS)"
+        )
+
+    def _unload_surplus(self, model: ServedModel) -> None:
+        kept = self._kept(list(model.versions), model.traffic)
+        for number in [number for number in model.loaded if number not in kept]:
+            version = model.loaded.pop(number)
+            model.versions[number] = _unavailable(number, version.manifest, self._surplus_reason())
+            version.close()
+
+    async def _announce(self) -> None:
+        states = {name: self._models[name].state() for name in sorted(self._models)}
+        async with self._changed:
+            self._states = states
+            self._changed.notify_all()
+
+
+def _version_message(number: int, manifest: Manifest, state: pb.ModelVersion.State.ValueType) -> pb.ModelVersion:
+    spec = manifest.preprocess
+    message = pb.ModelVersion(
+        version=number,
+        state=state,
+        labels=manifest.labels,
+        preprocess_spec=spec.canonical_json() if spec else b"",
+        preprocess_digest=spec.digest if spec else "",
+        graph_digest=manifest.graph.sha256 if manifest.graph else "",
+        metrics=manifest.metrics,
+    )
+    if manifest.create_time:
+        with contextlib.suppress(ValueError):  # a foreign manifest's time in another form is no reason to refuse it
+            message.create_time.FromJsonString(manifest.create_time)
+    return message
+
+
+def _unavailable(number: int, manifest: Manifest, reason: str) -> pb.ModelVersion:
+    message = _version_message(number, manifest, pb.ModelVersion.STATE_UNAVAILABLE)
+    message.state_reason = reason
+    return message

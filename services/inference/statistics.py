@@ -1,0 +1,78 @@
+"""Counters of a version, as the protocol's statistics extension defines them."""
+
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Duration:
+    """How often something happened and how long that took in all."""
+
+    count: int = 0
+    ns: int = 0
+
+    def add(self, ns: int, count: int = 1) -> None:
+        """Count *count* events of *ns* nanoseconds each."""
+        self.count += count
+        self.ns += ns * count
+
+
+@dataclass
+class BatchDurations:
+    """Times of the executions of one batch size."""
+
+    compute_input: Duration = field(default_factory=Duration)
+    compute_infer: Duration = field(default_factory=Duration)
+    compute_output: Duration = field(default_factory=Duration)
+
+
+@dataclass(frozen=True)
+class BatchTimes:
+    """What one execution of a batch took, in nanoseconds."""
+
+    compute_input: int
+    compute_infer: int
+    compute_output: int
+
+
+class Statistics:
+    """Counts requests, samples and executions.
+
+    Every successful request counts once in `queue` and in each `compute_*`, whether it waited or not: clients find
+    the version that was measured by its queue count, and require the compute counts to be equal.
+    """
+
+    def __init__(self) -> None:
+        self.last_inference_ms = 0
+        self.inference_count = 0
+        self.execution_count = 0
+        self.success = Duration()
+        self.fail = Duration()
+        self.queue = Duration()
+        self.compute_input = Duration()
+        self.compute_infer = Duration()
+        self.compute_output = Duration()
+        self.batches: dict[int, BatchDurations] = defaultdict(BatchDurations)
+
+    def record_execution(self, batch_size: int, times: BatchTimes) -> None:
+        """Count one run of the graph on *batch_size* samples."""
+        self.last_inference_ms = time.time_ns() // 1_000_000
+        self.execution_count += 1
+        batch = self.batches[batch_size]
+        batch.compute_input.add(times.compute_input)
+        batch.compute_infer.add(times.compute_infer)
+        batch.compute_output.add(times.compute_output)
+
+    def record_success(self, samples: int, total_ns: int, queue_ns: int, times: BatchTimes) -> None:
+        """Count one request of *samples* that was answered."""
+        self.inference_count += samples
+        self.success.add(total_ns)
+        self.queue.add(queue_ns)
+        self.compute_input.add(times.compute_input)
+        self.compute_infer.add(times.compute_infer)
+        self.compute_output.add(times.compute_output)
+
+    def record_failure(self, total_ns: int) -> None:
+        """Count one request that ended in an error."""
+        self.fail.add(total_ns)

@@ -1,0 +1,180 @@
+"""One loaded version: its graph, checked, with a batcher before it."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from aimass.open_inference import model_config_pb2
+from services.common.errors import InvalidInput
+from services.common.manifest import Golden, Manifest
+from services.common.tensors import numpy_dtype
+from services.inference.batching import Batcher, Inference
+from services.inference.engine import Arrays, OnnxModel, TensorSpec
+from services.inference.model_config import batch_options, complete_config, takes_any_batch
+from services.inference.repository import GRAPH_FILE, MANIFEST_FILE
+from services.inference.requests import Signature
+from services.inference.settings import InferenceSettings
+from services.inference.statistics import Statistics
+
+
+class LoadedVersion:
+    """A version that can serve."""
+
+    def __init__(
+        self, manifest: Manifest, graph_digest: str, graph: OnnxModel, config: model_config_pb2.ModelConfig, queue: int
+    ) -> None:
+        self.manifest = manifest
+        self.graph_digest = graph_digest
+        self.config = config
+        self.signature = Signature(graph.inputs, graph.outputs, config.max_batch_size)
+        self.statistics = Statistics()
+        self.preprocess_digest = manifest.preprocess.digest if manifest.preprocess else ""
+        self._batcher = Batcher(graph.run, batch_options(config, queue), self.statistics)
+
+    async def infer(self, inputs: Arrays, outputs: Sequence[str], samples: int, deadline: float) -> Inference:
+        """Run the graph; see `Batcher.infer`."""
+        return await self._batcher.infer(inputs, outputs, samples, deadline)
+
+    def close(self) -> None:
+        """Let go of the graph once what is queued has run."""
+        self._batcher.close()
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Return the manifest in *folder*; an empty one where a bare graph lies there.
+
+    Raises:
+        InvalidInput: It is malformed.
+    """
+    path = folder / MANIFEST_FILE
+    return Manifest.from_json(path.read_bytes(), MANIFEST_FILE) if path.exists() else Manifest()
+
+
+def load_version(
+    model: str,
+    folder: Path,
+    config: model_config_pb2.ModelConfig | None,
+    settings: InferenceSettings,
+    manifest: Manifest,
+) -> LoadedVersion:
+    """Load, check and warm up the version in *folder*; blocking, so call it in a thread.
+
+    Raises:
+        InvalidInput: The graph or its manifest is broken, or it does not do what they say.
+    """
+    path = folder / GRAPH_FILE
+    if not path.is_file():
+        raise InvalidInput(f"{folder.name}/{GRAPH_FILE} is missing")
+    with path.open("rb") as file:
+        graph_digest = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+    if manifest.graph and manifest.graph.sha256 != graph_digest:
+        raise InvalidInput(
+            f"{GRAPH_FILE} has digest {graph_digest}, but {MANIFEST_FILE} states {manifest.graph.sha256}; "
+            "the file was damaged or exchanged"
+        )
+    graph = OnnxModel(path, settings.device, settings.threads)
+    _check_manifest(manifest, graph)
+    batches = takes_any_batch(graph.inputs, graph.outputs) and _keeps_samples_apart(graph)
+    if config is not None and config.max_batch_size and not batches:
+        raise InvalidInput(
+            f"max_batch_size is {config.max_batch_size}, but the graph's answer for one sample depends on the "
+            "others in its batch; set max_batch_size to 0"
+        )
+    completed = complete_config(
+        config, model, graph.inputs, graph.outputs, settings.max_batch_size if batches else 0
+    )
+    _warm_up(graph, completed.max_batch_size)
+    if manifest.golden is not None:
+        check_golden(graph, manifest.golden)
+    return LoadedVersion(manifest, graph_digest, graph, completed, settings.max_queue_samples)
+
+
+def _check_manifest(manifest: Manifest, graph: OnnxModel) -> None:
+    spec = manifest.preprocess
+    if spec is not None:
+        tensors = {tensor.name: tensor for tensor in graph.inputs}
+        wanted = tensors.get(spec.input)
+        if wanted is None or len(tensors) != 1:
+            raise InvalidInput(f"the preprocess spec makes input {spec.input!r}; the graph takes {list(tensors)}")
+        fits = len(wanted.shape) == 4 and all(
+            own in (-1, made) for own, made in zip(wanted.shape[1:], spec.shape, strict=True)
+        )
+        if not fits or wanted.datatype != spec.datatype:
+            raise InvalidInput(
+                f"the preprocess spec makes {spec.datatype} {[-1, *spec.shape]}; the graph takes {wanted.datatype} "
+                f"{list(wanted.shape)}"
+            )
+    classes = graph.outputs[0].shape[-1:] if len(graph.outputs) == 1 else ()
+    if manifest.labels and classes and classes[0] not in (-1, len(manifest.labels)):
+        raise InvalidInput(f"{MANIFEST_FILE} has {len(manifest.labels)} labels; the graph gives {classes[0]} scores")
+
+
+def _sample(graph: OnnxModel, seed: int) -> dict[str, np.ndarray]:
+    """Return one sample for each input; free dimensions behind the batch have size 1."""
+    random = np.random.default_rng(seed)
+    return {spec.name: _values(random, spec, seed) for spec in graph.inputs}
+
+
+def _values(random: np.random.Generator, spec: TensorSpec, seed: int) -> np.ndarray:
+    shape = [1, *(max(side, 1) for side in spec.shape[1:])]
+    dtype = numpy_dtype(spec.datatype)
+    if dtype.kind == "f":
+        return random.random(shape, np.float32).astype(dtype)
+    if spec.datatype == "UINT8":
+        return random.integers(0, 256, shape, dtype)
+    if dtype.hasobject:
+        return np.full(shape, str(seed), dtype)
+    return np.full(shape, seed, dtype)  # small, since integers are often indices
+
+
+def _keeps_samples_apart(graph: OnnxModel) -> bool:
+    """Run two samples alone and together: a batch dimension that isn't one shows, whatever the graph declares."""
+    names = [spec.name for spec in graph.outputs]
+    first, second = _sample(graph, 0), _sample(graph, 1)
+    both = {name: np.concatenate([first[name], second[name]]) for name in first}
+    try:
+        alone = [graph.run(first, names), graph.run(second, names)]
+        together = graph.run(both, names)
+    except Exception:  # the graph refuses these shapes; without proof it is not batched
+        return False
+    return all(
+        output.shape[:1] == (2,) and all(_close(alone[row][position][0], output[row]) for row in range(2))
+        for position, output in enumerate(together)
+    )
+
+
+def _close(one: np.ndarray, other: np.ndarray) -> bool:
+    if one.shape != other.shape:
+        return False
+    if one.dtype.kind != "f":
+        return bool(np.array_equal(one, other))
+    return bool(np.allclose(one, other, rtol=1e-2, atol=1e-3, equal_nan=True))
+
+
+def _warm_up(graph: OnnxModel, max_batch_size: int) -> None:
+    """Run once alone and once with a full batch, so that the first caller pays for no allocation."""
+    if max_batch_size:
+        names = [spec.name for spec in graph.outputs]
+        for count in {1, max_batch_size}:
+            graph.run({name: np.repeat(array, count, 0) for name, array in _sample(graph, 0).items()}, names)
+
+
+def check_golden(graph: OnnxModel, golden: Golden) -> None:
+    """Run the golden vectors.
+
+    Raises:
+        InvalidInput: An output differs from the recorded one by more than the tolerance.
+    """
+    inputs = {tensor.name: tensor.to_array() for tensor in golden.inputs}
+    expected = {tensor.name: tensor.to_array() for tensor in golden.outputs}
+    for (name, wanted), output in zip(expected.items(), graph.run(inputs, list(expected)), strict=True):
+        if output.shape != wanted.shape:
+            raise InvalidInput(f"golden output {name!r} has shape {list(wanted.shape)}; the graph gave {list(output.shape)}")
+        difference = float(np.max(np.abs(output.astype(np.float64) - wanted.astype(np.float64)), initial=0.0))
+        if not difference <= golden.absolute_tolerance:
+            raise InvalidInput(
+                f"golden output {name!r} differs by {difference:.3g}; at most {golden.absolute_tolerance:g} is allowed",
+                reason="GOLDEN_MISMATCH",
+            )

@@ -1,0 +1,51 @@
+"""The preprocess service put together."""
+
+from collections.abc import AsyncIterable, Callable, Sequence
+from functools import partial
+
+from aimass.inference.v1 import lifecycle_pb2
+from aimass.preprocess.v1 import preprocess_pb2
+from aimass.preprocess.v1.preprocess_pb2_grpc import add_PreprocessServiceServicer_to_server
+from services.common.server import Service
+from services.common.traffic import TrafficFollower
+from services.preprocess.decoding import DecodeLimits
+from services.preprocess.preparation import Preparer
+from services.preprocess.servicer import PreprocessServicer
+from services.preprocess.settings import PreprocessSettings
+
+
+class PreprocessComponent:
+    """Decoding threads and the specs they follow."""
+
+    def __init__(
+        self,
+        settings: PreprocessSettings,
+        watch_traffic: Callable[[], AsyncIterable[lifecycle_pb2.WatchTrafficResponse]],
+    ) -> None:
+        self._follower = TrafficFollower(watch_traffic)
+        self._preparer = Preparer(
+            DecodeLimits(settings.max_image_bytes, settings.max_image_pixels),
+            settings.threads,
+            settings.max_decode_bytes,
+            settings.max_waiting_images,
+        )
+        self.preprocess = PreprocessServicer(self._preparer, self._follower, settings.max_images)
+
+    @property
+    def services(self) -> Sequence[Service]:
+        """The preprocess contract."""
+        return (
+            Service(
+                preprocess_pb2.DESCRIPTOR.services_by_name["PreprocessService"].full_name,
+                partial(add_PreprocessServiceServicer_to_server, self.preprocess),
+            ),
+        )
+
+    async def start(self) -> None:
+        """Wait for the specs."""
+        await self._follower.start()
+
+    async def close(self) -> None:
+        """Stop following and end the threads."""
+        await self._follower.close()
+        self._preparer.close()

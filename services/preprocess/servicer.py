@@ -1,0 +1,103 @@
+"""The preprocess contract."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from aimass.inference.v1 import lifecycle_pb2
+from aimass.open_inference import grpc_service_pb2
+from aimass.preprocess.v1 import preprocess_pb2 as pb
+from aimass.preprocess.v1.preprocess_pb2_grpc import PreprocessServiceServicer
+from services.common.durations import duration_of
+from services.common.errors import Conflict, InvalidInput, NotFound
+from services.common.manifest import DIGEST_PARAMETER, PreprocessSpec
+from services.common.traffic import TrafficFollower
+from services.preprocess.preparation import Preparer
+
+if TYPE_CHECKING:
+    import grpc
+
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+NEW_VERSION_SECONDS = 1.0
+"""How long a version that is not known yet is waited for: the caller may have heard of it a moment earlier."""
+
+
+class PreprocessServicer(PreprocessServiceServicer):
+    """Unpacks, calls, packs."""
+
+    def __init__(self, preparer: Preparer, follower: TrafficFollower, max_images: int) -> None:
+        self._preparer = preparer
+        self._follower = follower
+        self._max_images = max_images
+
+    async def Preprocess(self, request: pb.PreprocessRequest, context: Context) -> pb.PreprocessResponse:
+        """Turn images into the input of a model version."""
+        begin = time.perf_counter_ns()
+        count = len(request.images)
+        if not 1 <= count <= self._max_images:
+            raise InvalidInput(f"the request holds {count} images; send 1 to {self._max_images}", field="images")
+        version = await self._version(request.model, request.version)
+        spec = _spec_of(request.model, version)
+        prepared = await self._preparer.prepare(request.images, spec)
+        tensors = [each for each in prepared if isinstance(each, np.ndarray)]
+        return pb.PreprocessResponse(
+            request=_infer_request(request, spec, tensors) if tensors else None,
+            results=_results(prepared),
+            duration=duration_of(time.perf_counter_ns() - begin),
+        )
+
+    async def _version(self, model: str, version: int) -> lifecycle_pb2.ModelVersion:
+        found = self._find(model, version)
+        if found is None and await self._follower.wait_for(
+            lambda: self._find(model, version) is not None, NEW_VERSION_SECONDS
+        ):
+            found = self._find(model, version)
+        if found is None:
+            self._follower.model(model)  # an unknown model has an error of its own
+            raise NotFound(f"model {model!r} has no version {version}", reason="VERSION_NOT_FOUND", field="version")
+        return found
+
+    def _find(self, model: str, version: int) -> lifecycle_pb2.ModelVersion | None:
+        state = self._follower.models.get(model)
+        return next((each for each in state.versions if each.version == version), None) if state else None
+
+
+def _spec_of(model: str, version: lifecycle_pb2.ModelVersion) -> PreprocessSpec:
+    if not version.preprocess_spec:
+        raise Conflict(
+            f"version {version.version} of model {model!r} has no preprocess spec, so it takes tensors only; "
+            "add preprocess to its model.json or send tensors through ModelInfer",
+            reason="NO_PREPROCESS_SPEC",
+        )
+    return _parse_spec(version.preprocess_spec)
+
+
+@functools.lru_cache(maxsize=1024)
+def _parse_spec(document: bytes) -> PreprocessSpec:
+    return PreprocessSpec.model_validate_json(document)
+
+
+def _infer_request(
+    request: pb.PreprocessRequest, spec: PreprocessSpec, tensors: Sequence[np.ndarray]
+) -> grpc_service_pb2.ModelInferRequest:
+    infer = grpc_service_pb2.ModelInferRequest(model_name=request.model, model_version=str(request.version))
+    infer.inputs.add(name=spec.input, datatype=spec.datatype, shape=(len(tensors), *spec.shape))
+    infer.raw_input_contents.append(b"".join(tensor.tobytes() for tensor in tensors))
+    infer.parameters[DIGEST_PARAMETER].string_param = spec.digest
+    return infer
+
+
+def _results(prepared: Sequence[np.ndarray | InvalidInput]) -> list[pb.ImageResult]:
+    results, index = [], 0
+    for each in prepared:
+        if isinstance(each, InvalidInput):
+            results.append(pb.ImageResult(error=pb.ImageError(reason=each.reason, message=each.message)))
+        else:
+            results.append(pb.ImageResult(index=index))
+            index += 1
+    return results

@@ -1,0 +1,98 @@
+"""What is known of a training run: a folder with `run.json`, its checkpoint and, at the end, the model."""
+
+import json
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from services.common.errors import InvalidInput, NotFound
+from services.common.manifest import Dataset
+from services.trainer.recipes import TrainingOptions
+
+RECORD_FILE = "run.json"
+CHECKPOINT_FILE = "checkpoint.pt"
+MODEL_FILE = "model.onnx"
+MANIFEST_FILE = "model.json"
+EVALUATION_FILE = "evaluation.json"
+
+
+class RunState(StrEnum):
+    """Where a run is in its life."""
+
+    RUNNING = "RUNNING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+
+
+class EpochResult(BaseModel):
+    """What one pass over the training samples came to."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epoch: int
+    """From 1."""
+    learning_rate: float
+    """At the end of the epoch."""
+    train_loss: float
+    validation_loss: float
+    validation_accuracy: float
+    seconds: float
+
+
+class Run(BaseModel):
+    """The whole of `run.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    state: RunState = RunState.RUNNING
+    reason: str | None = None
+    """Why a run FAILED, as a sentence."""
+    options: TrainingOptions
+    dataset: Dataset | None = None
+    history: tuple[EpochResult, ...] = ()
+    metrics: dict[str, float] = {}
+    create_time: str
+    """RFC 3339, UTC."""
+    finish_time: str | None = None
+
+    def replace(self, **fields: Any) -> "Run":
+        """Return the record with *fields* changed."""
+        return self.model_copy(update=fields)
+
+
+def now() -> str:
+    """The present time, RFC 3339 in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def write_run(folder: Path, run: Run) -> None:
+    """Write *run* to its folder; a reader sees the old record or the new one, never a part."""
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / (RECORD_FILE + ".part")
+    aside.write_text(run.model_dump_json(indent=1, exclude_none=True) + "\n")
+    aside.replace(folder / RECORD_FILE)
+
+
+def read_run(folder: Path) -> Run:
+    """Read the record of the run in *folder*.
+
+    Raises:
+        NotFound: The folder holds no run.
+        InvalidInput: Its record is damaged.
+    """
+    try:
+        return Run.model_validate_json((folder / RECORD_FILE).read_bytes())
+    except FileNotFoundError:
+        raise NotFound(f"{folder} holds no training run") from None
+    except (ValidationError, json.JSONDecodeError) as error:
+        raise InvalidInput(f"{folder / RECORD_FILE} is not a valid record of a run: {error}") from error
+
+
+def list_runs(runs_dir: Path) -> list[Run]:
+    """Return every run below *runs_dir*, newest first."""
+    folders = (path.parent for path in runs_dir.glob(f"*/{RECORD_FILE}"))
+    return sorted((read_run(folder) for folder in folders), key=lambda run: (run.create_time, run.id), reverse=True)

@@ -1,0 +1,21 @@
+"""Settings of the trainer service."""
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from services.common.settings import Port, ServiceSettings, home_folder
+
+
+class TrainerSettings(ServiceSettings):
+    """Read from `TRAINER_*`."""
+
+    model_config = SettingsConfigDict(env_prefix="TRAINER_")
+
+    port: Port = 8301
+    """gRPC port."""
+    runs: Path = Field(default_factory=lambda: home_folder() / "runs")
+    """Folder of training runs."""
+    data: Path = Field(default_factory=lambda: home_folder() / "data")
+    """Folder of data sets."""
