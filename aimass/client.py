@@ -81,6 +81,7 @@ class PredictionError(Exception):
         code: Canonical gRPC code, such as `INVALID_ARGUMENT`.
         reason: Stable word, such as `TRUNCATED_IMAGE`.
         message: One sentence that names the value, the limit and what to change.
+
     """
 
     def __init__(self, code: str, reason: str, message: str) -> None:
@@ -115,6 +116,7 @@ class Client:
 
         Raises:
             PredictionError: The image or the request is bad, or the suite cannot answer.
+
         """
         return _only(self.predict_many([image], model, **options))
 
@@ -140,6 +142,7 @@ class Client:
 
         Raises:
             PredictionError: The request as a whole cannot be answered.
+
         """
         request = _request(images, model, top, version, routing_key)
         try:
@@ -152,6 +155,7 @@ class Client:
 
         Raises:
             PredictionError: The suite cannot answer.
+
         """
         try:
             return _models(self._stub.ListModels(pb.ListModelsRequest(), timeout=timeout))
@@ -188,7 +192,7 @@ class AsyncClient:
         top: int = 5,
         version: int = 0,
         routing_key: str = "",
-        timeout: float | None = 30.0,  # noqa: ASYNC109 it is the deadline that the server is told
+        timeout: float | None = 30.0,
     ) -> list[Outcome]:
         """See `Client.predict_many`."""
         request = _request(images, model, top, version, routing_key)
@@ -197,7 +201,7 @@ class AsyncClient:
         except grpc.RpcError as error:
             raise _error(error) from error
 
-    async def models(self, timeout: float | None = 30.0) -> list[Model]:  # noqa: ASYNC109 as above
+    async def models(self, timeout: float | None = 30.0) -> list[Model]:
         """See `Client.models`."""
         try:
             return _models(await self._stub.ListModels(pb.ListModelsRequest(), timeout=timeout))

@@ -9,7 +9,7 @@ from aimass.trainer.v1 import trainer_pb2
 from gateway.backends import Backends
 from gateway.service import GatewayComponent
 from gateway.settings import GatewaySettings
-from services.common.direct import DirectContext, direct_call
+from services.common.direct import direct_call
 from services.common.server import GrpcServer, Service, StopSignal, serve
 from services.common.settings import load_settings
 from services.inference.service import InferenceComponent
@@ -78,7 +78,7 @@ class Pipeline:
         )
 
     def _watch_traffic(self) -> Any:
-        return self._inference.lifecycle.WatchTraffic(lifecycle_pb2.WatchTrafficRequest(), DirectContext(None, None))
+        return self._inference.lifecycle.WatchTraffic(lifecycle_pb2.WatchTrafficRequest())
 
 
 async def _always_ready() -> bool:
@@ -91,6 +91,7 @@ async def run_pipeline(stop: StopSignal, on_ready: Callable[[], None]) -> None:
 
     Raises:
         SettingsError: The environment is wrong or a port is taken.
+
     """
     gateway = load_settings(GatewaySettings)
     pipeline = Pipeline(

@@ -1,13 +1,18 @@
 """Progress bars on a terminal."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-Advance = Callable[[str, float, Mapping[str, float]], None]
-"""Takes a stage, the done fraction of it and its newest figures."""
+
+class Advance(Protocol):
+    """Moves the bar of a stage."""
+
+    def __call__(self, stage: str, fraction: float, metrics: Mapping[str, float]) -> None:
+        """Show the done *fraction* of *stage*, 0 to 1, and its newest figures."""
 
 
 @contextmanager
@@ -23,10 +28,12 @@ def progress_bar(enabled: bool = True) -> Iterator[Advance]:
     with Progress(*columns, console=Console(stderr=True), disable=not enabled) as progress:
         bars: dict[str, TaskID] = {}
 
-        def advance(stage: str, fraction: float, figures: Mapping[str, float]) -> None:
+        def advance(stage: str, fraction: float, metrics: Mapping[str, float]) -> None:
             if stage not in bars:
                 bars[stage] = progress.add_task(stage, total=1.0, figures="")
-            text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-            progress.update(bars[stage], completed=fraction, **({"figures": text} if text else {}))
+            text = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+            progress.update(bars[stage], completed=fraction)
+            if text:
+                progress.update(bars[stage], figures=text)
 
         yield advance

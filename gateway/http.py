@@ -55,7 +55,8 @@ def create_app(
         request: Request,
         model: str,
         top: Annotated[int, Query(ge=1, description="Labels per image, best first.")] = DEFAULT_TOP,
-        version: Annotated[int, Query(ge=1, description="Version; the model's traffic decides if absent.")] | None = None,
+        version: Annotated[int, Query(ge=1, description="Version; the model's traffic decides if absent.")]
+        | None = None,
     ) -> Response:
         """Predict the labels of the image that is the body, or of each image of a multipart form."""
         identity = bind_request_id(request.headers.items())

@@ -31,6 +31,7 @@ class Predictor:
 
         Raises:
             ServiceError: The request as a whole cannot be answered; a bad image is an error in its result instead.
+
         """
         begin = time.perf_counter_ns()
         deadline = _Deadline(min(self._timeout_seconds if timeout is None else timeout, self._timeout_seconds))
@@ -77,7 +78,9 @@ class _Deadline:
     def remaining(self) -> float:
         left = self._end - asyncio.get_running_loop().time()
         if left <= 0:
-            raise DeadlineExceeded(f"the deadline of {max(self._seconds, 0.0):g} s passed; allow more time or send less")
+            raise DeadlineExceeded(
+                f"the deadline of {max(self._seconds, 0.0):g} s passed; allow more time or send less"
+            )
         return left
 
 

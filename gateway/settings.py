@@ -29,7 +29,7 @@ class GatewaySettings(ServiceSettings):
     """Images in one request."""
     stream_window: Positive = 16
     """Requests of one `PredictStream` that are worked on at once."""
-    allowed_hosts: list[str] = []
+    allowed_hosts: tuple[str, ...] = ()
     """Names, as a JSON list, under which the HTTP port may be addressed beside `localhost` and IP addresses."""
-    allowed_origins: list[str] = []
+    allowed_origins: tuple[str, ...] = ()
     """Origins, as a JSON list, of foreign web pages that may call the HTTP interface; others are refused."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 if TYPE_CHECKING:
-    Handler = grpc.RpcMethodHandler[Any, Any]
+    Handler = grpc.RpcMethodHandler[Any, Any] | None
     Context = grpc.aio.ServicerContext[Any, Any]
     Around = Callable[[str, Context], AbstractAsyncContextManager[None]]
 
@@ -36,7 +36,7 @@ class AroundInterceptor(grpc.aio.ServerInterceptor):
         return _wrap(handler, method, self._around)
 
 
-def _wrap(handler: Handler, method: str, around: Around) -> Handler:
+def _wrap(handler: grpc.RpcMethodHandler[Any, Any], method: str, around: Around) -> Handler:
     if handler.response_streaming:
         if handler.request_streaming:
             make, behavior = grpc.stream_stream_rpc_method_handler, handler.stream_stream

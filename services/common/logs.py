@@ -3,7 +3,7 @@
 import logging
 import sys
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, MutableMapping
 from contextvars import ContextVar
 from typing import Any, Literal
 
@@ -51,8 +51,8 @@ def configure_logs(service: str, level: str = "INFO", style: Literal["auto", "js
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
 
 
-def _add_service(service: str) -> Any:
-    def add(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
+def _add_service(service: str) -> Callable[[Any, str, MutableMapping[str, Any]], MutableMapping[str, Any]]:
+    def add(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         event["service"] = service
         if identity := _request_id.get():
             event["request_id"] = identity

@@ -190,7 +190,9 @@ class Manifest(_Document):
             raise ValueError("labels repeat")
         own = self.preprocess.digest if self.preprocess else None
         if self.preprocess_digest is not None and self.preprocess_digest != own:
-            raise ValueError(f"preprocess_digest {self.preprocess_digest} does not belong to preprocess, which has {own}")
+            raise ValueError(
+                f"preprocess_digest {self.preprocess_digest} does not belong to preprocess, which has {own}"
+            )
         return self
 
     @classmethod
@@ -199,6 +201,7 @@ class Manifest(_Document):
 
         Raises:
             InvalidInput: It is not a manifest; the message lists every problem.
+
         """
         try:
             return cls.model_validate_json(text)

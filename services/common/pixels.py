@@ -37,6 +37,7 @@ def transform(image: Image.Image, spec: PreprocessSpec, orientation: int | None 
         image: A picture in any mode that Pillow's decoders give.
         spec: What the model wants.
         orientation: EXIF orientation, 1 to 8, where it is kept apart from the picture; else the picture's own holds.
+
     """
     image = upright(image, exif_orientation(image) if orientation is None else orientation)
     image = _fit(_colour(image, spec), spec)
@@ -54,7 +55,7 @@ def exif_orientation(image: Image.Image) -> int:
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         return orientation if orientation in _UPRIGHT else 1
-    except Exception:  # noqa: BLE001  broken metadata raises anything, and must not cost the picture
+    except Exception:
         return 1
 
 
@@ -84,9 +85,13 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     """
     values = np.asarray(image)
     if image.mode == "F":
-        values = (np.nan_to_num(values.clip(0.0, 1.0)) * np.float32(255.0)).round()
+        values = values.clip(0.0, 1.0)
+        np.nan_to_num(values, copy=False)
+        values *= 255.0
+        np.rint(values, out=values)
     elif image.mode == "I":
-        values = values.clip(0, 65535) >> 8
+        values = values.clip(0, 65535)
+        values >>= 8
     else:
         values = values >> 8
     grey = Image.fromarray(values.astype(np.uint8))

@@ -153,6 +153,7 @@ class GrpcServer:
 
         Raises:
             SettingsError: The address is taken or not ours.
+
         """
         try:
             port = self._server.add_insecure_port(self._address)
@@ -218,7 +219,7 @@ S = TypeVar("S", bound=ServiceSettings)
 
 
 def run_process(name: str, settings_type: type[S], main: Callable[[S, StopSignal], Coroutine[Any, Any, None]]) -> None:
-    """Run a service process: settings, logs, signals, then *main* on uvloop. Exits with a sentence on wrong settings."""
+    """Run a service process: settings, logs, signals, then *main* on uvloop; wrong settings end it with a sentence."""
     try:
         settings = load_settings(settings_type)
         configure_logs(name, settings.log_level, settings.log_style)

@@ -59,6 +59,8 @@ def status_of(error: BaseException) -> Status:
         return _backend_status(error)
     if isinstance(error, TimeoutError):
         return status_of(errors.DeadlineExceeded("the deadline passed before the answer was ready"))
+    if isinstance(error, NotImplementedError):  # raised by the generated base of a servicer
+        return status_of(errors.Unsupported("this server does not implement the method"))
     return _status(grpc.StatusCode.INTERNAL, "internal error", "INTERNAL", [])
 
 
@@ -70,9 +72,7 @@ def _status(code: grpc.StatusCode, message: str, reason: str, details: list[Any]
 
 
 def _details(error: errors.ServiceError) -> list[Any]:
-    details: list[Any] = [
-        error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=error.details)
-    ]
+    details: list[Any] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=error.details)]
     if error.field is not None:
         violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message)
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
@@ -104,7 +104,7 @@ def _reason(proto: status_pb2.Status) -> str | None:
     info = error_details_pb2.ErrorInfo()
     for detail in proto.details:
         if detail.Unpack(info):
-            return info.reason
+            return str(info.reason)
     return None
 
 

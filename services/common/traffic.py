@@ -31,6 +31,7 @@ def choose_version(state: lifecycle_pb2.ModelState, requested: int = 0, routing_
     Raises:
         NotFound: The requested version does not exist.
         NotReady: The version cannot serve now, or the model has none that can.
+
     """
     ready = ready_versions(state)
     version = requested or state.traffic.stable_version or (ready[-1] if ready else 0)
@@ -45,7 +46,9 @@ def choose_version(state: lifecycle_pb2.ModelState, requested: int = 0, routing_
             reason="VERSION_NOT_FOUND",
         )
     name = lifecycle_pb2.ModelVersion.State.Name(known[version].state).removeprefix("STATE_")
-    raise NotReady(f"version {version} of model {state.model!r} is {name}: {known[version].state_reason or 'try again'}")
+    raise NotReady(
+        f"version {version} of model {state.model!r} is {name}: {known[version].state_reason or 'try again'}"
+    )
 
 
 def _reasons(state: lifecycle_pb2.ModelState) -> str:
@@ -87,6 +90,7 @@ class TrafficFollower:
 
         Raises:
             NotReady: Inference has not told yet.
+
         """
         if self._models is None:
             raise NotReady("the list of models has not arrived from inference yet; try again")
@@ -97,6 +101,7 @@ class TrafficFollower:
 
         Raises:
             NotFound: There is no such model.
+
         """
         try:
             return self.models[name]
@@ -118,5 +123,9 @@ class TrafficFollower:
                         self._models = {state.model: state for state in response.models}
                         self._changed.notify_all()
             except Exception as error:  # whatever ends the stream, the follower must go on
-                log.info("lost the traffic stream", message=status_of(error).message, unexpected=not isinstance(error, ServiceError))
+                log.info(
+                    "lost the traffic stream",
+                    message=status_of(error).message,
+                    unexpected=not isinstance(error, ServiceError),
+                )
             await asyncio.sleep(RECONNECT_SECONDS)

@@ -82,6 +82,7 @@ class Batcher:
         Raises:
             Overloaded: Too many samples wait already.
             DeadlineExceeded: The deadline passed in the queue.
+
         """
         if self._queued_samples + samples > self._options.max_queue_samples and self._queue:
             raise Overloaded(

@@ -50,6 +50,7 @@ class OnnxModel:
         Raises:
             InvalidInput: ONNX Runtime cannot load the graph.
             Unsupported: The graph uses a datatype that the protocol does not have, or there is no GPU to use.
+
         """
         try:
             self._session = ort.InferenceSession(path, _session_options(threads), providers=_providers(device))
@@ -103,6 +104,8 @@ def _describe(argument: ort.NodeArg) -> TensorSpec:
     try:
         datatype = _DATATYPES[argument.type]
     except KeyError:
-        raise Unsupported(f"tensor {argument.name!r} has type {argument.type}, which the protocol does not have") from None
+        raise Unsupported(
+            f"tensor {argument.name!r} has type {argument.type}, which the protocol does not have"
+        ) from None
     shape = tuple(side if isinstance(side, int) and side >= 0 else -1 for side in argument.shape)
     return TensorSpec(argument.name, datatype, shape)

@@ -25,6 +25,7 @@ async def execute(models: ModelServer, request: pb.ModelInferRequest, deadline: 
 
     Raises:
         ServiceError: As `ModelInfer` documents.
+
     """
     arrival = time.perf_counter_ns()
     number, version = models.resolve(request.model_name, requested_version(request.model_version))

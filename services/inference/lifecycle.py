@@ -66,7 +66,7 @@ class LifecycleServicer(ModelLifecycleServiceServicer):
         return pb.ListVersionsResponse(models=[states[request.model]] if request.model else states.values())
 
     async def WatchTraffic(
-        self, request: pb.WatchTrafficRequest, context: Context
+        self, request: pb.WatchTrafficRequest, context: Context | None = None
     ) -> AsyncIterator[pb.WatchTrafficResponse]:
         """Send the whole state now and after each change, until the process stops."""
         async for states in self._stop.until(self._models.watch()):

@@ -1,7 +1,8 @@
 """A model's configuration: what `config.pbtxt` says, completed and checked against the graph."""
 
-from collections.abc import Sequence
+from collections.abc import MutableSequence, Sequence
 from pathlib import Path
+from typing import Any
 
 from google.protobuf import text_format
 
@@ -9,6 +10,8 @@ from aimass.open_inference import model_config_pb2 as pb
 from services.common.errors import InvalidInput, Unsupported
 from services.inference.batching import BatchOptions
 from services.inference.engine import TensorSpec
+
+Tensor = pb.ModelInput | pb.ModelOutput
 
 PLATFORM = "onnxruntime_onnx"
 BACKEND = "onnxruntime"
@@ -32,6 +35,7 @@ def read_config(path: Path, model: str) -> pb.ModelConfig | None:
     Raises:
         InvalidInput: The file is malformed, or it is another model's.
         Unsupported: It asks for something that is not done here; nothing is ignored silently.
+
     """
     if not path.exists():
         return None
@@ -85,6 +89,7 @@ def complete_config(
 
     Raises:
         InvalidInput: The config contradicts the graph.
+
     """
     completed = pb.ModelConfig()
     if config is not None:
@@ -111,7 +116,9 @@ def complete_config(
     return completed
 
 
-def _complete_tensors(declared, specs, message, batched: bool) -> None:  # type: ignore[no-untyped-def]
+def _complete_tensors(
+    declared: MutableSequence[Any], specs: Sequence[TensorSpec], message: type[Tensor], batched: bool
+) -> None:
     known = {spec.name: spec for spec in specs}
     for tensor in declared:
         if tensor.name not in known:
@@ -121,15 +128,15 @@ def _complete_tensors(declared, specs, message, batched: bool) -> None:  # type:
     declared.extend(_tensor_config(spec, message, batched) for spec in specs if spec.name not in named)
 
 
-def _tensor_config(spec: TensorSpec, message, batched: bool):  # type: ignore[no-untyped-def]
+def _tensor_config(spec: TensorSpec, message: type[Tensor], batched: bool) -> Tensor:
     datatype = "TYPE_STRING" if spec.datatype == "BYTES" else f"TYPE_{spec.datatype}"
     dims = spec.shape[1:] if batched else spec.shape
     return message(name=spec.name, data_type=pb.DataType.Value(datatype), dims=dims)
 
 
-def _check_tensor(tensor, graph) -> None:  # type: ignore[no-untyped-def]
-    if tensor.HasField("reshape") or getattr(tensor, "label_filename", ""):
-        raise Unsupported(f"tensor {tensor.name!r} uses reshape or label_filename, which is not supported; remove it")
+def _check_tensor(tensor: Tensor, graph: Tensor) -> None:
+    if tensor.HasField("reshape"):
+        raise Unsupported(f"tensor {tensor.name!r} uses reshape, which is not supported; remove it")
     fits = len(tensor.dims) == len(graph.dims) and all(
         own == other or -1 in (own, other) for own, other in zip(tensor.dims, graph.dims, strict=True)
     )
@@ -138,6 +145,26 @@ def _check_tensor(tensor, graph) -> None:  # type: ignore[no-untyped-def]
             f"config gives tensor {tensor.name!r} {pb.DataType.Name(tensor.data_type)} {list(tensor.dims)}; "
             f"the graph has {pb.DataType.Name(graph.data_type)} {list(graph.dims)} behind the batch dimension"
         )
+
+
+def read_labels(folder: Path, config: pb.ModelConfig) -> tuple[str, ...]:
+    """Return the labels that an output's `label_filename` names, one per line; none where it names no file.
+
+    Args:
+        folder: The model's, in which the file lies.
+        config: Of the model.
+
+    Raises:
+        InvalidInput: The file is missing or lies elsewhere.
+
+    """
+    names = [output.label_filename for output in config.output if output.label_filename]
+    if not names:
+        return ()
+    path = folder / names[0]
+    if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
+        raise InvalidInput(f"label_filename {names[0]!r} is not a file in the model's folder")
+    return tuple(path.read_text(encoding="utf-8").splitlines())
 
 
 def batch_options(config: pb.ModelConfig, max_queue_samples: int) -> BatchOptions:

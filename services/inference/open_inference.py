@@ -122,14 +122,22 @@ def _apply_classification(
     request: pb.ModelInferRequest, name: str, array: np.ndarray, version: LoadedVersion
 ) -> np.ndarray:
     """Turn an output into classes where the request asks for the classification extension."""
-    top = next((out.parameters["classification"].int64_param for out in request.outputs
-                if out.name == name and "classification" in out.parameters), None)
+    top = next(
+        (
+            out.parameters["classification"].int64_param
+            for out in request.outputs
+            if out.name == name and "classification" in out.parameters
+        ),
+        None,
+    )
     if top is None:
         return array
     if top < 1 or array.dtype.hasobject or array.ndim < 1:
-        raise InvalidInput(f"output {name!r} cannot be classified with top {top}; ask for 1 or more of a numeric output")
+        raise InvalidInput(
+            f"output {name!r} cannot be classified with top {top}; ask for 1 or more of a numeric output"
+        )
     rows = array.reshape(len(array), -1) if version.signature.max_batch_size else array.reshape(1, -1)
-    strings = classification_strings(rows, version.manifest.labels, top)
+    strings = classification_strings(rows, version.labels, top)
     return strings if version.signature.max_batch_size else strings[0]
 
 

@@ -1,9 +1,9 @@
 """The model repository on disk: folders of models, immutable versions, desired traffic.
 
-    <root>/<model>/config.pbtxt           optional
-    <root>/<model>/<version>/model.onnx
-    <root>/<model>/<version>/model.json   optional
-    <root>/<model>/traffic.json           optional
+<root>/<model>/config.pbtxt           optional
+<root>/<model>/<version>/model.onnx
+<root>/<model>/<version>/model.json   optional
+<root>/<model>/traffic.json           optional
 """
 
 import json
@@ -56,6 +56,7 @@ class ModelRepository:
 
         Raises:
             InvalidInput: The name could not be a folder's.
+
         """
         if not _MODEL_NAME.fullmatch(model):
             raise InvalidInput(
@@ -74,6 +75,7 @@ class ModelRepository:
 
         Raises:
             InvalidInput: `traffic.json` is malformed.
+
         """
         path = self.model_folder(model) / TRAFFIC_FILE
         if not path.exists():

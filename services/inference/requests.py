@@ -42,6 +42,7 @@ def requested_version(text: str) -> int:
 
     Raises:
         InvalidInput: It is not a positive integer.
+
     """
     if not text:
         return 0
@@ -57,6 +58,7 @@ def check_digest(request: pb.ModelInferRequest, digest: str) -> None:
 
     Raises:
         Conflict: The request states another digest.
+
     """
     if DIGEST_PARAMETER not in request.parameters:
         return
@@ -75,13 +77,12 @@ def unpack_inputs(request: pb.ModelInferRequest, signature: Signature) -> tuple[
 
     Raises:
         InvalidInput: Names, datatypes, shapes or byte counts do not fit the signature.
+
     """
     given = [tensor.name for tensor in request.inputs]
     expected = {spec.name: spec for spec in signature.inputs}
     if len(given) != len(expected) or set(given) != set(expected):
-        raise InvalidInput(
-            f"the request has inputs {given}; this model takes exactly {list(expected)}", field="inputs"
-        )
+        raise InvalidInput(f"the request has inputs {given}; this model takes exactly {list(expected)}", field="inputs")
     raw = request.raw_input_contents
     if raw and len(raw) != len(given):
         raise InvalidInput(
@@ -147,6 +148,7 @@ def requested_outputs(request: pb.ModelInferRequest, signature: Signature) -> li
 
     Raises:
         InvalidInput: An output is unknown or named twice.
+
     """
     known = [spec.name for spec in signature.outputs]
     names = [output.name for output in request.outputs] or known

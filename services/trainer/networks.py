@@ -30,6 +30,7 @@ class Classifier(nn.Module):
         network: What is trained.
         mean: Per channel, in units of 0 to 255.
         std: Per channel, in the same units.
+
     """
 
     mean: Tensor
@@ -60,6 +61,7 @@ class ResidualNetwork(Network):
         classes: Number of labels.
         widths: Channels of each of the three stages.
         depths: Residual blocks in each stage.
+
     """
 
     def __init__(self, classes: int, widths: Sequence[int] = (64, 128, 256), depths: Sequence[int] = (1, 1, 1)) -> None:
@@ -137,6 +139,7 @@ def whitening_filters(images: Tensor, side: int, floor: float = 5e-4) -> Tensor:
         images: Normalised, (N, 3, H, W).
         side: Of a patch, in pixels.
         floor: Added to every variance, so that directions without signal are not blown up.
+
     """
     patches = functional.unfold(images, side).transpose(1, 2).reshape(-1, images.shape[1] * side * side)
     variances, directions = torch.linalg.eigh(torch.cov(patches.T))
@@ -154,6 +157,7 @@ def build_network(name: str, classes: int, options: Mapping[str, Any]) -> Networ
 
     Raises:
         InvalidInput: There is no such network, or it does not take these options.
+
     """
     if name not in NETWORKS:
         raise InvalidInput(f"network {name!r} is unknown; use one of {', '.join(NETWORKS)}", field="network")
