@@ -7,7 +7,7 @@ from collections.abc import AsyncIterable, Callable, Iterable
 import structlog
 
 from aimass.inference.v1 import lifecycle_pb2
-from services.common.errors import NotFound, NotReady, ServiceError
+from services.common.errors import NotFound, NotReady
 from services.common.statuses import status_of
 
 log = structlog.get_logger(__name__)
@@ -116,16 +116,16 @@ class TrafficFollower:
         return condition()
 
     async def _follow(self) -> None:
+        lost = False
         while True:
             try:
                 async for response in self._watch():
+                    lost = False
                     async with self._changed:
                         self._models = {state.model: state for state in response.models}
                         self._changed.notify_all()
             except Exception as error:  # whatever ends the stream, the follower must go on
-                log.info(
-                    "lost the traffic stream",
-                    message=status_of(error).message,
-                    unexpected=not isinstance(error, ServiceError),
-                )
+                if not lost:
+                    log.info("lost the traffic stream, asking again", message=status_of(error).message)
+                lost = True
             await asyncio.sleep(RECONNECT_SECONDS)

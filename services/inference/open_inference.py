@@ -49,7 +49,10 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
 
     async def ServerReady(self, request: pb.ServerReadyRequest, context: Context) -> pb.ServerReadyResponse:
         """Say whether every model has a version that can serve; a repository without models is not ready."""
-        states = self._models.states().values()
+        try:
+            states = self._models.states().values()
+        except NotReady:
+            return pb.ServerReadyResponse(ready=False)
         return pb.ServerReadyResponse(ready=bool(states) and all(ready_versions(state) for state in states))
 
     async def ModelReady(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:

@@ -52,7 +52,7 @@ class ModelServer:
         self._settings = settings
         self._repository = ModelRepository(settings.repository)
         self._models: dict[str, ServedModel] = {}
-        self._states: dict[str, pb.ModelState] = {}
+        self._states: dict[str, pb.ModelState] | None = None
         self._changed = asyncio.Condition()
 
     async def start(self) -> None:
@@ -69,16 +69,23 @@ class ModelServer:
                 version.close()
 
     def states(self) -> dict[str, pb.ModelState]:
-        """Return the state of all models by name; not to be changed."""
+        """Return the state of all models by name; not to be changed.
+
+        Raises:
+            NotReady: The repository is still being loaded.
+        """
+        if self._states is None:
+            raise NotReady("the models are being loaded; try again", retry_after_seconds=1.0)
         return self._states
 
     async def watch(self) -> AsyncIterator[list[pb.ModelState]]:
         """Yield the state of all models now and after each change; a slow reader gets the newest only."""
-        seen = None
+        seen: dict[str, pb.ModelState] | None = None
         while True:
             async with self._changed:
-                await self._changed.wait_for(lambda: self._states is not seen)  # noqa: B023 the wait ends at once
-                seen = self._states
+                while self._states is seen:  # not before the first load is complete
+                    await self._changed.wait()
+                seen = self.states()
             yield list(seen.values())
 
     def resolve(self, name: str, version: int = 0, routing_key: str = "") -> tuple[int, LoadedVersion]:
@@ -89,9 +96,9 @@ class ModelServer:
             NotReady: The version cannot serve.
 
         """
-        state = self._states.get(name)
+        state = self.states().get(name)
         if state is None:
-            raise model_not_found(name, self._states)
+            raise model_not_found(name, self.states())
         number = choose_version(state, version, routing_key)
         return number, self._models[name].loaded[number]
 

@@ -21,9 +21,9 @@ def epoch_batches(
     images, labels = torch.from_numpy(samples.images), torch.from_numpy(samples.labels)
     mirrored = mirrored_in(epoch, len(samples), seed)
     order = torch.randperm(len(samples), generator=generator)
-    for chosen in torch.split(order, min(batch_size, len(samples))):
-        if len(chosen) < min(batch_size, len(samples)):
-            break
+    size = min(batch_size, len(samples))
+    for start in range(0, len(samples) - size + 1, size):
+        chosen = order[start : start + size]
         batch = images[chosen]
         if augmentation.flip:
             batch = torch.where(mirrored[chosen, None, None, None], batch.flip(2), batch)
@@ -63,4 +63,4 @@ def cut_out(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
     rows = (torch.arange(height) >= top) & (torch.arange(height) < top + side)
     columns = (torch.arange(width) >= left) & (torch.arange(width) < left + side)
     hidden = rows[:, :, None, None] & columns[:, None, :, None]
-    return images.masked_fill(hidden, 122)  # near the mean of natural images
+    return images.masked_fill(hidden, 122)  # about the mean of natural images

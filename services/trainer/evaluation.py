@@ -46,7 +46,7 @@ class Evaluation(BaseModel):
     """Counts; row is the true label, column the predicted one."""
 
     def metrics(self, prefix: str) -> dict[str, float]:
-        """The headline figures, each name beginning with *prefix*, for a manifest."""
+        """Return the headline figures for a manifest, each name beginning with *prefix*."""
         names = ("samples", "accuracy", "accuracy_low", "accuracy_high", "top3_accuracy", "calibration_error", "loss")
         return {f"{prefix}_{name}": float(getattr(self, name)) for name in names}
 
@@ -89,7 +89,7 @@ def confusion_matrix(predicted: NDArray[np.int64], labels: NDArray[np.int64], cl
 
 
 def class_results(confusion: NDArray[np.int64], names: tuple[str, ...]) -> tuple[ClassResult, ...]:
-    """Precision, recall and F1 of each class; a share of nothing is 0."""
+    """Return precision, recall and F1 of each class; a share of nothing is 0."""
     results = []
     for position, name in enumerate(names):
         hits, called, true = confusion[position, position], confusion[:, position].sum(), confusion[position].sum()
@@ -115,13 +115,13 @@ def wilson_interval(successes: int, trials: int, z: float = _Z95) -> tuple[float
 
 
 def top_accuracy(probabilities: NDArray[np.floating[Any]], labels: NDArray[np.int64], k: int) -> float:
-    """Share of samples whose true label is among the *k* most probable; ties go to the lower label."""
+    """Return the share of samples whose true label is among the *k* most probable; ties go to the lower label."""
     best = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
     return float((best == labels[:, None]).any(axis=1).mean())
 
 
 def calibration_error(probabilities: NDArray[np.floating[Any]], labels: NDArray[np.int64], bins: int = 15) -> float:
-    """Expected calibration error of the most probable label, over *bins* of equal width."""
+    """Return the expected calibration error of the most probable label, over *bins* of equal width."""
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == labels
     chosen = np.minimum((confidence * bins).astype(np.int64), bins - 1)

@@ -72,12 +72,19 @@ def export_graph(model: Classifier, path: Path, image_shape: tuple[int, int, int
     proto = program.model_proto
     proto.producer_name = "aimass"
     onnx.helper.set_model_props(proto, dict(metadata))
-    for node in proto.graph.node:
-        del node.metadata_props[:]  # the exporter's notes hold stack traces with paths of this machine
+    _strip_notes(proto.graph)
     onnx.checker.check_model(proto, full_check=True)
     aside = path.with_name(path.name + ".part")
     onnx.save_model(proto, aside)
     aside.replace(path)
+
+
+def _strip_notes(graph: onnx.GraphProto) -> None:
+    """Remove what the exporter notes of the source; it holds stack traces with paths of this machine."""
+    parts: list[Any] = [graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer]
+    for part in parts:
+        del part.metadata_props[:]
+        part.doc_string = ""
 
 
 def open_graph(path: Path, threads: int = 0) -> onnxruntime.InferenceSession:
@@ -133,6 +140,6 @@ def make_golden(session: onnxruntime.InferenceSession, samples: Samples) -> Gold
     )
 
 
-def graph_metadata(labels: tuple[str, ...], run_id: str, dataset: str) -> dict[str, Any]:
-    """What a graph says of itself when its manifest is lost."""
+def graph_metadata(labels: tuple[str, ...], run_id: str, dataset: str) -> dict[str, str]:
+    """Return what a graph says of itself, should its manifest be lost."""
     return {"labels": json.dumps(labels), "run": run_id, "dataset": dataset}

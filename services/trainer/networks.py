@@ -60,7 +60,7 @@ class ResidualNetwork(Network):
     Args:
         classes: Number of labels.
         widths: Channels of each of the three stages.
-        depths: Residual blocks in each stage.
+        depths: Residual blocks in each stage; as many as there are widths.
 
     """
 
@@ -69,7 +69,7 @@ class ResidualNetwork(Network):
         self.whiten = nn.Conv2d(3, 24, 2, bias=False)
         self.whiten.weight.requires_grad_(False)
         stages: list[nn.Module] = []
-        for inputs, outputs, depth in zip((24, *widths), widths, depths, strict=False):
+        for inputs, outputs, depth in zip((24, *widths[:-1]), widths, depths, strict=True):
             stages += [Convolution(inputs, outputs, pool=True), *(Residual(outputs) for _ in range(depth))]
         self.stages = nn.Sequential(*stages)
         self.head = nn.Linear(widths[-1], classes, bias=False)
@@ -86,9 +86,9 @@ class ResidualNetwork(Network):
                 module.fold()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the logits."""
         x = functional.relu(self.whiten(x))  # (B, 24, 31, 31)
-        x = self.stages(x)  # (B, widths[-1], 3, 3)
-        x = x.amax(dim=(2, 3))
+        x = self.stages(x).amax(dim=(2, 3))  # (B, widths[-1])
         # Small logits at the start keep the first steps gentle at a high learning rate.
         return functional.linear(x, self.head.weight / 8)
 
@@ -102,7 +102,9 @@ class Residual(nn.Module):
         self.second = Convolution(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.second(self.first(x))
+        """Return a tensor of the shape of *x*."""
+        refined: Tensor = self.second(self.first(x))
+        return x + refined
 
 
 class Convolution(nn.Module):
@@ -129,7 +131,8 @@ class Convolution(nn.Module):
             self.norm = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.relu(self.norm(self.pool(self.convolution(x))))
+        """Return (B, outputs, H, W), or half of H and W where it pools."""
+        return torch.relu(self.norm(self.pool(self.convolution(x))))
 
 
 def whitening_filters(images: Tensor, side: int, floor: float = 5e-4) -> Tensor:
@@ -143,7 +146,7 @@ def whitening_filters(images: Tensor, side: int, floor: float = 5e-4) -> Tensor:
     """
     patches = functional.unfold(images, side).transpose(1, 2).reshape(-1, images.shape[1] * side * side)
     variances, directions = torch.linalg.eigh(torch.cov(patches.T))
-    filters = directions.T / torch.sqrt(variances[:, None] + floor)
+    filters: Tensor = directions.T / torch.sqrt(variances[:, None] + floor)
     return filters.reshape(-1, images.shape[1], side, side)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from services.common import manifest
-from services.common.errors import Conflict, NotFound
+from services.common.errors import Conflict, NotFound, ServiceError
 from services.trainer import slices
 from services.trainer.datasets import Dataset, load_dataset
 from services.trainer.evaluation import evaluate_predictions
@@ -64,8 +64,7 @@ def run_training(options: TrainingOptions, data_dir: Path, run_dir: Path, report
     try:
         run = _execute(run, data_dir, run_dir, report)
     except BaseException as error:
-        reason = "interrupted; start it again to continue" if isinstance(error, KeyboardInterrupt) else str(error)
-        failed = read_run(run_dir).replace(state=RunState.FAILED, reason=reason or repr(error), finish_time=now())
+        failed = read_run(run_dir).replace(state=RunState.FAILED, reason=_reason(error), finish_time=now())
         write_run(run_dir, failed)
         raise
     return run
@@ -83,13 +82,24 @@ def _start(run_dir: Path, options: TrainingOptions) -> Run:
     return earlier.replace(state=RunState.RUNNING, reason=None, finish_time=None)
 
 
+def _reason(error: BaseException) -> str:
+    if isinstance(error, ServiceError):
+        return error.message
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; start it again to continue"
+    return f"{type(error).__name__}: {error}"
+
+
 def _execute(run: Run, data_dir: Path, run_dir: Path, report: Report) -> Run:
     options = run.options
     report("load", 0.0, {})
     dataset = load_dataset(
         options.dataset, data_dir, validation_fraction=options.validation_fraction, seed=options.seed
     )
-    run = run.replace(dataset=manifest.Dataset(name=dataset.name, digest=dataset.digest, counts=dataset.counts))
+    described = manifest.Dataset(name=dataset.name, digest=dataset.digest, counts=dataset.counts)
+    if run.dataset not in (None, described):
+        raise Conflict(f"run {run.id!r} was started on other samples; bring them back or give a new run id")
+    run = run.replace(dataset=described)
     write_run(run_dir, run)
 
     def on_step(step: int, steps: int, loss: float) -> None:

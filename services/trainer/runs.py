@@ -65,7 +65,7 @@ class Run(BaseModel):
 
 
 def now() -> str:
-    """The present time, RFC 3339 in UTC, to the second."""
+    """Return the present time, RFC 3339 in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 

@@ -1,0 +1,96 @@
+"""Suites under measurement: started as a person would, found again by their ports, weighed by their CPU time."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health_pb2_grpc import HealthStub
+
+START_SECONDS = 60.0
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A running suite."""
+
+    mode: str
+    http_port: int
+    grpc_port: int
+    pid: int
+
+    def cpu_seconds(self) -> float:
+        """Return the CPU time of all its processes so far."""
+        return sum(_cpu_seconds(pid) for pid in (self.pid, *_children(self.pid)))
+
+
+@contextmanager
+def running_suite(mode: str, home: Path) -> Iterator[Suite]:
+    """Start `aimass up --mode MODE` on free ports and stop it at the end."""
+    http, public, preprocess, inference, trainer = _free_ports(5)
+    environ = os.environ | {
+        "AIMASS_HOME": str(home),
+        "GATEWAY_HTTP_PORT": str(http),
+        "GATEWAY_GRPC_PORT": str(public),
+        "GATEWAY_PREPROCESS_ADDRESS": f"127.0.0.1:{preprocess}",
+        "GATEWAY_INFERENCE_ADDRESS": f"127.0.0.1:{inference}",
+        "GATEWAY_TRAINER_ADDRESS": f"127.0.0.1:{trainer}",
+        "GATEWAY_LOG_LEVEL": "WARNING",
+        "PREPROCESS_PORT": str(preprocess),
+        "PREPROCESS_INFERENCE_ADDRESS": f"127.0.0.1:{inference}",
+        "PREPROCESS_LOG_LEVEL": "WARNING",
+        "INFERENCE_PORT": str(inference),
+        "INFERENCE_LOG_LEVEL": "WARNING",
+        "TRAINER_PORT": str(trainer),
+        "TRAINER_LOG_LEVEL": "WARNING",
+    }
+    command = [sys.executable, "-m", "aimass", "up", "--mode", mode]
+    with subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL) as process:
+        try:
+            for port in (inference, public) if mode == "pipeline" else (preprocess, inference, public):
+                _wait_serving(port, process)
+            yield Suite(mode, http, public, process.pid)
+        finally:
+            process.send_signal(signal.SIGTERM)
+
+
+def _free_ports(count: int) -> list[int]:
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [listener.getsockname()[1] for listener in listeners]
+    for listener in listeners:
+        listener.close()
+    return ports
+
+
+def _wait_serving(port: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        health = HealthStub(channel)
+        while True:
+            try:
+                answer = health.Check(health_pb2.HealthCheckRequest(), timeout=1.0, wait_for_ready=True)
+                if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                    return
+            except grpc.RpcError:
+                pass
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the suite did not get ready on port {port}")
+            time.sleep(0.1)
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS

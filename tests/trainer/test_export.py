@@ -1,0 +1,86 @@
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from services.common.errors import Conflict
+from services.trainer.datasets import Dataset
+from services.trainer.export import check_parity, export_graph, make_golden, open_graph, run_graph
+from services.trainer.networks import Classifier
+from services.trainer.recipes import TrainingOptions
+from services.trainer.training import build_model, predict, train
+
+
+@pytest.fixture(scope="module")
+def trained(small_dataset: Dataset, small_options: TrainingOptions) -> Classifier:
+    options = small_options.model_copy(update={"epochs": 1})
+    model = build_model(small_dataset, options)
+    train(model, small_dataset, options)
+    return model
+
+
+@pytest.fixture(scope="module")
+def graph(trained: Classifier, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("export") / "model.onnx"
+    export_graph(trained, path, (32, 32, 3), {"run": "r1"})
+    return path
+
+
+def test_graph_gives_the_probabilities_of_the_network(graph: Path, trained: Classifier, small_dataset: Dataset) -> None:
+    found = run_graph(open_graph(graph, threads=1), small_dataset.test.images, 32)
+
+    assert np.allclose(found, predict(trained, small_dataset.test).numpy(), atol=1e-5)
+    assert np.allclose(found.sum(axis=1), 1.0, atol=1e-5)
+
+
+def test_graph_takes_uint8_pixels_in_batches_of_any_size(graph: Path) -> None:
+    session = open_graph(graph, threads=1)
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+
+    assert [(i.name, i.type, i.shape) for i in inputs] == [("image", "tensor(uint8)", ["batch", 32, 32, 3])]
+    assert [(o.name, o.type, o.shape) for o in outputs] == [("probabilities", "tensor(float)", ["batch", 10])]
+
+
+def test_graph_is_one_file_that_names_its_run_and_no_source(graph: Path) -> None:
+    proto = onnx.load(graph)
+
+    assert [path.name for path in graph.parent.iterdir()] == ["model.onnx"]
+    assert {entry.key: entry.value for entry in proto.metadata_props} == {"run": "r1"}
+    assert "BatchNormalization" not in {node.op_type for node in proto.graph.node}
+    assert b".py" not in graph.read_bytes()
+
+
+def test_export_leaves_the_network_as_it_was(graph: Path, trained: Classifier) -> None:
+    assert any("norm.running_mean" in name for name in trained.state_dict())
+
+
+def test_parity_holds_on_real_images(graph: Path, trained: Classifier, small_dataset: Dataset) -> None:
+    parity = check_parity(trained, open_graph(graph, threads=1), small_dataset.test.images)
+
+    assert (parity.samples, parity.label_mismatches) == (100, 0)
+    assert parity.largest_difference < 1e-5
+
+
+def test_parity_refuses_a_graph_with_another_weight(
+    graph: Path, trained: Classifier, small_dataset: Dataset, tmp_path: Path
+) -> None:
+    proto = onnx.load(graph)
+    weight = next(each for each in proto.graph.initializer if each.name.endswith("stages.0.convolution.weight"))
+    tampered = onnx.numpy_helper.to_array(weight).copy()
+    tampered.flat[0] += 1.0
+    weight.CopyFrom(onnx.numpy_helper.from_array(tampered, weight.name))
+    onnx.save_model(proto, tmp_path / "tampered.onnx")
+
+    with pytest.raises(Conflict, match=r"differs from the trained network: .* probabilities by up to \d\.\d+e-\d\d;"):
+        check_parity(trained, open_graph(tmp_path / "tampered.onnx", threads=1), small_dataset.test.images)
+
+
+def test_golden_outputs_are_what_the_graph_answers(graph: Path, small_dataset: Dataset) -> None:
+    session = open_graph(graph, threads=1)
+
+    golden = make_golden(session, small_dataset.test[:8])
+
+    (image,), (probabilities,) = golden.inputs, golden.outputs
+    assert np.array_equal(image.to_array(), small_dataset.test.images[:8])
+    assert np.allclose(run_graph(session, image.to_array(), 1), probabilities.to_array(), atol=golden.absolute_tolerance)

@@ -1,0 +1,44 @@
+from pathlib import Path
+
+import pytest
+
+from services.common.errors import InvalidInput, NotFound
+from services.trainer.recipes import make_options
+from services.trainer.runs import Run, RunState, list_runs, now, read_run, write_run
+
+
+def _run(run_id: str, create_time: str) -> Run:
+    return Run(id=run_id, options=make_options("quick"), create_time=create_time)
+
+
+def test_a_record_survives_the_disk(tmp_path: Path) -> None:
+    run = _run("a", now()).replace(state=RunState.FAILED, reason="the disk is full", metrics={"test_accuracy": 0.5})
+
+    write_run(tmp_path / "a", run)
+
+    assert read_run(tmp_path / "a") == run
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["run.json"]
+
+
+def test_runs_are_listed_newest_first_and_other_folders_are_left_out(tmp_path: Path) -> None:
+    write_run(tmp_path / "old", _run("old", "2026-01-01T00:00:00Z"))
+    write_run(tmp_path / "new", _run("new", "2026-01-02T00:00:00Z"))
+    (tmp_path / "something-else").mkdir()
+
+    assert [run.id for run in list_runs(tmp_path)] == ["new", "old"]
+
+
+def test_no_runs_are_listed_where_the_folder_does_not_exist(tmp_path: Path) -> None:
+    assert list_runs(tmp_path / "nowhere") == []
+
+
+def test_a_folder_without_a_run_is_not_found(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="holds no training run"):
+        read_run(tmp_path)
+
+
+def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{")
+
+    with pytest.raises(InvalidInput, match=r"run.json is not a valid record of a run"):
+        read_run(tmp_path)
