@@ -125,6 +125,7 @@ def _print_predictions(outcomes: list[tuple[Path, Any]]) -> None:
     from aimass.client import PredictionError
 
     table = Table("file", "label", "probability", "others", "time", box=None, pad_edge=False)
+    table.columns[0].overflow = "fold"
     for file, outcome in outcomes:
         if isinstance(outcome, PredictionError):
             table.add_row(str(file), f"[red]{outcome.reason}[/red]", "", outcome.message, "")

@@ -39,6 +39,7 @@ class GatewayComponent:
                 http="httptools",
                 log_config=None,
                 access_log=False,
+                proxy_headers=False,
                 server_header=False,
                 timeout_graceful_shutdown=int(settings.stop_grace_seconds),
             )

@@ -26,7 +26,7 @@ _UPRIGHT = {
 }
 _MAX_EXIF_BYTES = 1 << 20
 _MAX_ASPECT = 16
-"""Mode `crop`: what lies beyond this many shorter sides never reaches the cut, and resizing it could cost any memory."""
+"""Mode `crop`: what lies beyond this many shorter sides never reaches the cut; resizing it may cost any memory."""
 _MAX_INTERMEDIATE_PIXELS = 1 << 22
 
 

@@ -1,14 +1,15 @@
 """Start-up and shutdown of a grpc.aio server: health, reflection, limits, signals, an orderly stop."""
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import grpc
 import structlog
@@ -16,10 +17,13 @@ import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from services.common.interceptor import AroundInterceptor
+from services.common.interceptor import GRPC_INTERNAL, AroundInterceptor
 from services.common.logs import configure_logs
 from services.common.settings import ServiceSettings, SettingsError, load_settings
 from services.common.statuses import ending_with_status
+
+if TYPE_CHECKING:
+    from services.common.interceptor import Handler
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -27,6 +31,10 @@ T = TypeVar("T")
 
 SUPERVISED_VARIABLE = "AIMASS_SUPERVISED"
 """Set for processes that shall not outlive the one that started them."""
+
+
+SETTLE_SECONDS = 0.02
+"""What grpc accepted before a server was told to stop reaches its event loop within this time."""
 
 
 class StopSignal:
@@ -50,21 +58,24 @@ class StopSignal:
 
     async def until(self, items: AsyncIterator[T]) -> AsyncIterator[T]:
         """Yield *items* until the process shall stop, so that a stream ends after what it has accepted."""
-        stopping = asyncio.ensure_future(self._event.wait())
         iterator = aiter(items)
+        stopping = asyncio.ensure_future(self._event.wait())
+        following: asyncio.Future[T] | None = None
         try:
             while True:
                 following = asyncio.ensure_future(anext(iterator))
                 await asyncio.wait((stopping, following), return_when=asyncio.FIRST_COMPLETED)
                 if not following.done():
-                    following.cancel()
                     return
                 try:
-                    yield following.result()
+                    item = following.result()
                 except StopAsyncIteration:
                     return
+                yield item
         finally:
-            stopping.cancel()
+            for waiting in (stopping, following):
+                if waiting is not None:
+                    waiting.cancel()
 
 
 @dataclass(frozen=True)
@@ -91,27 +102,28 @@ class Component(Protocol):
         """Free what the component holds; no call is in flight any more."""
 
 
-class _InFlight:
-    """Counts the calls that a stopping server still owes an answer."""
+class _InFlight(grpc.aio.ServerInterceptor):
+    """Knows the calls that a stopping server still owes an answer, while their request arrives until it has left."""
 
     def __init__(self) -> None:
-        self._count = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._calls: set[asyncio.Task[Any]] = set()
 
-    async def wait_idle(self) -> None:
-        await self._idle.wait()
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        """Remember the task of the call, in which grpc asks for the handler, receives, runs it and sends."""
+        call = asyncio.current_task()
+        if call is not None and not handler_call_details.method.startswith(GRPC_INTERNAL):
+            self._calls.add(call)
+            call.add_done_callback(self._calls.discard)
+        return await continuation(handler_call_details)
 
-    @asynccontextmanager
-    async def counting(self, _method: str, _context: object) -> AsyncIterator[None]:
-        self._count += 1
-        self._idle.clear()
-        try:
-            yield
-        finally:
-            self._count -= 1
-            if not self._count:
-                self._idle.set()
+    async def wait_idle(self, seconds: float) -> None:
+        """Wait until no call is left, at most *seconds*."""
+        if self._calls:
+            await asyncio.wait(self._calls, timeout=seconds)
 
 
 class GrpcServer:
@@ -125,13 +137,13 @@ class GrpcServer:
         *,
         max_message_bytes: int,
     ) -> None:
-        self._address = f"{host}:{port}"
+        self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._names = ("", *(service.name for service in services))
         self._health = health.aio.HealthServicer()
         self._in_flight = _InFlight()
         self._server = grpc.aio.server(
             interceptors=[
-                AroundInterceptor(self._in_flight.counting),
+                self._in_flight,
                 AroundInterceptor(ending_with_status),
             ],
             options=[
@@ -174,8 +186,8 @@ class GrpcServer:
         await self.set_ready(False)
         await asyncio.sleep(drain_seconds)
         stopped = asyncio.ensure_future(self._server.stop(grace_seconds))
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._in_flight.wait_idle(), grace_seconds)
+        await asyncio.sleep(min(SETTLE_SECONDS, grace_seconds))
+        await self._in_flight.wait_idle(grace_seconds)
         # What is left are health watchers and reflection clients; they would hold the server for the whole grace.
         await self._server.stop(None)
         await stopped
@@ -234,11 +246,16 @@ def run_until_signalled(main: Callable[[StopSignal], Coroutine[Any, Any, None]])
     async def signalled() -> None:
         stop = StopSignal()
         loop = asyncio.get_running_loop()
+
+        def parent_gone() -> None:
+            loop.remove_reader(sys.stdin.fileno())  # an ended file stays readable, and the loop would spin on it
+            stop.set()
+
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         if os.environ.get(SUPERVISED_VARIABLE):
             # The supervisor holds the other end of standard input and never writes: end of file means it is gone.
-            loop.add_reader(sys.stdin.fileno(), stop.set)
+            loop.add_reader(sys.stdin.fileno(), parent_gone)
         await main(stop)
 
     uvloop.run(signalled())

@@ -73,11 +73,14 @@ _CODEC_BYTES = {
     "JPEG": (0, 2, 3),
     "PNG": (0, 0, 3),
     "WebP": (12, 0, 3),
-    "GIF": (0, 0, 25),  # comments in blocks of one byte
+    "GIF": (0, 0, 3),
     "BMP": (0, 0, 3),
     "TIFF": (8, 0, 3),
     "AVIF": (0, 5, 25),  # EXIF in numbers of two bytes
 }
+_TIFF_TAGS = {*range(256, 260), 262, 266, 273, 274, *range(277, 280), 284, 292, 293, 317, 320, *range(322, 326)} | {338, 339}
+# None, CCITT, LZW, Deflate, PackBits. JPEG, WebP and others in TIFF would be decoders within a decoder.
+_TIFF_COMPRESSIONS = {1, 2, 3, 4, 5, 8, 32773, 32946}
 _STORED_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2}
 _CONVERSION_BYTES = {"1": 2, "L": 2, "RGB": 4, "I": 12, "F": 12}
 
@@ -180,20 +183,19 @@ def _explained(name: str, data: bytes) -> Iterator[None]:
 
 def _check_pixels(width: int, height: int, limits: DecodeLimits) -> None:
     pixels, limit = width * height, limits.max_image_pixels
-    what = f"the image has {width:,} x {height:,} = {pixels:,} pixels"
+    message = f"the image has {width:,} x {height:,} = {pixels:,} pixels; the limit is {limit:,}"
     if pixels > limit:
-        raise _refusal("TOO_MANY_PIXELS", f"{what}; the limit is {limit:,}; make it smaller", pixels=pixels, limit=limit)
+        raise _refusal("TOO_MANY_PIXELS", f"{message}; make it smaller", pixels=pixels, limit=limit)
     if max(width, height) > MAX_SIDE:
-        message = f"{what}; the limit of a side is {MAX_SIDE:,}; make it shorter"
-        raise _refusal("TOO_MANY_PIXELS", message, side=max(width, height), limit=MAX_SIDE)
+        raise _refusal("TOO_MANY_PIXELS", f"{message}, and {MAX_SIDE:,} for a side; make it shorter", limit=MAX_SIDE)
 
 
 def _open(name: str, data: bytes, limits: DecodeLimits) -> tuple[ImageFile.ImageFile, int]:
     """Return the plug-in's picture, of which only the header is read, and the pixels of its largest buffer."""
     if name == "WebP":  # its canvas is allocated with the header
         _check_pixels(*_webp_canvas(data), limits)
-    essentials = {"JPEG": _jpeg_essentials, "PNG": _png_essentials, "TIFF": _tiff_essentials, "AVIF": _avif_essentials}
-    image = _PLUGINS[name](BytesIO(essentials[name](data) if name in essentials else data))
+    essentials = _ESSENTIALS.get(name, bytes)
+    image = _PLUGINS[name](BytesIO(essentials(data)))
     sizes = [image.size]
     if isinstance(image, TiffImageFile):
         sizes.append(_tiff_tile(image, data))
@@ -266,26 +268,36 @@ def _png_essentials(data: bytes) -> bytes:
     raise _unsupported("PNG", f"a file of more than {MAX_PARTS:,} chunks")
 
 
+def _gif_essentials(data: bytes) -> bytes:
+    """Leave out comments and applications' extensions: Pillow holds each of their blocks, which may be a byte."""
+    view, position = memoryview(data), 13 + (3 << (data[10] & 7) + 1 if data[10] & 128 else 0)
+    kept = [view[:position]]
+    for _ in range(MAX_PARTS):
+        if data[position : position + 1] != b"!":
+            return b"".join([*kept, view[position:]])
+        end = position + 2
+        while data[end]:
+            end += 1 + data[end]
+        if data[position + 1] == 0xF9:  # timing and transparency
+            kept.append(view[position : end + 1])
+        position = end + 1
+    raise _unsupported("GIF", f"a header of more than {MAX_PARTS:,} extensions")
+
+
 def _tiff_essentials(data: bytes) -> bytes:
     """Cut the first directory down to the tags that make pixels, and the others off."""
     order, start, end = _tiff_directory(data)
     kept: dict[int, bytes] = {}
-    for at in range(start + 2, end - 4, 12):
-        entry = data[at : at + 12]
-        tag, kind, value = (int.from_bytes(entry[at : at + 2], order) for at in (0, 2, 8))
+    for entry in (data[at : at + 12] for at in range(start + 2, min(end, len(data)) - 4, 12)):
+        tag, value = int.from_bytes(entry[:2], order), int.from_bytes(entry[8:10], order)
         if tag in _TIFF_TAGS:
             kept.setdefault(tag, entry)
-        if tag == 259 and (kind != 3 or value not in _TIFF_COMPRESSIONS):
+        if tag == 259 and len(entry) == 12 and value not in _TIFF_COMPRESSIONS:
             raise _unsupported("TIFF", f"its compression {value}")
     if sum(int.from_bytes(entry[4:8], order) for entry in kept.values()) > 2 * MAX_PARTS:  # offset and length of each
         raise _unsupported("TIFF", f"a picture of more than {MAX_PARTS:,} strips")
     directory = len(kept).to_bytes(2, order) + b"".join(kept.values())
     return data[:start] + directory.ljust(end - start, b"\0") + data[end:]
-
-
-_TIFF_TAGS = {256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325, 338, 339}
-# None, CCITT, LZW, Deflate, PackBits. JPEG, WebP and others in TIFF are decoders within a decoder.
-_TIFF_COMPRESSIONS = {1, 2, 3, 4, 5, 8, 32773, 32946}
 
 
 def _tiff_directory(data: bytes) -> tuple[Literal["little", "big"], int, int]:
@@ -305,6 +317,20 @@ def _tiff_tile(image: TiffImageFile, data: bytes) -> tuple[int, int]:
     return tags.get(322, 1), tags.get(323, 1)
 
 
+def _avif_essentials(data: bytes) -> bytes:
+    """Turn an image sequence into its still picture: one place less that names sizes."""
+    return data[:8] + b"avif" + data[12:] if data[8:12] == b"avis" else data
+
+
+_ESSENTIALS = {
+    "JPEG": _jpeg_essentials,
+    "PNG": _png_essentials,
+    "GIF": _gif_essentials,
+    "TIFF": _tiff_essentials,
+    "AVIF": _avif_essentials,
+}
+
+
 def _webp_canvas(data: bytes) -> tuple[int, int]:
     chunk = data[12:16]
     if chunk == b"VP8X":
@@ -313,11 +339,6 @@ def _webp_canvas(data: bytes) -> tuple[int, int]:
         bits = int.from_bytes(data[21:25], "little")
         return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
     return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
-
-
-def _avif_essentials(data: bytes) -> bytes:
-    """Turn an image sequence into its still picture: one place less that names sizes."""
-    return data[:8] + b"avif" + data[12:] if data[8:12] == b"avis" else data
 
 
 def _av1_frames(data: bytes) -> list[tuple[int, int]]:
@@ -338,7 +359,7 @@ def _av1_frames(data: bytes) -> list[tuple[int, int]]:
 
 def _boxes(data: bytes, start: int, end: int) -> list[tuple[bytes, int, int]]:
     """Return kind, start and end of the content of the ISO base media boxes side by side."""
-    boxes = []
+    boxes: list[tuple[bytes, int, int]] = []
     while start + 8 <= end and len(boxes) < MAX_PARTS:
         size, kind, content = int.from_bytes(data[start : start + 4]), data[start + 4 : start + 8], start + 8
         if size == 1:
@@ -425,4 +446,4 @@ def _ends_early(name: str, data: bytes) -> bool:
         case "TIFF":
             return len(data) < _tiff_directory(data)[2]
         case _:
-            return any(end > len(data) for _, _, end in _boxes(data, 0, len(data)))
+            return _boxes(data, 0, len(data))[-1][2] != len(data)

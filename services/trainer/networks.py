@@ -31,6 +31,9 @@ class Classifier(nn.Module):
         mean: Per channel, in units of 0 to 255.
         std: Per channel, in the same units.
 
+    Attributes:
+        temperature: Logits are divided by it; fitted after training, so that a confidence of 80 % is right in 80 %.
+
     """
 
     mean: Tensor
@@ -39,6 +42,7 @@ class Classifier(nn.Module):
     def __init__(self, network: Network, mean: Tensor, std: Tensor) -> None:
         super().__init__()
         self.network = network
+        self.temperature = 1.0
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
 
@@ -48,7 +52,7 @@ class Classifier(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the probabilities (B, classes) of uint8 images (B, H, W, 3)."""
-        return functional.softmax(self.network(self.normalise(image)), dim=1)
+        return functional.softmax(self.network(self.normalise(image)) / self.temperature, dim=1)
 
 
 class ResidualNetwork(Network):

@@ -10,7 +10,7 @@ from services.common import manifest
 from services.common.errors import Conflict, NotFound, ServiceError
 from services.trainer import slices
 from services.trainer.datasets import Dataset, load_dataset
-from services.trainer.evaluation import evaluate_predictions
+from services.trainer.evaluation import evaluate_predictions, fit_temperature
 from services.trainer.export import check_parity, export_graph, graph_metadata, make_golden, open_graph, run_graph
 from services.trainer.recipes import TrainingOptions
 from services.trainer.runs import (
@@ -26,7 +26,7 @@ from services.trainer.runs import (
     write_run,
 )
 from services.trainer.samples import Samples
-from services.trainer.training import build_model, train
+from services.trainer.training import build_model, predict, train
 
 _PARITY_SAMPLES = 2_000
 _GOLDEN_SAMPLES = 8
@@ -113,6 +113,7 @@ def _execute(run: Run, data_dir: Path, run_dir: Path, report: Report) -> Run:
     model = build_model(dataset, options)
     history = train(model, dataset, options, checkpoint=run_dir / CHECKPOINT_FILE, on_step=on_step, on_epoch=on_epoch)
     run = run.replace(history=tuple(history))
+    model.temperature = fit_temperature(predict(model, dataset.validation).numpy(), dataset.validation.labels)
 
     report("export", 0.0, {})
     path = run_dir / MODEL_FILE
@@ -128,6 +129,7 @@ def _execute(run: Run, data_dir: Path, run_dir: Path, report: Report) -> Run:
     (run_dir / EVALUATION_FILE).write_text(evaluation.model_dump_json(indent=1) + "\n")
     metrics = {
         "validation_accuracy": history[-1].validation_accuracy,
+        "temperature": model.temperature,
         "parity_samples": float(parity.samples),
         "parity_largest_difference": parity.largest_difference,
         **evaluation.metrics("test"),

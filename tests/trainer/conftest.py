@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from services.trainer import slices
-from services.trainer.datasets import Dataset, split
 from services.trainer.cifar10 import LABELS
+from services.trainer.datasets import Dataset, split
 from services.trainer.recipes import TrainingOptions, make_options
 from services.trainer.samples import Samples
 

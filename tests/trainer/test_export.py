@@ -83,4 +83,20 @@ def test_golden_outputs_are_what_the_graph_answers(graph: Path, small_dataset: D
 
     (image,), (probabilities,) = golden.inputs, golden.outputs
     assert np.array_equal(image.to_array(), small_dataset.test.images[:8])
-    assert np.allclose(run_graph(session, image.to_array(), 1), probabilities.to_array(), atol=golden.absolute_tolerance)
+    assert np.allclose(
+        run_graph(session, image.to_array(), 1), probabilities.to_array(), atol=golden.absolute_tolerance
+    )
+
+
+def test_graph_divides_the_logits_by_the_temperature(
+    trained: Classifier, small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trained, "temperature", 3.0)
+    images = small_dataset.test.images
+
+    export_graph(trained, tmp_path / "model.onnx", (32, 32, 3), {})
+    found = run_graph(open_graph(tmp_path / "model.onnx", threads=1), images, 50)
+    monkeypatch.undo()
+
+    softened = predict(trained, small_dataset.test).numpy() ** (1 / 3)
+    assert np.allclose(found, softened / softened.sum(axis=1, keepdims=True), atol=1e-5)

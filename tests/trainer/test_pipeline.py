@@ -44,7 +44,8 @@ def test_a_finished_run_holds_its_record_and_its_model(finished: Path, options: 
 
     assert run.state is RunState.SUCCEEDED
     assert run.options == options
-    assert run.finish_time is not None and run.finish_time >= run.create_time
+    assert run.finish_time is not None
+    assert run.finish_time >= run.create_time
     assert [result.epoch for result in run.history] == [1, 2]
     assert {path.name for path in finished.iterdir()} == {
         "run.json", "checkpoint.pt", "evaluation.json", "model.onnx", "model.json",
@@ -54,7 +55,9 @@ def test_a_finished_run_holds_its_record_and_its_model(finished: Path, options: 
 def test_the_manifest_describes_the_graph_beside_it(finished: Path) -> None:
     document = Manifest.from_json((finished / "model.json").read_bytes(), "model.json")
 
-    assert document.graph is not None and document.preprocess is not None and document.training is not None
+    assert document.graph is not None
+    assert document.preprocess is not None
+    assert document.training is not None
     assert document.graph.sha256 == digest_of((finished / "model.onnx").read_bytes())
     assert document.preprocess.shape == (32, 32, 3)
     assert document.preprocess_digest == document.preprocess.digest

@@ -48,14 +48,15 @@ def test_read_slice_names_the_missing_file(tmp_path: Path) -> None:
 
 
 def test_write_slice_selects_the_first_of_each_class_and_keeps_every_pixel(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slice_samples: tuple[Samples, Samples]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(slices, "PER_CLASS", {"train": 100, "test": 100})
-    train, test = slice_samples
+    images = np.broadcast_to(np.arange(1200)[:, None, None, None] % 251, (1200, 32, 32, 3)).astype(np.uint8)
+    full = Samples(images, np.arange(1200) % 10)
 
-    slices.write_slice(train, test, tmp_path)
-    again_train, again_test = slices.read_slice(tmp_path)
+    slices.write_slice(full, full[::-1], tmp_path)
+    train, test = slices.read_slice(tmp_path)
 
-    assert np.array_equal(again_train.images, train.first_per_class(100).images)
-    assert np.array_equal(again_test.images, test.images)
-    assert np.array_equal(again_test.labels, test.labels)
+    assert np.array_equal(train.images, images[:1000])
+    assert np.array_equal(test.images, images[::-1][:1000])
+    assert np.array_equal(test.labels, full.labels[::-1][:1000])

@@ -18,9 +18,7 @@ class Stopped(Exception):
 
 @pytest.fixture(scope="module")
 def tiny_dataset(small_dataset: Dataset) -> Dataset:
-    return dataclasses.replace(
-        small_dataset, train=small_dataset.train[:256], validation=small_dataset.validation[:50]
-    )
+    return dataclasses.replace(small_dataset, train=small_dataset.train[:256], validation=small_dataset.validation[:50])
 
 
 def test_training_learns(small_dataset: Dataset, small_options: TrainingOptions) -> None:

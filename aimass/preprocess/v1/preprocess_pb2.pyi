@@ -131,7 +131,9 @@ class ImageError(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """Stable word: EMPTY_IMAGE, NOT_AN_IMAGE, TRUNCATED_IMAGE, TOO_MANY_PIXELS, TOO_MANY_BYTES or UNSUPPORTED_IMAGE."""
+    """Stable word: EMPTY_IMAGE, NOT_AN_IMAGE, UNSUPPORTED_IMAGE, TRUNCATED_IMAGE, DAMAGED_IMAGE, TOO_MANY_PIXELS or
+    TOO_MANY_BYTES.
+    """
     message: _builtins.str
     """One sentence that names the value, the limit and what to change."""
     def __init__(
