@@ -45,7 +45,9 @@ def configure_logs(service: str, level: str = "INFO", style: Literal["auto", "js
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
-    formatter = structlog.stdlib.ProcessorFormatter(processors=[_drop_foreign, renderer], foreign_pre_chain=shared)
+    formatter = structlog.stdlib.ProcessorFormatter(
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer], foreign_pre_chain=shared
+    )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
@@ -59,7 +61,3 @@ def _add_service(service: str) -> Callable[[Any, str, MutableMapping[str, Any]],
         return event
 
     return add
-
-
-def _drop_foreign(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
-    return structlog.stdlib.ProcessorFormatter.remove_processors_meta(_logger, _method, event)  # type: ignore[return-value]

@@ -78,7 +78,8 @@ _CODEC_BYTES = {
     "TIFF": (8, 0, 3),
     "AVIF": (0, 5, 25),  # EXIF in numbers of two bytes
 }
-_TIFF_TAGS = {*range(256, 260), 262, 266, 273, 274, *range(277, 280), 284, 292, 293, 317, 320, *range(322, 326)} | {338, 339}
+# Size, kind of samples, compression and its options, where the pixels are, palette, orientation.
+_TIFF_TAGS = {*range(256, 260), 262, 266, 273, 274, 277, 278, 279, 284, 292, 293, 317, 320, *range(322, 326), 338, 339}
 # None, CCITT, LZW, Deflate, PackBits. JPEG, WebP and others in TIFF would be decoders within a decoder.
 _TIFF_COMPRESSIONS = {1, 2, 3, 4, 5, 8, 32773, 32946}
 _STORED_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2}
