@@ -58,8 +58,9 @@ protos: $(INSTALLED) ## generate the Python code of the contracts
 protos-check: protos ## fail where the committed code is not what the contracts generate
 	git diff --exit-code -- aimass
 
-bench: $(INSTALLED) ## image bytes -> label in both modes, beside the bare loop
+bench: $(INSTALLED) ## images per second, latency and CPU of both modes, beside the bare loop; accuracy
 	$(BIN)/python -m benchmarks.images
+	$(BIN)/python -m benchmarks.accuracy
 
 clean: ## remove what make made
 	rm -rf $(VENV) .aimass .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist

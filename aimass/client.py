@@ -81,7 +81,6 @@ class PredictionError(Exception):
         code: Canonical gRPC code, such as `INVALID_ARGUMENT`.
         reason: Stable word, such as `TRUNCATED_IMAGE`.
         message: One sentence that names the value, the limit and what to change.
-
     """
 
     def __init__(self, code: str, reason: str, message: str) -> None:
@@ -116,7 +115,6 @@ class Client:
 
         Raises:
             PredictionError: The image or the request is bad, or the suite cannot answer.
-
         """
         return _only(self.predict_many([image], model, **options))
 
@@ -142,7 +140,6 @@ class Client:
 
         Raises:
             PredictionError: The request as a whole cannot be answered.
-
         """
         request = _request(images, model, top, version, routing_key)
         try:
@@ -155,7 +152,6 @@ class Client:
 
         Raises:
             PredictionError: The suite cannot answer.
-
         """
         try:
             return _models(self._stub.ListModels(pb.ListModelsRequest(), timeout=timeout))

@@ -91,7 +91,6 @@ async def run_pipeline(stop: StopSignal, on_ready: Callable[[], None]) -> None:
 
     Raises:
         SettingsError: The environment is wrong or a port is taken.
-
     """
     gateway = load_settings(GatewaySettings)
     pipeline = Pipeline(

@@ -46,7 +46,6 @@ def suite_processes() -> list[Process]:
 
     Raises:
         SettingsError: The environment is wrong.
-
     """
     gateway, preprocess = load_settings(GatewaySettings), load_settings(PreprocessSettings)
     trainer, inference = load_settings(TrainerSettings), load_settings(InferenceSettings)
@@ -63,7 +62,6 @@ async def run_processes(stop: StopSignal, on_ready: Callable[[], None]) -> None:
 
     Raises:
         SettingsError: The environment is wrong, or a process ended before the suite was ready.
-
     """
     keepers = [_Keeper(process) for process in suite_processes()]
     stopping = asyncio.ensure_future(stop.wait())
@@ -110,7 +108,6 @@ class _Keeper:
 
         Raises:
             SettingsError: It ended before.
-
         """
         host = self._process.settings.host.replace("0.0.0.0", "127.0.0.1")  # noqa: S104 not bound, only asked
         async with open_channel(f"{host}:{self._process.port}", self._process.settings.max_message_bytes) as channel:

@@ -16,7 +16,6 @@ async def read_images(request: Request, max_bytes: int, max_images: int) -> list
     Raises:
         Overloaded: The body is larger than *max_bytes*; the rest of it is not read.
         InvalidInput: The form is malformed, or holds no file or too many.
-
     """
     chunks = _limited(request, max_bytes)
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):

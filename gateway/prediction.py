@@ -31,7 +31,6 @@ class Predictor:
 
         Raises:
             ServiceError: The request as a whole cannot be answered; a bad image is an error in its result instead.
-
         """
         begin = time.perf_counter_ns()
         deadline = _Deadline(min(self._timeout_seconds if timeout is None else timeout, self._timeout_seconds))

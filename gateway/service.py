@@ -62,7 +62,6 @@ class GatewayComponent:
 
         Raises:
             SettingsError: The HTTP port is taken.
-
         """
         listener = _listen(self._settings.host, self._settings.http_port)
         log.info("listening for HTTP", host=self._settings.host, port=listener.getsockname()[1])

@@ -24,7 +24,6 @@ class ServiceError(Exception):
         field: The request field at fault, where there is one.
         details: Further machine-readable facts, sent as `google.rpc.ErrorInfo.metadata`.
         retry_after_seconds: When trying again may succeed, where that is known.
-
     """
 
     reason = "UNKNOWN"

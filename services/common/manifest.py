@@ -43,7 +43,7 @@ class PreprocessSpec(_Document):
     width: Side
     height: Side
     mode: Literal["stretch", "crop", "letterbox"] = "stretch"
-    """`stretch` ignores the aspect; `crop` resizes the shorter side, then cuts the centre; `letterbox` fits and pads."""
+    """`stretch` ignores the aspect, `crop` resizes the shorter side and cuts the centre, `letterbox` fits and pads."""
     shorter_side: Side | None = None
     """Mode `crop`: length of the shorter side before the cut; the larger of width and height when absent."""
     filter: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = "bilinear"
@@ -201,7 +201,6 @@ class Manifest(_Document):
 
         Raises:
             InvalidInput: It is not a manifest; the message lists every problem.
-
         """
         try:
             return cls.model_validate_json(text)

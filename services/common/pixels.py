@@ -5,6 +5,9 @@ from PIL import ExifTags, Image
 
 from services.common.manifest import PreprocessSpec
 
+MAX_EXIF_BYTES = 1 << 18
+"""Larger EXIF is passed over: Pillow makes 30 times its bytes of it. A JPEG holds at most 65,533 bytes in one piece."""
+
 Size = tuple[int, int]
 
 _FILTERS = {
@@ -24,7 +27,6 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_MAX_EXIF_BYTES = 1 << 20
 _MAX_ASPECT = 16
 """Mode `crop`: what lies beyond this many shorter sides never reaches the cut; resizing it may cost any memory."""
 _MAX_INTERMEDIATE_PIXELS = 1 << 22
@@ -37,7 +39,6 @@ def transform(image: Image.Image, spec: PreprocessSpec, orientation: int | None 
         image: A picture in any mode that Pillow's decoders give.
         spec: What the model wants.
         orientation: EXIF orientation, 1 to 8, where it is kept apart from the picture; else the picture's own holds.
-
     """
     image = upright(image, exif_orientation(image) if orientation is None else orientation)
     image = _fit(_colour(image, spec), spec)
@@ -50,7 +51,7 @@ def transform(image: Image.Image, spec: PreprocessSpec, orientation: int | None 
 def exif_orientation(image: Image.Image) -> int:
     """Return 1 to 8 as EXIF numbers them; 1 where there is none or it cannot be read."""
     image.load()  # TIFF turns while it loads, PNG may have its EXIF behind the pixels
-    if len(image.info.get("exif") or b"") > _MAX_EXIF_BYTES:
+    if len(image.info.get("exif") or b"") > MAX_EXIF_BYTES:
         return 1
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)

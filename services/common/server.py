@@ -165,7 +165,6 @@ class GrpcServer:
 
         Raises:
             SettingsError: The address is taken or not ours.
-
         """
         try:
             port = self._server.add_insecure_port(self._address)

@@ -54,7 +54,6 @@ def load_settings(settings: type[S]) -> S:
 
     Raises:
         SettingsError: Values are malformed, or a variable with the service's prefix is unknown (most often a typo).
-
     """
     prefix = settings.model_config["env_prefix"]
     known = {f"{prefix}{name}".upper() for name in settings.model_fields}

@@ -30,7 +30,6 @@ def numpy_dtype(datatype: str) -> np.dtype:
 
     Raises:
         InvalidInput: The datatype is unknown.
-
     """
     try:
         return _DTYPES[datatype]
@@ -43,7 +42,6 @@ def to_array(name: str, datatype: str, shape: Sequence[int], raw: bytes) -> np.n
 
     Raises:
         InvalidInput: The datatype is unknown, a dimension is negative, or the byte count does not fit the shape.
-
     """
     dtype = numpy_dtype(datatype)
     if any(side < 0 for side in shape):

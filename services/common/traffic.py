@@ -31,7 +31,6 @@ def choose_version(state: lifecycle_pb2.ModelState, requested: int = 0, routing_
     Raises:
         NotFound: The requested version does not exist.
         NotReady: The version cannot serve now, or the model has none that can.
-
     """
     ready = ready_versions(state)
     version = requested or state.traffic.stable_version or (ready[-1] if ready else 0)
@@ -90,7 +89,6 @@ class TrafficFollower:
 
         Raises:
             NotReady: Inference has not told yet.
-
         """
         if self._models is None:
             raise NotReady("the list of models has not arrived from inference yet; try again")
@@ -101,7 +99,6 @@ class TrafficFollower:
 
         Raises:
             NotFound: There is no such model.
-
         """
         try:
             return self.models[name]

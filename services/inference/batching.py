@@ -40,6 +40,20 @@ class Inference:
     """Samples in the whole batch."""
 
 
+def merge_inferences(parts: Sequence[Inference]) -> Inference:
+    """Return the parts of one request as one: outputs joined, the longest wait, the times of all runs."""
+    return Inference(
+        outputs=[np.concatenate(columns) for columns in zip(*(part.outputs for part in parts), strict=True)],
+        queue=max(part.queue for part in parts),
+        times=BatchTimes(
+            sum(part.times.compute_input for part in parts),
+            sum(part.times.compute_infer for part in parts),
+            sum(part.times.compute_output for part in parts),
+        ),
+        batch_size=max(part.batch_size for part in parts),
+    )
+
+
 @dataclass(eq=False)
 class _Pending:
     inputs: Arrays
@@ -82,7 +96,6 @@ class Batcher:
         Raises:
             Overloaded: Too many samples wait already.
             DeadlineExceeded: The deadline passed in the queue.
-
         """
         if self._queued_samples + samples > self._options.max_queue_samples and self._queue:
             raise Overloaded(

@@ -25,7 +25,6 @@ def best_classes(scores: np.ndarray, labels: Sequence[str], top: int) -> list[Sc
         scores: Shape (classes,), any real datatype.
         labels: One per class, or none.
         top: How many to return.
-
     """
     order = np.argsort(-scores.astype(np.float64), kind="stable")
     chosen = order[:top] if top else order
@@ -45,7 +44,6 @@ def classification_strings(scores: np.ndarray, labels: Sequence[str], top: int) 
 
     Returns:
         Objects of type bytes, shape (batch, min(top, classes)).
-
     """
     rows = [[_string(each) for each in best_classes(row, labels, top)] for row in scores]
     strings = np.empty((len(rows), len(rows[0])), np.object_)

@@ -50,7 +50,6 @@ class OnnxModel:
         Raises:
             InvalidInput: ONNX Runtime cannot load the graph.
             Unsupported: The graph uses a datatype that the protocol does not have, or there is no GPU to use.
-
         """
         try:
             self._session = ort.InferenceSession(path, _session_options(threads), providers=_providers(device))

@@ -1,11 +1,20 @@
 """One request from message to arrays: resolve the version, check, unpack, run, count."""
 
+import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aimass.open_inference import grpc_service_pb2 as pb
-from services.inference.batching import Inference
-from services.inference.requests import check_digest, requested_outputs, requested_version, unpack_inputs
+from services.inference.batching import Inference, merge_inferences
+from services.inference.engine import Arrays
+from services.inference.requests import (
+    check_batch_size,
+    check_digest,
+    requested_outputs,
+    requested_version,
+    unpack_inputs,
+)
 from services.inference.serving import ModelServer
 from services.inference.version import LoadedVersion
 
@@ -20,12 +29,19 @@ class Executed:
     inference: Inference
 
 
-async def execute(models: ModelServer, request: pb.ModelInferRequest, deadline: float) -> Executed:
+async def execute(
+    models: ModelServer, request: pb.ModelInferRequest, deadline: float, *, split: bool = False
+) -> Executed:
     """Run *request* before event-loop time *deadline*.
+
+    Args:
+        models: Where the version is found.
+        request: As it came.
+        deadline: Of the call.
+        split: Whether a request that is larger than a batch is run in parts; otherwise it is refused.
 
     Raises:
         ServiceError: As `ModelInfer` documents.
-
     """
     arrival = time.perf_counter_ns()
     number, version = models.resolve(request.model_name, requested_version(request.model_version))
@@ -33,10 +49,26 @@ async def execute(models: ModelServer, request: pb.ModelInferRequest, deadline: 
         check_digest(request, version.preprocess_digest)
         inputs, samples = unpack_inputs(request, version.signature)
         outputs = requested_outputs(request, version.signature)
-        inference = await version.infer(inputs, outputs, samples, deadline)
+        if not split:
+            check_batch_size(samples, version.signature)
+        inference = await _infer(version, inputs, outputs, samples, deadline)
     except BaseException:
         version.statistics.record_failure(time.perf_counter_ns() - arrival)
         raise
     total = time.perf_counter_ns() - arrival
     version.statistics.record_success(samples, total, inference.queue, inference.times)
     return Executed(number, version, outputs, inference)
+
+
+async def _infer(
+    version: LoadedVersion, inputs: Arrays, outputs: Sequence[str], samples: int, deadline: float
+) -> Inference:
+    largest = version.signature.max_batch_size or samples
+    if samples <= largest:
+        return await version.infer(inputs, outputs, samples, deadline)
+    parts = [slice(start, min(start + largest, samples)) for start in range(0, samples, largest)]
+    running = [
+        version.infer({name: array[part] for name, array in inputs.items()}, outputs, part.stop - part.start, deadline)
+        for part in parts
+    ]
+    return merge_inferences(await asyncio.gather(*running))

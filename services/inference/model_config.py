@@ -35,7 +35,6 @@ def read_config(path: Path, model: str) -> pb.ModelConfig | None:
     Raises:
         InvalidInput: The file is malformed, or it is another model's.
         Unsupported: It asks for something that is not done here; nothing is ignored silently.
-
     """
     if not path.exists():
         return None
@@ -89,7 +88,6 @@ def complete_config(
 
     Raises:
         InvalidInput: The config contradicts the graph.
-
     """
     completed = pb.ModelConfig()
     if config is not None:
@@ -156,7 +154,6 @@ def read_labels(folder: Path, config: pb.ModelConfig) -> tuple[str, ...]:
 
     Raises:
         InvalidInput: The file is missing or lies elsewhere.
-
     """
     names = [output.label_filename for output in config.output if output.label_filename]
     if not names:

@@ -56,7 +56,6 @@ class ModelRepository:
 
         Raises:
             InvalidInput: The name could not be a folder's.
-
         """
         if not _MODEL_NAME.fullmatch(model):
             raise InvalidInput(
@@ -75,7 +74,6 @@ class ModelRepository:
 
         Raises:
             InvalidInput: `traffic.json` is malformed.
-
         """
         path = self.model_folder(model) / TRAFFIC_FILE
         if not path.exists():

@@ -42,7 +42,6 @@ def requested_version(text: str) -> int:
 
     Raises:
         InvalidInput: It is not a positive integer.
-
     """
     if not text:
         return 0
@@ -58,7 +57,6 @@ def check_digest(request: pb.ModelInferRequest, digest: str) -> None:
 
     Raises:
         Conflict: The request states another digest.
-
     """
     if DIGEST_PARAMETER not in request.parameters:
         return
@@ -77,7 +75,6 @@ def unpack_inputs(request: pb.ModelInferRequest, signature: Signature) -> tuple[
 
     Raises:
         InvalidInput: Names, datatypes, shapes or byte counts do not fit the signature.
-
     """
     given = [tensor.name for tensor in request.inputs]
     expected = {spec.name: spec for spec in signature.inputs}
@@ -93,7 +90,7 @@ def unpack_inputs(request: pb.ModelInferRequest, signature: Signature) -> tuple[
         tensor.name: _array(tensor, raw[position] if raw else None, expected[tensor.name])
         for position, tensor in enumerate(request.inputs)
     }
-    return arrays, _samples(arrays, signature.max_batch_size)
+    return arrays, _samples(arrays) if signature.max_batch_size else 1
 
 
 def _array(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None, spec: TensorSpec) -> np.ndarray:
@@ -129,18 +126,25 @@ def _typed_array(tensor: pb.ModelInferRequest.InferInputTensor, shape: tuple[int
         raise InvalidInput(f"input {tensor.name!r} holds a value that does not fit {tensor.datatype}") from error
 
 
-def _samples(arrays: dict[str, np.ndarray], max_batch_size: int) -> int:
-    if not max_batch_size:
-        return 1
+def _samples(arrays: dict[str, np.ndarray]) -> int:
     sizes = {name: len(array) for name, array in arrays.items()}
     samples = next(iter(sizes.values()))
-    if set(sizes.values()) != {samples}:
-        raise InvalidInput(f"the inputs differ in their batch dimension: {sizes}", field="inputs")
-    if not 1 <= samples <= max_batch_size:
-        raise InvalidInput(
-            f"the request holds {samples} samples; this model takes 1 to {max_batch_size} at once", field="inputs"
-        )
+    if set(sizes.values()) != {samples} or samples == 0:
+        raise InvalidInput(f"the inputs have batch dimensions {sizes}; all must be the same, and 1 or more")
     return samples
+
+
+def check_batch_size(samples: int, signature: Signature) -> None:
+    """Refuse a request of more *samples* than one batch takes.
+
+    Raises:
+        InvalidInput: It holds more.
+    """
+    if samples > signature.max_batch_size > 0:
+        raise InvalidInput(
+            f"the request holds {samples} samples; this model takes 1 to {signature.max_batch_size} at once",
+            field="inputs",
+        )
 
 
 def requested_outputs(request: pb.ModelInferRequest, signature: Signature) -> list[str]:
@@ -148,7 +152,6 @@ def requested_outputs(request: pb.ModelInferRequest, signature: Signature) -> li
 
     Raises:
         InvalidInput: An output is unknown or named twice.
-
     """
     known = [spec.name for spec in signature.outputs]
     names = [output.name for output in request.outputs] or known

@@ -30,7 +30,7 @@ class InferenceServicer(InferenceServiceServicer):
         """Run a classifier and return the best classes of each sample."""
         if request.top < 0:
             raise InvalidInput(f"top is {request.top}; ask for 1 or more, or 0 for all classes", field="top")
-        executed = await execute(self._models, request.request, deadline_of(context))
+        executed = await execute(self._models, request.request, deadline_of(context), split=True)
         name = request.request.model_name
         scores = executed.inference.outputs[0]
         if len(executed.outputs) != 1 or scores.ndim != 2 or scores.dtype.kind not in "fiu":

@@ -94,7 +94,6 @@ class ModelServer:
         Raises:
             NotFound: The model or the version is unknown.
             NotReady: The version cannot serve.
-
         """
         state = self.states().get(name)
         if state is None:
@@ -107,7 +106,6 @@ class ModelServer:
 
         Raises:
             InvalidInput: It does not load or does not do what its manifest says; nothing was added.
-
         """
         model = self._models.get(name) or ServedModel(name)
         async with model.changing:
@@ -133,7 +131,6 @@ class ModelServer:
         Raises:
             NotFound: The model or the version is unknown.
             Conflict: The version is not ready, or the generation is another one.
-
         """
         model = self._models.get(name)
         if model is None:

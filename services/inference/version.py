@@ -54,7 +54,6 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises:
         InvalidInput: It is malformed.
-
     """
     path = folder / MANIFEST_FILE
     return Manifest.from_json(path.read_bytes(), MANIFEST_FILE) if path.exists() else Manifest()
@@ -71,7 +70,6 @@ def load_version(
 
     Raises:
         InvalidInput: The graph or its manifest is broken, or it does not do what they say.
-
     """
     path = folder / GRAPH_FILE
     if not path.is_file():
@@ -174,7 +172,6 @@ def check_golden(graph: OnnxModel, golden: Golden) -> None:
 
     Raises:
         InvalidInput: An output differs from the recorded one by more than the tolerance.
-
     """
     inputs = {tensor.name: tensor.to_array() for tensor in golden.inputs}
     expected = {tensor.name: tensor.to_array() for tensor in golden.outputs}

@@ -18,7 +18,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from services.common.errors import InvalidInput
-from services.common.pixels import exif_orientation, upright
+from services.common.pixels import MAX_EXIF_BYTES, exif_orientation, upright
 
 # Our own check comes first and knows the caller's limit; Pillow's is one for the whole process.
 Image.MAX_IMAGE_PIXELS = None
@@ -62,28 +62,22 @@ _MAGIC = {
     "icon": rb"\0\0[\1\2]\0|icns",
     "BigTIFF": rb"II\+\0|MM\0\+",
 }
-# Bytes at the peak, per pixel, per pixel and channel, and per byte of the file. Measured per pixel (VmHWM of
-# `decode_image`, then `transform`, 4000 x 3000 pixels, above the file and its copy):
+_EXIF = re.compile(rb".{4}(?:Exif\0\0){0,2}(?:II|MM)(?:[*+]\0|\0[*+])", re.DOTALL)
+# Size, kind of samples, compression and its options, where the pixels are, palette, orientation.
+_TIFF_TAGS = {*range(256, 260), 262, 266, 273, 274, 277, 278, 279, 284, 292, 293, 317, 320, *range(322, 326), 338, 339}
+# None, CCITT, LZW, Deflate, PackBits. JPEG, WebP and others in TIFF would be decoders within a decoder.
+_TIFF_COMPRESSIONS = {1, 2, 3, 4, 5, 8, 32773, 32946}
+# Bytes per pixel at the peak, those of the decoder also per channel. Measured as VmHWM of `decode_image`, then
+# `transform`, on 4000 x 3000 pixels, above the file and its copy:
 #   JPEG  RGB 4.0, turned upright 8.0, grey 1.0, CMYK 8.0; progressive 4:2:0 7.0, 4:4:4 10.0, grey 3.0, CMYK 12.0
 #   PNG   RGB 4.0, upright 8.0, RGBA 8.0, LA 12.0, palette 5.0, with transparency 9.0, 16-bit grey 7.2
 #   WebP  16.0 of every kind; GIF 5.2, with transparency 9.0; BMP 4.2
 #   TIFF  RGB 4.0, upright 8.0, CMYK 8.0, LAB 8.2, 32-bit 12.0, all with strips; one compressed strip adds itself
 #   AVIF  8-bit RGB 9.0, 4:4:4 10.5, RGBA 11.5, grey 3.5; reckoned for 12-bit 4:4:4 in a grid
-_CODEC_BYTES = {
-    "JPEG": (0, 2, 3),
-    "PNG": (0, 0, 3),
-    "WebP": (12, 0, 3),
-    "GIF": (0, 0, 3),
-    "BMP": (0, 0, 3),
-    "TIFF": (8, 0, 3),
-    "AVIF": (0, 5, 25),  # EXIF in numbers of two bytes
-}
-# Size, kind of samples, compression and its options, where the pixels are, palette, orientation.
-_TIFF_TAGS = {*range(256, 260), 262, 266, 273, 274, 277, 278, 279, 284, 292, 293, 317, 320, *range(322, 326), 338, 339}
-# None, CCITT, LZW, Deflate, PackBits. JPEG, WebP and others in TIFF would be decoders within a decoder.
-_TIFF_COMPRESSIONS = {1, 2, 3, 4, 5, 8, 32773, 32946}
-_STORED_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2}
-_CONVERSION_BYTES = {"1": 2, "L": 2, "RGB": 4, "I": 12, "F": 12}
+_CODEC_BYTES = {"WebP": 12, "TIFF": 8}
+_CODEC_BYTES_PER_CHANNEL = {"JPEG": 2, "AVIF": 5}
+_STORED_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2}  # else 4
+_CONVERSION_BYTES = {"1": 2, "L": 2, "RGB": 4, "I": 12, "F": 12}  # else 8
 
 
 @dataclass(frozen=True)
@@ -210,11 +204,10 @@ def _open(name: str, data: bytes, limits: DecodeLimits) -> tuple[ImageFile.Image
 
 
 def _decode_bytes(name: str, image: ImageFile.ImageFile, pixels: int, file_bytes: int) -> int:
-    constant, per_channel, per_file_byte = _CODEC_BYTES[name]
-    codec = constant + per_channel * len(image.getbands())
+    codec = _CODEC_BYTES.get(name, 0) + _CODEC_BYTES_PER_CHANNEL.get(name, 0) * len(image.getbands())
     conversion = 8 if "transparency" in image.info else _CONVERSION_BYTES.get(image.mode, 8)
-    parts = min(100 * file_bytes, 8 << 20)
-    return pixels * (_STORED_BYTES.get(image.mode, 4) + max(codec, conversion)) + per_file_byte * file_bytes + parts
+    parts = min(100 * file_bytes, 8 << 20)  # Python's objects for them
+    return pixels * (_STORED_BYTES.get(image.mode, 4) + max(codec, conversion)) + 3 * file_bytes + parts
 
 
 def _transparency(name: str, data: bytes, image: Image.Image) -> dict[str | tuple[int, int], Any]:
@@ -352,6 +345,8 @@ def _av1_frames(data: bytes) -> list[tuple[int, int]]:
             for start, end in (box[1:] for box in children if box[0] == b"iloc"):
                 for method, offset, length in _avif_items(data[start:end]):
                     begin = offset + (inner if method == 1 else 0)
+                    if length > MAX_EXIF_BYTES and _EXIF.match(data, begin):
+                        raise _unsupported("AVIF", f"EXIF of more than {MAX_EXIF_BYTES:,} bytes")
                     sizes += islice(_av1_sizes(data, begin, begin + length), MAX_PARTS)
                     if len(sizes) > MAX_PARTS:
                         raise _unsupported("AVIF", f"a picture of more than {MAX_PARTS:,} units")

@@ -52,7 +52,6 @@ class Preparer:
 
         Raises:
             Overloaded: Too many images wait already.
-
         """
         if self._waiting and self._waiting + len(images) > self._max_waiting:
             raise Overloaded(

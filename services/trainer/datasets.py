@@ -25,7 +25,6 @@ class Dataset:
         train: What the weights are fitted to.
         validation: What choices are made on; drawn from the public training samples.
         test: The public test samples; measured once, when every choice is made.
-
     """
 
     name: str
@@ -59,7 +58,6 @@ def load_dataset(name: str, data_dir: Path, *, validation_fraction: float, seed:
 
     Raises:
         InvalidInput: The name is unknown, or a file on the disk is damaged.
-
     """
     if name not in NAMES:
         raise InvalidInput(f"dataset {name!r} is unknown; use one of {', '.join(NAMES)}", field="dataset")
@@ -77,7 +75,6 @@ def split(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Sample
 
     Raises:
         InvalidInput: A part of some class would be empty.
-
     """
     generator = np.random.default_rng(seed)
     chosen = np.zeros(len(samples), dtype=bool)

@@ -58,7 +58,6 @@ def evaluate_predictions(
 
     Raises:
         InvalidInput: There are no samples, or the shapes do not fit each other.
-
     """
     if not len(labels) or probabilities.shape != (len(labels), len(names)):
         raise InvalidInput(

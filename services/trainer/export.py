@@ -36,7 +36,6 @@ class Parity:
         samples: Images compared, at each of the batch sizes.
         largest_difference: Between two probabilities.
         label_mismatches: Images whose most probable label differs, over all batch sizes.
-
     """
 
     samples: int
@@ -52,7 +51,6 @@ def export_graph(model: Classifier, path: Path, image_shape: tuple[int, int, int
         path: Replaced atomically.
         image_shape: (height, width, 3).
         metadata: Goes into the graph's `metadata_props`.
-
     """
     folded = copy.deepcopy(model).eval()
     folded.network.fold()
@@ -110,7 +108,6 @@ def check_parity(
 
     Raises:
         Conflict: A label differs, or a probability differs by more than *tolerance*; the message has the figures.
-
     """
     with torch.inference_mode():
         model.eval()

@@ -33,7 +33,6 @@ class Classifier(nn.Module):
 
     Attributes:
         temperature: Logits are divided by it; fitted after training, so that a confidence of 80 % is right in 80 %.
-
     """
 
     mean: Tensor
@@ -65,7 +64,6 @@ class ResidualNetwork(Network):
         classes: Number of labels.
         widths: Channels of each of the three stages.
         depths: Residual blocks in each stage; as many as there are widths.
-
     """
 
     def __init__(self, classes: int, widths: Sequence[int] = (64, 128, 256), depths: Sequence[int] = (1, 1, 1)) -> None:
@@ -146,7 +144,6 @@ def whitening_filters(images: Tensor, side: int, floor: float = 5e-4) -> Tensor:
         images: Normalised, (N, 3, H, W).
         side: Of a patch, in pixels.
         floor: Added to every variance, so that directions without signal are not blown up.
-
     """
     patches = functional.unfold(images, side).transpose(1, 2).reshape(-1, images.shape[1] * side * side)
     variances, directions = torch.linalg.eigh(torch.cov(patches.T))
@@ -164,7 +161,6 @@ def build_network(name: str, classes: int, options: Mapping[str, Any]) -> Networ
 
     Raises:
         InvalidInput: There is no such network, or it does not take these options.
-
     """
     if name not in NETWORKS:
         raise InvalidInput(f"network {name!r} is unknown; use one of {', '.join(NETWORKS)}", field="network")

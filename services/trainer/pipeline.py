@@ -57,7 +57,6 @@ def run_training(options: TrainingOptions, data_dir: Path, run_dir: Path, report
     Raises:
         Conflict: The folder holds a finished run or one with other options, or the graph differs from the network.
         ServiceError: Anything else that a person can mend; `run.json` says FAILED and why.
-
     """
     run = _start(run_dir, options)
     write_run(run_dir, run)

@@ -19,7 +19,6 @@ def publish_version(
 
     Raises:
         grpc.RpcError: Inference is away or refuses the version; its sentence says why.
-
     """
     answer = ModelLifecycleServiceStub(channel).PublishVersion(_parts(model, folder, on_progress))
     return answer.version

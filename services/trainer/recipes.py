@@ -93,7 +93,6 @@ def make_options(recipe: str, overrides: dict[str, Any] | None = None) -> Traini
     Raises:
         NotFound: There is no such recipe.
         InvalidInput: An override is unknown or out of its range; the message lists every problem.
-
     """
     if recipe not in RECIPES:
         raise NotFound(f"recipe {recipe!r} is unknown; use one of {', '.join(RECIPES)}")

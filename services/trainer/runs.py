@@ -83,7 +83,6 @@ def read_run(folder: Path) -> Run:
     Raises:
         NotFound: The folder holds no run.
         InvalidInput: Its record is damaged.
-
     """
     try:
         return Run.model_validate_json((folder / RECORD_FILE).read_bytes())

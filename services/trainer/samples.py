@@ -39,7 +39,6 @@ class Samples:
 
         Raises:
             InvalidInput: A class has fewer.
-
         """
         positions = [np.flatnonzero(self.labels == label)[:count] for label in np.unique(self.labels)]
         if any(len(members) < count for members in positions):

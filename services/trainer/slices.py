@@ -45,7 +45,6 @@ def read_slice(folder: Path = FOLDER) -> tuple[Samples, Samples]:
     Raises:
         NotFound: A file is missing.
         InvalidInput: A sheet does not have the SHA-256 that the index says.
-
     """
     try:
         index = json.loads((folder / _INDEX).read_text())

@@ -51,7 +51,6 @@ def train(
     Raises:
         Conflict: The checkpoint belongs to other options.
         InvalidInput: The loss is no longer finite: the learning rate is too high.
-
     """
     state = _State(model, options)
     if checkpoint is not None and checkpoint.exists():
