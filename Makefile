@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 # Models, data and runs of this checkout; the installed program keeps them in ~/.aimass.
 export AIMASS_HOME ?= $(CURDIR)/.aimass
 
-.PHONY: help install run test lint types format protos protos-check bench clean check
+.PHONY: help install run test check lint types format protos protos-check bench perf-analyzer clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,18 @@ protos-check: protos ## fail where the committed code is not what the contracts 
 bench: $(INSTALLED) ## images per second, latency and CPU of both modes, beside the bare loop; accuracy
 	$(BIN)/python -m benchmarks.images
 	$(BIN)/python -m benchmarks.accuracy
+
+PERF := $(VENV)/perf
+
+perf-analyzer: $(PERF)/.installed ## install the stock load generator that the tests then run (needs libb64-0d)
+
+$(PERF)/.installed: $(INSTALLED)
+	$(BIN)/python -m pip download --quiet --no-deps --dest $(PERF) tritonclient==2.48.0 nvidia-cuda-runtime-cu12==12.9.79
+	for wheel in $(PERF)/*.whl; do $(BIN)/python -m zipfile -e $$wheel $(PERF); done
+	ln -sf tritonclient-2.48.0.data/data/bin/perf_analyzer nvidia/cuda_runtime/lib/libcudart.so.12 $(PERF)
+	chmod +x $(PERF)/perf_analyzer
+	rm $(PERF)/*.whl
+	touch $@
 
 clean: ## remove what make made
 	rm -rf $(VENV) .aimass .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
