@@ -4,13 +4,17 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from aimass.client import DEFAULT_ADDRESS, DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from gateway.settings import GatewaySettings
 
 app = typer.Typer(
     help="AI Mass: serve a model, learn from its traffic, replace it by a better one.",
@@ -44,7 +48,7 @@ def main() -> None:
 
 
 def _fail(sentence: str) -> None:
-    err.print(f"[red]error:[/red] {sentence}", highlight=False)
+    err.print(f"[red]error:[/red] {escape(sentence)}", highlight=False, soft_wrap=True)
     sys.exit(1)
 
 
@@ -67,16 +71,15 @@ def up(
         settings = load_settings(GatewaySettings)
         configure_logs("aimass", settings.log_level, settings.log_style)
         install_starter(load_settings(InferenceSettings).repository)
-        run_until_signalled(lambda stop: run(stop, lambda: _greet(settings.http_port, settings.grpc_port)))
+        run_until_signalled(lambda stop: run(stop, lambda: _greet(settings)))
     except SettingsError as error:
         _fail(str(error))
 
 
-def _greet(http_port: int, grpc_port: int) -> None:
-    url = f"http://127.0.0.1:{http_port}"
-    out.print(
-        f"\n  [bold]AI Mass is ready.[/bold]  Page  [cyan]{url}[/cyan]   gRPC  [cyan]127.0.0.1:{grpc_port}[/cyan]"
-    )
+def _greet(settings: "GatewaySettings") -> None:
+    host = "127.0.0.1" if settings.host == "0.0.0.0" else settings.host  # noqa: S104 not bound, only shown
+    url, grpc = f"http://{host}:{settings.http_port}", f"{host}:{settings.grpc_port}"
+    out.print(f"\n  [bold]AI Mass is ready.[/bold]  Page  [cyan]{url}[/cyan]   gRPC  [cyan]{grpc}[/cyan]")
     out.print(f"  curl --data-binary @cat.jpg {url}/v1/models/{DEFAULT_MODEL}/predict", highlight=False)
     out.print("  Ctrl-C stops it.\n")
 
@@ -128,11 +131,12 @@ def _print_predictions(outcomes: list[tuple[Path, Any]]) -> None:
     table.columns[0].overflow = "fold"
     for file, outcome in outcomes:
         if isinstance(outcome, PredictionError):
-            table.add_row(str(file), f"[red]{outcome.reason}[/red]", "", outcome.message, "")
+            table.add_row(escape(str(file)), f"[red]{outcome.reason}[/red]", "", escape(outcome.message), "")
             continue
         others = ", ".join(f"{each.label} {each.probability:.1%}" for each in outcome.labels[1:])
         time = f"{outcome.timings.total * 1e3:.1f} ms"
-        table.add_row(str(file), f"[bold]{outcome.label}[/bold]", f"{outcome.probability:.1%}", others, time)
+        label = f"[bold]{escape(outcome.label)}[/bold]"
+        table.add_row(escape(str(file)), label, f"{outcome.probability:.1%}", escape(others), time)
     out.print(table)
 
 
@@ -180,9 +184,12 @@ def train(
 ) -> None:
     """Train a model, export it, prove that the graph equals the network, measure it."""
     from aimass.training import train_model
+    from services.common.settings import SettingsError
 
     try:
         train_model(out, recipe, dataset, options or [], model, publish or stable, stable, run_id)
+    except SettingsError as error:
+        _fail(str(error))
     except KeyboardInterrupt:
         _fail("interrupted; the same command with --run-id continues")
 
@@ -197,16 +204,16 @@ def fetch(
     """Fetch a data set and verify it."""
     from aimass.progress import progress_bar
     from services.common.errors import ServiceError
-    from services.common.settings import load_settings
+    from services.common.settings import SettingsError, load_settings
     from services.trainer.cifar10 import fetch_cifar10
     from services.trainer.settings import TrainerSettings
 
     if name != "cifar10":
         _fail(f"data set {name!r} is unknown; use cifar10")
-    folder = load_settings(TrainerSettings).data / name
     try:
+        folder = load_settings(TrainerSettings).data / name
         with progress_bar() as advance:
             fetch_cifar10(source, folder, lambda stage, fraction: advance(stage, fraction, {}))
-    except ServiceError as error:
-        _fail(error.message)
+    except (ServiceError, SettingsError) as error:
+        _fail(str(error))
     out.print(f"{name} is complete and verified in {folder}", highlight=False)

@@ -248,8 +248,10 @@ def _models(response: pb.ListModelsResponse) -> list[Model]:
 
 
 def _error(error: Any) -> PredictionError:
-    code = error.code().name
+    code, message = error.code().name, error.details() or error.code().name
     status = rpc_status.from_call(error)
+    if code == "UNAVAILABLE" and status is None:  # not the suite's words, but grpc's
+        message = f"no suite answers; start one with `aimass up` or name its address ({message})"
     info = error_details_pb2.ErrorInfo()
     reason = next((info.reason for detail in (status.details if status else ()) if detail.Unpack(info)), code)
-    return PredictionError(code, reason, error.details() or code)
+    return PredictionError(code, reason, message)

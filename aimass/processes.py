@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ class Process:
     module: str
     settings: ServiceSettings
     port: int
+    """Of the gRPC server, which tells the health."""
+    further_ports: tuple[int, ...] = ()
 
 
 def suite_processes() -> list[Process]:
@@ -50,7 +53,7 @@ def suite_processes() -> list[Process]:
     gateway, preprocess = load_settings(GatewaySettings), load_settings(PreprocessSettings)
     trainer, inference = load_settings(TrainerSettings), load_settings(InferenceSettings)
     return [
-        Process("gateway", "gateway", gateway, gateway.grpc_port),
+        Process("gateway", "gateway", gateway, gateway.grpc_port, (gateway.http_port,)),
         Process("preprocess", "services.preprocess", preprocess, preprocess.port),
         Process("trainer", "services.trainer", trainer, trainer.port),
         Process("inference", "services.inference", inference, inference.port),
@@ -61,9 +64,12 @@ async def run_processes(stop: StopSignal, on_ready: Callable[[], None]) -> None:
     """Run the suite as four processes until *stop*.
 
     Raises:
-        SettingsError: The environment is wrong, or a process ended before the suite was ready.
+        SettingsError: The environment is wrong, a port is taken, or a process ended before the suite was ready.
     """
-    keepers = [_Keeper(process) for process in suite_processes()]
+    processes = suite_processes()
+    for process in processes:
+        _require_free_ports(process)
+    keepers = [_Keeper(process) for process in processes]
     stopping = asyncio.ensure_future(stop.wait())
     try:
         for keeper in keepers:
@@ -77,11 +83,28 @@ async def run_processes(stop: StopSignal, on_ready: Callable[[], None]) -> None:
             await stopping
             for task in keeping:
                 task.cancel()
+            await asyncio.wait(keeping)
         ready.cancel()
     finally:
         stopping.cancel()
         for keeper in keepers:
             await keeper.stop()
+
+
+def _require_free_ports(process: Process) -> None:
+    """Make sure that the health to be asked for is our own: another suite's process would say SERVING there.
+
+    Raises:
+        SettingsError: A port is taken.
+    """
+    host = process.settings.host
+    for port in (process.port, *process.further_ports):
+        try:
+            socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+        except OSError as error:
+            raise SettingsError(
+                f"cannot listen on {host}:{port} for {process.name}: is another suite running? ({error.strerror})"
+            ) from error
 
 
 class _Keeper:
@@ -95,6 +118,7 @@ class _Keeper:
         """Start the process, away from this terminal's Ctrl-C: it is stopped in order, not all at once."""
         self._child = await asyncio.create_subprocess_exec(
             sys.executable,
+            "-P",  # not a folder `services` or `gateway` of whoever's directory this is
             "-m",
             self._process.module,
             stdin=asyncio.subprocess.PIPE,

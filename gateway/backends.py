@@ -4,6 +4,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, S
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
+import grpc
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
@@ -64,7 +65,10 @@ async def connected_backends(settings: GatewaySettings) -> AsyncIterator[Backend
 
 async def _all_serving(probes: Sequence[HealthStub]) -> bool:
     for probe in probes:
-        answer = await probe.Check(health_pb2.HealthCheckRequest(), timeout=HEALTH_SECONDS)
+        try:
+            answer = await probe.Check(health_pb2.HealthCheckRequest(), timeout=HEALTH_SECONDS)
+        except grpc.aio.AioRpcError:
+            return False
         if answer.status != health_pb2.HealthCheckResponse.SERVING:
             return False
     return True

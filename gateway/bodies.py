@@ -18,7 +18,7 @@ async def read_images(request: Request, max_bytes: int, max_images: int) -> list
         InvalidInput: The form is malformed, or holds no file or too many.
     """
     chunks = _limited(request, max_bytes)
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         return [b"".join([chunk async for chunk in chunks])]
     parser = MultiPartParser(request.headers, chunks, max_files=max_images, max_fields=max_images)
     try:

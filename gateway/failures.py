@@ -5,13 +5,18 @@ import math
 from typing import Any
 
 import grpc
+import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from google.rpc import error_details_pb2
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from services.common.errors import InvalidInput, NotFound, ServiceError, Unsupported
+from services.common.logs import REQUEST_ID_KEY, request_id
 from services.common.statuses import Status, log_failure, status_of
+
+log = structlog.get_logger(__name__)
 
 HTTP_CODES = {
     "INVALID_ARGUMENT": 400,
@@ -37,6 +42,7 @@ def handle_failures(app: FastAPI) -> None:
     """Let every exception of *app* end in a failure document."""
     for kind in (ServiceError, grpc.aio.AioRpcError, TimeoutError, Exception):
         app.add_exception_handler(kind, _failed)
+    app.add_exception_handler(ClientDisconnect, _abandoned)
     app.add_exception_handler(RequestValidationError, _malformed)
     app.add_exception_handler(HTTPException, _refused_by_framework)
 
@@ -45,6 +51,12 @@ async def _failed(request: Request, error: Exception) -> Response:
     status = status_of(error)
     log_failure(status, error, path=request.url.path)
     return _response(status)
+
+
+async def _abandoned(request: Request, error: Exception) -> Response:
+    """End a request whose client went away; nobody reads the answer."""
+    log.info("client went away", path=request.url.path)
+    return Response(status_code=HTTP_CODES["CANCELLED"])
 
 
 async def _malformed(request: Request, error: Exception) -> Response:
@@ -64,7 +76,9 @@ async def _refused_by_framework(request: Request, error: Exception) -> Response:
 def _response(status: Status, http_code: int | None = None, headers: Any = None) -> Response:
     code = http_code or (413 if status.reason == BODY_TOO_LARGE else HTTP_CODES.get(status.code.name, 500))
     document = failure_document(status.code.name, status.reason, status.message)
-    return Response(json.dumps(document), code, {**_retry_after(status), **(headers or {})}, "application/json")
+    identity = {REQUEST_ID_KEY: request_id()} if request_id() else {}
+    headers = {**_retry_after(status), **identity, **(headers or {})}
+    return Response(json.dumps(document), code, headers, "application/json")
 
 
 def _retry_after(status: Status) -> dict[str, str]:

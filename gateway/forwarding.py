@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
+from services.common.logs import REQUEST_ID_KEY, request_id
 from services.common.server import Service
 
 if TYPE_CHECKING:
@@ -53,9 +54,10 @@ def _stream_through(call: Any) -> Any:
 
 
 def _metadata(context: Context) -> list[tuple[str, str | bytes]]:
-    """Return the caller's metadata without what belongs to the connection."""
-    return [
+    """Return the caller's metadata without what belongs to the connection, and with the request's id."""
+    passed = [
         (key, value)
         for key, value in context.invocation_metadata() or ()
-        if not key.startswith(("grpc-", ":")) and key != "user-agent"
+        if not key.startswith(("grpc-", ":")) and key not in ("user-agent", REQUEST_ID_KEY)
     ]
+    return [*passed, (REQUEST_ID_KEY, request_id())]

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +11,7 @@ from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 from google.protobuf.duration_pb2 import Duration
+from starlette.requests import ClientDisconnect
 
 from aimass.gateway.v1 import gateway_pb2 as pb
 from gateway import schemas
@@ -28,6 +30,7 @@ from services.common.traffic import TrafficFollower
 PAGE = Path(__file__).with_name("page")
 ROUTING_KEY_HEADER = "x-routing-key"
 TIMEOUT_HEADER = "x-request-timeout"
+_MAX_TOP, _MAX_VERSION = 2**31 - 1, 2**63 - 1  # what the contract's fields hold
 
 _PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'",
@@ -54,12 +57,13 @@ def create_app(
     async def predict(
         request: Request,
         model: str,
-        top: Annotated[int, Query(ge=1, description="Labels per image, best first.")] = DEFAULT_TOP,
-        version: Annotated[int, Query(ge=1, description="Version; the model's traffic decides if absent.")]
-        | None = None,
+        top: Annotated[int, Query(ge=1, le=_MAX_TOP, description="Labels per image, best first.")] = DEFAULT_TOP,
+        version: Annotated[
+            int | None, Query(ge=1, le=_MAX_VERSION, description="Version; the model's traffic decides if absent.")
+        ] = None,
     ) -> Response:
         """Predict the labels of the image that is the body, or of each image of a multipart form."""
-        identity = bind_request_id(request.headers.items())
+        identity = _identify(request)
         images = await read_images(request, settings.max_body_bytes, settings.max_images)
         message = pb.PredictRequest(
             model=model,
@@ -89,35 +93,58 @@ def create_app(
         well = not stop.is_set and bool(states) and all(each.ready for each in states) and await backends.ready()
         return Response(status_code=200 if well else 503)
 
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def index() -> Response:
         return FileResponse(PAGE / "index.html", headers=_PAGE_HEADERS)
 
-    app.mount("/page", StaticFiles(directory=PAGE))
+    app.mount("/page", _PageFiles(directory=PAGE))
     handle_failures(app)
     app.add_middleware(OriginGuard, hosts=settings.allowed_hosts, origins=settings.allowed_origins)
     return app
+
+
+class _PageFiles(StaticFiles):
+    """The page's files, as guarded as the page itself: a browser would show them by themselves too."""
+
+    def file_response(self, *args: Any, **options: Any) -> Response:
+        response = super().file_response(*args, **options)
+        response.headers.update(_PAGE_HEADERS)
+        return response
+
+
+def _identify(request: Request) -> str:
+    """Bind the request's id; of the caller's, what gRPC metadata cannot carry is left out."""
+    given = request.headers.get(REQUEST_ID_KEY, "")
+    return bind_request_id([(REQUEST_ID_KEY, "".join(each for each in given if "!" <= each <= "~"))])
 
 
 def _timeout(header: str | None) -> float | None:
     if header is None:
         return None
     try:
-        return float(header)
+        seconds = float(header)
     except ValueError:
-        raise InvalidInput(f"{TIMEOUT_HEADER} is {header[:40]!r}; give seconds, such as 2.5") from None
+        seconds = math.nan
+    if math.isnan(seconds):
+        raise InvalidInput(f"{TIMEOUT_HEADER} is {header[:40]!r}; give seconds, such as 2.5")
+    return seconds
 
 
 async def _unless_disconnected(
     request: Request, answering: Coroutine[Any, Any, pb.PredictResponse]
 ) -> pb.PredictResponse:
-    """Await *answering*, but cancel it, and with it the work behind it, when the client goes away."""
+    """Await *answering*, but cancel it, and with it the work behind it, when the client goes away.
+
+    Raises:
+        ClientDisconnect: The client went away.
+
+    """
     task = asyncio.create_task(answering)
     gone = asyncio.create_task(_disconnected(request))
     try:
         await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            task.cancel()
+            raise ClientDisconnect
         return await task
     finally:
         task.cancel()

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from aimass.gateway.v1 import gateway_pb2 as pb
 from aimass.inference.v1 import lifecycle_pb2
-from services.common.errors import NotReady
+from services.common.errors import NotFound, NotReady
 from services.common.traffic import choose_version, ready_versions
 
 
@@ -16,7 +16,7 @@ def describe_models(states: Mapping[str, lifecycle_pb2.ModelState]) -> list[pb.M
 def _describe(state: lifecycle_pb2.ModelState) -> pb.Model:
     try:
         number = choose_version(state)
-    except NotReady:
+    except (NotFound, NotReady):  # the version that shall serve was deleted, or none can
         return pb.Model(name=state.model)
     version = next(each for each in state.versions if each.version == number)
     return pb.Model(

@@ -41,7 +41,7 @@ class OriginGuard:
         if origin is None:
             foreign = headers.get("sec-fetch-site") == "cross-site" and headers.get("sec-fetch-mode") != "navigate"
             return "a page of another site sent this request" if foreign else None
-        if origin in self._origins or urlsplit(origin).netloc.lower() == host.lower():
+        if origin in self._origins or _authority(origin) == host.lower():
             return None
         return f"origin {origin[:100]!r} is not this server; add it to GATEWAY_ALLOWED_ORIGINS"
 
@@ -57,3 +57,10 @@ class OriginGuard:
         except ValueError:
             return False
         return True  # an address was not resolved from a name, so no name server can have pointed it here
+
+
+def _authority(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None

@@ -4,7 +4,6 @@ import asyncio
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 
 import structlog
 import uvicorn
@@ -50,9 +49,10 @@ class GatewayComponent:
     def services(self) -> Sequence[Service]:
         """The gateway contract and what is passed through."""
         return (
-            Service(
-                gateway_pb2.DESCRIPTOR.services_by_name["GatewayService"].full_name,
-                partial(add_GatewayServiceServicer_to_server, self._servicer),
+            Service.of(
+                gateway_pb2.DESCRIPTOR.services_by_name["GatewayService"],
+                add_GatewayServiceServicer_to_server,
+                self._servicer,
             ),
             *self._backends.forwarded,
         )

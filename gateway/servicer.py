@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from aimass.gateway.v1 import gateway_pb2 as pb
 from aimass.gateway.v1.gateway_pb2_grpc import GatewayServiceServicer
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import grpc
 
     Context = grpc.aio.ServicerContext[Any, Any]
+
+T = TypeVar("T")
 
 
 class GatewayServicer(GatewayServiceServicer):
@@ -37,17 +39,33 @@ class GatewayServicer(GatewayServiceServicer):
         self, request_iterator: AsyncIterator[pb.PredictStreamRequest], context: Context
     ) -> AsyncIterator[pb.PredictStreamResponse]:
         """Answer requests in their order, several of them being worked on at once."""
-        answers: asyncio.Queue[asyncio.Task[pb.PredictStreamResponse] | None] = asyncio.Queue(self._stream_window)
+        answers: asyncio.Queue[asyncio.Task[pb.PredictStreamResponse] | None] = asyncio.Queue()
+        room = asyncio.Semaphore(self._stream_window)
+        working: set[asyncio.Task[Any]] = set()
+
+        def start(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+            task = asyncio.create_task(work)
+            working.add(task)
+            task.add_done_callback(working.discard)
+            return task
 
         async def accept() -> None:
-            async for request in self._stop.until(request_iterator):
-                await answers.put(group.create_task(self._answer(request, context)))
-            await answers.put(None)
+            try:
+                async for request in self._stop.until(request_iterator):
+                    await room.acquire()
+                    answers.put_nowait(start(self._answer(request, context)))
+            finally:
+                answers.put_nowait(None)
 
-        async with asyncio.TaskGroup() as group:
-            group.create_task(accept())
+        accepting = start(accept())
+        try:  # no TaskGroup: a generator that is left at a yield must not wait for its tasks
             while (answer := await answers.get()) is not None:
                 yield await answer
+                room.release()
+            await accepting  # raises what ended the requests, where that was not their end
+        finally:
+            for task in working:
+                task.cancel()
 
     async def _answer(self, request: pb.PredictStreamRequest, context: Context) -> pb.PredictStreamResponse:
         try:

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from services.common.errors import InvalidInput
-from services.common.tensors import numpy_dtype
+from services.common.tensors import to_array, to_raw
 
 Byte = Annotated[int, Field(ge=0, le=255)]
 Side = Annotated[int, Field(ge=1, le=8192)]
@@ -28,7 +28,8 @@ def digest_of(data: bytes) -> str:
 
 
 class _Document(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # JSON has no form for NaN and infinity, so a document with one could be written but not read again.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class PreprocessSpec(_Document):
@@ -123,19 +124,27 @@ class GoldenTensor(_Document):
     @classmethod
     def from_array(cls, name: str, datatype: str, array: np.ndarray) -> Self:
         """Pack *array*; its dtype must be the one that *datatype* names."""
-        data = base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
-        return cls(name=name, datatype=datatype, shape=array.shape, data=data)
+        return cls(name=name, datatype=datatype, shape=array.shape, data=base64.b64encode(to_raw(array)).decode())
 
     def to_array(self) -> np.ndarray:
-        """Return a read-only array."""
-        return np.frombuffer(base64.b64decode(self.data), numpy_dtype(self.datatype)).reshape(self.shape)
+        """Return a read-only array.
+
+        Raises:
+            InvalidInput: Datatype, shape and data do not belong together.
+
+        """
+        try:
+            raw = base64.b64decode(self.data, validate=True)
+        except ValueError as error:
+            raise InvalidInput(f"the data of golden tensor {self.name!r} is not base64") from error
+        return to_array(self.name, self.datatype, self.shape, raw)
 
 
 class Golden(_Document):
     """Inputs and the outputs that the graph gave where it was made; checked before a version says READY."""
 
-    inputs: tuple[GoldenTensor, ...]
-    outputs: tuple[GoldenTensor, ...]
+    inputs: Annotated[tuple[GoldenTensor, ...], Field(min_length=1)]
+    outputs: Annotated[tuple[GoldenTensor, ...], Field(min_length=1)]
     absolute_tolerance: float = 1e-4
     """Largest |difference| allowed: kernels differ between processors."""
 

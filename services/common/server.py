@@ -9,11 +9,13 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import grpc
 import structlog
 import uvloop
+from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -86,6 +88,13 @@ class Service:
     """Full name, as the contract has it."""
     register: Callable[[grpc.aio.Server], None]
     """Adds its handlers to a server."""
+
+    @classmethod
+    def of(
+        cls, descriptor: ServiceDescriptor, add: Callable[[Any, grpc.aio.Server], None], servicer: object
+    ) -> "Service":
+        """Return the service that *descriptor* describes and *servicer* implements; *add* is generated with both."""
+        return cls(descriptor.full_name, partial(add, servicer))
 
 
 class Component(Protocol):

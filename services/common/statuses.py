@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+MAX_MESSAGE_BYTES = 1024
+"""A message quotes what the caller sent, travels in the trailers up to three times, and trailers hold 8 KiB."""
+MAX_DETAIL_BYTES = 256
 ERROR_DOMAIN = "aimass"
 """`domain` of every `google.rpc.ErrorInfo` that the suite sends."""
 
@@ -65,6 +68,7 @@ def status_of(error: BaseException) -> Status:
 
 
 def _status(code: grpc.StatusCode, message: str, reason: str, details: list[Any]) -> Status:
+    message = _cut(message, MAX_MESSAGE_BYTES)
     proto = status_pb2.Status(code=code.value[0], message=message)
     for detail in details:
         proto.details.add().Pack(detail)
@@ -72,14 +76,21 @@ def _status(code: grpc.StatusCode, message: str, reason: str, details: list[Any]
 
 
 def _details(error: errors.ServiceError) -> list[Any]:
-    details: list[Any] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=error.details)]
+    facts = {key: _cut(value, MAX_DETAIL_BYTES) for key, value in error.details.items()}
+    details: list[Any] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=facts)]
     if error.field is not None:
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message)
+        description = _cut(error.message, MAX_MESSAGE_BYTES)
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=description)
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if error.retry_after_seconds is not None:
         delay = duration_of(int(error.retry_after_seconds * 1e9))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     return details
+
+
+def _cut(text: str, size: int) -> str:
+    data = text.encode(errors="replace")
+    return text if len(data) <= size else data[: size - 3].decode(errors="ignore") + "…"
 
 
 def _backend_status(error: grpc.aio.AioRpcError) -> Status:

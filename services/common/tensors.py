@@ -41,7 +41,8 @@ def to_array(name: str, datatype: str, shape: Sequence[int], raw: bytes) -> np.n
     """View *raw* as an array, without a copy where the datatype has a fixed size.
 
     Raises:
-        InvalidInput: The datatype is unknown, a dimension is negative, or the byte count does not fit the shape.
+        InvalidInput: The datatype is unknown, a dimension is negative or absurd, or the byte count does not fit the
+            shape.
     """
     dtype = numpy_dtype(datatype)
     if any(side < 0 for side in shape):
@@ -54,7 +55,20 @@ def to_array(name: str, datatype: str, shape: Sequence[int], raw: bytes) -> np.n
             f"input {name!r} holds {len(raw)} bytes; shape {list(shape)} of {datatype} "
             f"needs {count * dtype.itemsize} bytes"
         )
-    return np.frombuffer(raw, dtype).reshape(shape)
+    return shaped(name, np.frombuffer(raw, dtype), shape)
+
+
+def shaped(name: str, array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """View *array* in a *shape* of as many elements.
+
+    Raises:
+        InvalidInput: numpy has no such shape: a dimension of 0 can hide sizes that no memory has.
+
+    """
+    try:
+        return array.reshape(shape)
+    except ValueError as error:
+        raise InvalidInput(f"input {name!r} has shape {list(shape)}, which no array can have") from error
 
 
 def to_raw(array: np.ndarray) -> bytes:
@@ -83,4 +97,4 @@ def _unpack_bytes(name: str, shape: Sequence[int], count: int, raw: bytes) -> np
         raise InvalidInput(f"input {name!r} does not hold exactly the {count} elements of shape {list(shape)}")
     array = np.empty(count, np.object_)
     array[:] = elements
-    return array.reshape(shape)
+    return shaped(name, array, shape)

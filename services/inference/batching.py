@@ -62,11 +62,15 @@ class _Pending:
     deadline: float
     future: asyncio.Future[Inference]
     arrival: int
+    alone: bool = False
+    """Set after a batch with it failed, so that it can spoil no other's answer."""
 
     def fits(self, other: "_Pending") -> bool:
         """Whether both can share a batch: same outputs, same shapes behind the batch dimension."""
-        return self.outputs == other.outputs and all(
-            array.shape[1:] == other.inputs[name].shape[1:] for name, array in self.inputs.items()
+        return (
+            not (self.alone or other.alone)
+            and self.outputs == other.outputs
+            and all(array.shape[1:] == other.inputs[name].shape[1:] for name, array in self.inputs.items())
         )
 
 
@@ -108,7 +112,18 @@ class Batcher:
         self._queue.append(pending)
         self._queued_samples += samples
         self._dispatch()
-        return await future  # a cancelled caller cancels the future, and what is cancelled is never run
+        try:
+            return await future
+        finally:
+            if future.cancelled():
+                self._forget(pending)
+
+    def _forget(self, pending: _Pending) -> None:
+        """Free the place of a request whose caller went away."""
+        if pending in self._queue:
+            self._queue.remove(pending)
+            self._queued_samples -= pending.samples
+            self._end_when_idle()
 
     def close(self) -> None:
         """Let the threads end once what is queued has run."""
@@ -169,15 +184,25 @@ class Batcher:
         running = loop.run_in_executor(self._threads, _execute, self._run, batch)
         running.add_done_callback(lambda done: self._finish(batch, start, done))
 
+    def _retry_alone(self, batch: list[_Pending]) -> None:
+        """Queue the requests of a failed batch again, before all others: perhaps only one of them is at fault."""
+        for pending in reversed(batch):
+            pending.alone = True
+            self._queue.appendleft(pending)
+            self._queued_samples += pending.samples
+
     def _finish(
         self, batch: list[_Pending], start: int, done: "asyncio.Future[tuple[list[list[np.ndarray]], BatchTimes]]"
     ) -> None:
         self._free_instances += 1
+        error = done.exception()
+        if error is not None and len(batch) > 1:
+            self._retry_alone(batch)
         self._dispatch()  # the next batch first: answers of this one can be packed while it runs
         self._end_when_idle()
-        error = done.exception()
         if error is not None:
-            _fail(batch, error)
+            if len(batch) == 1 and not batch[0].future.done():
+                batch[0].future.set_exception(error)
             return
         outputs, times = done.result()
         size = sum(pending.samples for pending in batch)
@@ -185,12 +210,6 @@ class Batcher:
         for pending, own in zip(batch, outputs, strict=True):
             if not pending.future.done():
                 pending.future.set_result(Inference(own, start - pending.arrival, times, size))
-
-
-def _fail(batch: list[_Pending], error: BaseException) -> None:
-    for pending in batch:
-        if not pending.future.done():
-            pending.future.set_exception(error)
 
 
 def _execute(run: Run, batch: list[_Pending]) -> tuple[list[list[np.ndarray]], BatchTimes]:
@@ -207,5 +226,7 @@ def _execute(run: Run, batch: list[_Pending]) -> tuple[list[list[np.ndarray]], B
 
 
 def _split(outputs: list[np.ndarray], sizes: list[int]) -> list[list[np.ndarray]]:
-    edges = np.cumsum(sizes)[:-1].tolist()
+    *edges, total = np.cumsum(sizes).tolist()
+    if any(len(output) != total for output in outputs):
+        raise RuntimeError("the graph gave an output of another length than its batch")
     return [list(parts) for parts in zip(*(np.split(output, edges) for output in outputs), strict=True)]

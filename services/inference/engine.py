@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 import onnxruntime as ort
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from services.common.errors import InvalidInput, Unsupported
 
@@ -51,10 +52,12 @@ class OnnxModel:
             InvalidInput: ONNX Runtime cannot load the graph.
             Unsupported: The graph uses a datatype that the protocol does not have, or there is no GPU to use.
         """
+        providers = _providers(device)
         try:
-            self._session = ort.InferenceSession(path, _session_options(threads), providers=_providers(device))
+            self._session = ort.InferenceSession(path, _session_options(threads), providers=providers)
         except Exception as error:  # ONNX Runtime raises a class of its own for each kind of bad graph
-            raise InvalidInput(f"{path.name} cannot be loaded: {error}", reason="INVALID_GRAPH") from error
+            text = str(error).replace(str(path), path.name)
+            raise InvalidInput(f"{path.name} cannot be loaded: {text}", reason="INVALID_GRAPH") from error
         self.inputs = tuple(_describe(argument) for argument in self._session.get_inputs())
         self.outputs = tuple(_describe(argument) for argument in self._session.get_outputs())
 
@@ -64,15 +67,24 @@ class OnnxModel:
         return "CUDAExecutionProvider" in self._session.get_providers()
 
     def run(self, inputs: Arrays, outputs: Sequence[str]) -> list[np.ndarray]:
-        """Run the graph in this thread, without the interpreter lock, and return *outputs* in order."""
-        return [np.asarray(array) for array in self._session.run(outputs, inputs)]
+        """Run the graph in this thread, without the interpreter lock, and return *outputs* in order.
+
+        Raises:
+            InvalidInput: The graph refuses these values, such as an index out of range, or text is not UTF-8.
+
+        """
+        inputs = {name: _text(name, array) if array.dtype.hasobject else array for name, array in inputs.items()}
+        try:
+            return [np.asarray(array) for array in self._session.run(outputs, inputs)]
+        except InvalidArgument as error:
+            raise InvalidInput(f"the graph refuses these inputs: {error}", reason="REFUSED_BY_GRAPH") from error
 
 
 def _session_options(threads: int) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong is raised, too
     # Threads that spin between runs take the processors from decoding and from the event loop.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
@@ -99,6 +111,15 @@ def gpu_found() -> bool:
         return False
     count = ctypes.c_int(0)
     return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+
+
+def _text(name: str, array: np.ndarray) -> np.ndarray:
+    """Return an array of str: of bytes objects, ONNX Runtime would take the Python notation."""
+    try:
+        text = [each.decode() if isinstance(each, bytes) else each for each in array.flat]
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"input {name!r} holds text that is not UTF-8") from error
+    return np.array(text, np.object_).reshape(array.shape)
 
 
 def _describe(argument: ort.NodeArg) -> TensorSpec:

@@ -90,6 +90,11 @@ async def _receive_header(requests: AsyncIterator[pb.PublishVersionRequest]) -> 
 async def _receive_graph(requests: AsyncIterator[pb.PublishVersionRequest], path: Path, graph: Graph) -> None:
     """Write the chunks to *path* and refuse what is not the stated graph."""
     digest, received = hashlib.sha256(), 0
+
+    def store(chunk: bytes) -> None:
+        digest.update(chunk)
+        file.write(chunk)
+
     with path.open("wb") as file:
         async for request in requests:
             if request.WhichOneof("part") != "chunk":
@@ -97,8 +102,7 @@ async def _receive_graph(requests: AsyncIterator[pb.PublishVersionRequest], path
             received += len(request.chunk)
             if received > graph.size_bytes:
                 break
-            digest.update(request.chunk)
-            await asyncio.to_thread(file.write, request.chunk)
+            await asyncio.to_thread(store, request.chunk)
         file.flush()
         await asyncio.to_thread(os.fsync, file.fileno())
     if received != graph.size_bytes:

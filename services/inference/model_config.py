@@ -61,6 +61,8 @@ def _refuse_unsupported(config: pb.ModelConfig, source: str) -> None:
         )
     if config.default_model_filename not in ("", "model.onnx"):
         unknown.append(f"default_model_filename {config.default_model_filename!r}")
+    if config.max_batch_size < 0 or any(group.count < 0 for group in config.instance_group):
+        raise InvalidInput(f"{source} has a negative max_batch_size or instance count; use 0 or more")
     if unknown:
         raise Unsupported(f"{source} uses {', '.join(unknown)}, which is not supported; remove it")
 
@@ -153,7 +155,7 @@ def read_labels(folder: Path, config: pb.ModelConfig) -> tuple[str, ...]:
         config: Of the model.
 
     Raises:
-        InvalidInput: The file is missing or lies elsewhere.
+        InvalidInput: The file is missing, lies elsewhere or is not text.
     """
     names = [output.label_filename for output in config.output if output.label_filename]
     if not names:
@@ -161,7 +163,10 @@ def read_labels(folder: Path, config: pb.ModelConfig) -> tuple[str, ...]:
     path = folder / names[0]
     if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
         raise InvalidInput(f"label_filename {names[0]!r} is not a file in the model's folder")
-    return tuple(path.read_text(encoding="utf-8").splitlines())
+    try:
+        return tuple(path.read_text(encoding="utf-8").splitlines())
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"label_filename {names[0]!r} is not UTF-8 text") from error
 
 
 def batch_options(config: pb.ModelConfig, max_queue_samples: int) -> BatchOptions:

@@ -81,8 +81,8 @@ class ModelRepository:
         try:
             document = json.loads(path.read_bytes())
             return Traffic(int(document["generation"]), int(document["stable_version"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise InvalidInput(f"{path} is not valid: it needs integers generation and stable_version") from error
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
+            raise InvalidInput(f"{path.name} is not valid: it needs integers generation and stable_version") from error
 
     def write_traffic(self, model: str, traffic: Traffic) -> None:
         """Make *traffic* the desired one; on disk when this returns, and never half of it."""
@@ -108,9 +108,10 @@ class ModelRepository:
 
     def remove_leftovers(self) -> None:
         """Remove what an earlier process left half done."""
-        for pattern in ("*/.staging-*", f"*/.{TRAFFIC_FILE}-*"):
-            for path in self._root.glob(pattern):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for path in self._root.glob(f"*/.{TRAFFIC_FILE}-*"):
+            path.unlink()
+        for path in self._root.glob("*/.staging-*"):
+            self.discard(path)
 
     def commit(self, staging: Path, manifest: Manifest) -> int:
         """Turn a staged folder into the model's next version, atomically, and return its number."""
@@ -120,6 +121,7 @@ class ModelRepository:
         version = max(self.versions(model), default=0) + 1
         staging.rename(self.version_folder(model, version))
         _sync_folder(staging.parent)
+        _sync_folder(self._root)  # where the model is new
         return version
 
 

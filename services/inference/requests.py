@@ -1,5 +1,6 @@
 """Protocol messages <-> arrays: what `ModelInfer` and `Classify` have in common."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ import numpy as np
 from aimass.open_inference import grpc_service_pb2 as pb
 from services.common.errors import Conflict, InvalidInput
 from services.common.manifest import DIGEST_PARAMETER
-from services.common.tensors import numpy_dtype, to_array, to_raw
+from services.common.tensors import numpy_dtype, shaped, to_array, to_raw
 from services.inference.engine import TensorSpec
 
 _CONTENTS = {
@@ -45,7 +46,7 @@ def requested_version(text: str) -> int:
     """
     if not text:
         return 0
-    if not (text.isascii() and text.isdigit() and 0 < int(text[:20]) < 2**63):
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and 0 < int(text) < 2**63):
         raise InvalidInput(
             f"model_version {text[:40]!r} is not a version; versions are integers from 1", field="model_version"
         )
@@ -118,12 +119,13 @@ def _typed_array(tensor: pb.ModelInferRequest.InferInputTensor, shape: tuple[int
     if tensor.datatype not in _CONTENTS:
         raise InvalidInput(f"input {tensor.name!r} of {tensor.datatype} has no typed contents; send it raw")
     values = getattr(tensor.contents, _CONTENTS[tensor.datatype])
-    if any(side < 0 for side in shape) or len(values) != np.prod(shape, dtype=object):
+    if any(side < 0 for side in shape) or len(values) != math.prod(shape):
         raise InvalidInput(f"input {tensor.name!r} holds {len(values)} values; shape {list(shape)} needs another count")
     try:
-        return np.array(values, numpy_dtype(tensor.datatype)).reshape(shape)
+        array = np.array(values, numpy_dtype(tensor.datatype))
     except OverflowError as error:
         raise InvalidInput(f"input {tensor.name!r} holds a value that does not fit {tensor.datatype}") from error
+    return shaped(tensor.name, array, shape)
 
 
 def _samples(arrays: dict[str, np.ndarray]) -> int:

@@ -1,7 +1,6 @@
 """The inference service put together."""
 
 from collections.abc import Sequence
-from functools import partial
 
 from aimass.inference.v1 import inference_pb2, lifecycle_pb2
 from aimass.inference.v1.inference_pb2_grpc import add_InferenceServiceServicer_to_server
@@ -29,17 +28,20 @@ class InferenceComponent:
     def services(self) -> Sequence[Service]:
         """Open Inference Protocol, typed classification, lifecycle."""
         return (
-            Service(
-                grpc_service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
-                partial(add_GRPCInferenceServiceServicer_to_server, self.open_inference),
+            Service.of(
+                grpc_service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"],
+                add_GRPCInferenceServiceServicer_to_server,
+                self.open_inference,
             ),
-            Service(
-                inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
-                partial(add_InferenceServiceServicer_to_server, self.inference),
+            Service.of(
+                inference_pb2.DESCRIPTOR.services_by_name["InferenceService"],
+                add_InferenceServiceServicer_to_server,
+                self.inference,
             ),
-            Service(
-                lifecycle_pb2.DESCRIPTOR.services_by_name["ModelLifecycleService"].full_name,
-                partial(add_ModelLifecycleServiceServicer_to_server, self.lifecycle),
+            Service.of(
+                lifecycle_pb2.DESCRIPTOR.services_by_name["ModelLifecycleService"],
+                add_ModelLifecycleServiceServicer_to_server,
+                self.lifecycle,
             ),
         )
 

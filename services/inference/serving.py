@@ -2,22 +2,26 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections import defaultdict
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 import structlog
 
 from aimass.inference.v1 import lifecycle_pb2 as pb
-from services.common.errors import Conflict, NotFound, NotReady, ServiceError
+from services.common.errors import Conflict, NotFound, NotReady
 from services.common.manifest import Manifest
-from services.common.traffic import choose_version, model_not_found
+from services.common.statuses import status_of
+from services.common.traffic import choose_version, model_not_found, ready_versions
 from services.inference.model_config import read_config
 from services.inference.repository import CONFIG_FILE, ModelRepository, Traffic
 from services.inference.settings import InferenceSettings
 from services.inference.version import LoadedVersion, load_version, read_manifest
 
 log = structlog.get_logger(__name__)
+T = TypeVar("T")
 
 
 @dataclass
@@ -28,8 +32,6 @@ class ServedModel:
     traffic: Traffic = field(default_factory=Traffic)
     loaded: dict[int, LoadedVersion] = field(default_factory=dict)
     versions: dict[int, pb.ModelVersion] = field(default_factory=dict)
-    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held while versions are added or traffic moves."""
 
     def state(self) -> pb.ModelState:
         """Return what followers are told."""
@@ -54,6 +56,8 @@ class ModelServer:
         self._models: dict[str, ServedModel] = {}
         self._states: dict[str, pb.ModelState] | None = None
         self._changed = asyncio.Condition()
+        self._changing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        """Held, per model, while versions are added or traffic moves."""
 
     async def start(self) -> None:
         """Load what the repository holds; a version that fails stays UNAVAILABLE with the reason."""
@@ -107,21 +111,27 @@ class ModelServer:
         Raises:
             InvalidInput: It does not load or does not do what its manifest says; nothing was added.
         """
-        model = self._models.get(name) or ServedModel(name)
-        async with model.changing:
-            config = read_config(self._repository.model_folder(name) / CONFIG_FILE, name)
-            loaded = await asyncio.to_thread(load_version, name, staging, config, self._settings, manifest)
-            if model.versions and not model.traffic.stable_version:
-                # Without this a version that was dropped into the folder would lose its traffic to the new one.
-                self._write_traffic(model, choose_version(model.state()))
-            number = await asyncio.to_thread(self._repository.commit, staging, manifest)
-            self._models[name] = model
-            model.loaded[number] = loaded
-            model.versions[number] = _ready(number, loaded)
-            if not model.traffic.stable_version:
-                self._write_traffic(model, number)
-            self._unload_surplus(model)
-        await self._announce()
+        config = read_config(self._repository.model_folder(name) / CONFIG_FILE, name)
+        loaded = await asyncio.to_thread(load_version, name, staging, config, self._settings, manifest)
+        return await _to_the_end(self._add(name, staging, manifest, loaded))
+
+    async def _add(self, name: str, staging: Path, manifest: Manifest, loaded: LoadedVersion) -> pb.ModelVersion:
+        async with self._changing[name]:
+            model = self._models.get(name) or ServedModel(name)
+            try:
+                serving = ready_versions(model.state())
+                if serving and not model.traffic.stable_version:
+                    # Without this a version that was dropped into the folder would lose its traffic to the new one.
+                    await self._write_traffic(model, serving[-1])
+                number = await asyncio.to_thread(self._repository.commit, staging, manifest)
+                self._models[name] = model
+                model.loaded[number] = loaded
+                model.versions[number] = _ready(number, loaded)
+                if not model.traffic.stable_version:
+                    await self._write_traffic(model, number)
+                self._unload_surplus(model)
+            finally:
+                await self._announce()
         log.info("version published", model=name, version=number)
         return model.versions[number]
 
@@ -132,27 +142,35 @@ class ModelServer:
             NotFound: The model or the version is unknown.
             Conflict: The version is not ready, or the generation is another one.
         """
-        model = self._models.get(name)
-        if model is None:
-            raise model_not_found(name, self._models)
-        async with model.changing:
+        if name not in self.states():
+            raise model_not_found(name, self.states())
+        return await _to_the_end(self._set_traffic(self._models[name], stable_version, expected_generation))
+
+    async def _set_traffic(self, model: ServedModel, stable_version: int, expected: int | None) -> pb.Traffic:
+        async with self._changing[model.name]:
             current = model.traffic.generation
-            if expected_generation not in (None, current):
+            if expected not in (None, current):
                 raise Conflict(
-                    f"traffic of model {name!r} has generation {current}, not {expected_generation}; somebody changed "
-                    "it meanwhile, look at it again",
+                    f"traffic of model {model.name!r} has generation {current}, not {expected}; somebody changed it "
+                    "meanwhile, look at it again",
                     reason="STALE_GENERATION",
                     details={"generation": str(current)},
                 )
             self._require_ready(model, stable_version)
-            self._write_traffic(model, stable_version)
+            await self._write_traffic(model, stable_version)
             self._unload_surplus(model)
-        await self._announce()
-        log.info("traffic moved", model=name, stable_version=stable_version, generation=model.traffic.generation)
-        return traffic_message(model.traffic)
+            await self._announce()
+            log.info("traffic moved", model=model.name, stable_version=stable_version, generation=current + 1)
+            return traffic_message(model.traffic)
 
     def stage(self, name: str) -> Path:
-        """Return a new folder in which a version of the model can be made."""
+        """Return a new folder in which a version of the model can be made.
+
+        Raises:
+            InvalidInput: The name could not be a folder's.
+            NotReady: The repository is still being loaded.
+        """
+        self.states()
         return self._repository.stage(name)
 
     def discard(self, staging: Path) -> None:
@@ -167,9 +185,9 @@ class ModelServer:
         except NotReady as error:
             raise Conflict(error.message, reason="VERSION_NOT_READY") from error
 
-    def _write_traffic(self, model: ServedModel, stable_version: int) -> None:
+    async def _write_traffic(self, model: ServedModel, stable_version: int) -> None:
         traffic = Traffic(model.traffic.generation + 1, stable_version)
-        self._repository.write_traffic(model.name, traffic)
+        await asyncio.to_thread(self._repository.write_traffic, model.name, traffic)
         model.traffic = traffic
 
     async def _load_model(self, name: str) -> None:
@@ -177,10 +195,10 @@ class ModelServer:
         try:
             model.traffic = self._repository.traffic(name)
             config = read_config(self._repository.model_folder(name) / CONFIG_FILE, name)
-        except ServiceError as error:
+        except Exception as error:
+            reason = _reason(error, model=name)
             for number in self._repository.versions(name):
-                model.versions[number] = _unavailable(number, Manifest(), error.message)
-            log.warning("model cannot be served", model=name, reason=error.message)
+                model.versions[number] = _unavailable(number, Manifest(), reason)
             return
         wanted = self._kept(self._repository.versions(name), model.traffic)
         for number in self._repository.versions(name):
@@ -191,9 +209,8 @@ class ModelServer:
                     model.versions[number] = _unavailable(number, manifest, self._surplus_reason())
                     continue
                 loaded = await asyncio.to_thread(load_version, name, folder, config, self._settings, manifest)
-            except ServiceError as error:
-                model.versions[number] = _unavailable(number, Manifest(), error.message)
-                log.warning("version cannot be served", model=name, version=number, reason=error.message)
+            except Exception as error:  # whatever is wrong with one version, the others shall serve
+                model.versions[number] = _unavailable(number, Manifest(), _reason(error, model=name, version=number))
                 continue
             model.loaded[number] = loaded
             model.versions[number] = _ready(number, loaded)
@@ -217,10 +234,27 @@ class ModelServer:
             version.close()
 
     async def _announce(self) -> None:
-        states = {name: self._models[name].state() for name in sorted(self._models)}
+        # At once, before anything can wait: requests are resolved by it, and what was unloaded must not be in it.
+        self._states = {name: self._models[name].state() for name in sorted(self._models)}
         async with self._changed:
-            self._states = states
             self._changed.notify_all()
+
+
+async def _to_the_end(work: Coroutine[Any, Any, T]) -> T:
+    """Run *work* as a whole: a caller that goes away meanwhile is let go when it is done."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait((task,))
+        raise
+
+
+def _reason(error: Exception, **what: object) -> str:
+    """Log why something is not served, and return what callers are told."""
+    status = status_of(error)
+    log.warning("not served", reason=status.message, exc_info=None if status.expected else error, **what)
+    return status.message
 
 
 def _version_message(number: int, manifest: Manifest, state: pb.ModelVersion.State.ValueType) -> pb.ModelVersion:

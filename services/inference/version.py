@@ -83,14 +83,14 @@ def load_version(
         )
     graph = OnnxModel(path, settings.device, settings.threads)
     _check_manifest(manifest, graph)
-    batches = takes_any_batch(graph.inputs, graph.outputs) and _keeps_samples_apart(graph)
-    if config is not None and config.max_batch_size and not batches:
+    apart = _keeps_samples_apart(graph) if takes_any_batch(graph.inputs, graph.outputs) else None
+    if config is not None and config.max_batch_size and apart is False:
         raise InvalidInput(
             f"max_batch_size is {config.max_batch_size}, but the graph's answer for one sample depends on the "
             "others in its batch; set max_batch_size to 0"
         )
-    completed = complete_config(config, model, graph.inputs, graph.outputs, settings.max_batch_size if batches else 0)
-    _warm_up(graph, completed.max_batch_size)
+    completed = complete_config(config, model, graph.inputs, graph.outputs, settings.max_batch_size if apart else 0)
+    _warm_up(graph, completed.max_batch_size if apart else 0)
     if manifest.golden is not None:
         check_golden(graph, manifest.golden)
     labels = manifest.labels or read_labels(settings.repository / model, completed)
@@ -118,13 +118,13 @@ def _check_manifest(manifest: Manifest, graph: OnnxModel) -> None:
 
 
 def _sample(graph: OnnxModel, seed: int) -> dict[str, np.ndarray]:
-    """Return one sample for each input; free dimensions behind the batch have size 1."""
+    """Return one sample for each input; free dimensions have size 1."""
     random = np.random.default_rng(seed)
     return {spec.name: _values(random, spec, seed) for spec in graph.inputs}
 
 
 def _values(random: np.random.Generator, spec: TensorSpec, seed: int) -> np.ndarray:
-    shape = [1, *(max(side, 1) for side in spec.shape[1:])]
+    shape = [abs(side) for side in spec.shape]
     dtype = numpy_dtype(spec.datatype)
     if dtype.kind == "f":
         return random.random(shape, np.float32).astype(dtype)
@@ -135,15 +135,21 @@ def _values(random: np.random.Generator, spec: TensorSpec, seed: int) -> np.ndar
     return np.full(shape, seed, dtype)  # small, since integers are often indices
 
 
-def _keeps_samples_apart(graph: OnnxModel) -> bool:
-    """Run two samples alone and together: a batch dimension that isn't one shows, whatever the graph declares."""
+def _keeps_samples_apart(graph: OnnxModel) -> bool | None:
+    """Run two samples alone and together: a batch dimension that isn't one shows, whatever the graph declares.
+
+    None where the made-up samples don't suit the graph, which proves nothing.
+    """
     names = [spec.name for spec in graph.outputs]
     first, second = _sample(graph, 0), _sample(graph, 1)
     both = {name: np.concatenate([first[name], second[name]]) for name in first}
     try:
         alone = [graph.run(first, names), graph.run(second, names)]
+    except Exception:  # whatever it is, ONNX Runtime has a class of its own for each
+        return None
+    try:
         together = graph.run(both, names)
-    except Exception:  # the graph refuses these shapes; without proof it is not batched
+    except Exception:
         return False
     return all(
         output.shape[:1] == (2,) and all(_close(alone[row][position][0], output[row]) for row in range(2))
@@ -160,11 +166,20 @@ def _close(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def _warm_up(graph: OnnxModel, max_batch_size: int) -> None:
-    """Run once alone and once with a full batch, so that the first caller pays for no allocation."""
+    """Run a full batch, so that the first caller pays for no allocation.
+
+    Raises:
+        InvalidInput: The graph, which ran on less, fails.
+    """
+    sample = _sample(graph, 0)
     if max_batch_size:
-        names = [spec.name for spec in graph.outputs]
-        for count in {1, max_batch_size}:
-            graph.run({name: np.repeat(array, count, 0) for name, array in _sample(graph, 0).items()}, names)
+        sample = {name: np.repeat(array, max_batch_size, 0) for name, array in sample.items()}
+    try:
+        graph.run(sample, [spec.name for spec in graph.outputs])
+    except Exception as error:
+        if max_batch_size:
+            raise InvalidInput(f"the graph fails on a batch of {max_batch_size}: {error}") from error
+        # Made-up values don't suit every graph: this one starts cold.
 
 
 def check_golden(graph: OnnxModel, golden: Golden) -> None:
@@ -175,7 +190,13 @@ def check_golden(graph: OnnxModel, golden: Golden) -> None:
     """
     inputs = {tensor.name: tensor.to_array() for tensor in golden.inputs}
     expected = {tensor.name: tensor.to_array() for tensor in golden.outputs}
-    for (name, wanted), output in zip(expected.items(), graph.run(inputs, list(expected)), strict=True):
+    try:
+        outputs = graph.run(inputs, list(expected))
+    except Exception as error:
+        raise InvalidInput(f"the golden vectors do not fit the graph: {error}", reason="GOLDEN_MISMATCH") from error
+    for (name, wanted), output in zip(expected.items(), outputs, strict=True):
+        if wanted.dtype.hasobject or output.dtype.hasobject:
+            raise InvalidInput(f"golden output {name!r} is text; only numbers can be compared")
         if output.shape != wanted.shape:
             raise InvalidInput(
                 f"golden output {name!r} has shape {list(wanted.shape)}; the graph gave {list(output.shape)}"

@@ -65,6 +65,7 @@ _MAGIC = {
 _EXIF = re.compile(rb".{4}(?:Exif\0\0){0,2}(?:II|MM)(?:[*+]\0|\0[*+])", re.DOTALL)
 # Size, kind of samples, compression and its options, where the pixels are, palette, orientation.
 _TIFF_TAGS = {*range(256, 260), 262, 266, 273, 274, 277, 278, 279, 284, 292, 293, 317, 320, *range(322, 326), 338, 339}
+_TIFF_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}  # of a value, by its type; else 1
 # None, CCITT, LZW, Deflate, PackBits. JPEG, WebP and others in TIFF would be decoders within a decoder.
 _TIFF_COMPRESSIONS = {1, 2, 3, 4, 5, 8, 32773, 32946}
 # Bytes per pixel at the peak, those of the decoder also per channel. Measured as VmHWM of `decode_image`, then
@@ -178,25 +179,25 @@ def _explained(name: str, data: bytes) -> Iterator[None]:
 
 def _check_pixels(width: int, height: int, limits: DecodeLimits) -> None:
     pixels, limit = width * height, limits.max_image_pixels
-    message = f"the image has {width:,} x {height:,} = {pixels:,} pixels; the limit is {limit:,}"
+    message = f"the image has {width:,} x {height:,} = {pixels:,} pixels; the limit"
     if pixels > limit:
-        raise _refusal("TOO_MANY_PIXELS", f"{message}; make it smaller", pixels=pixels, limit=limit)
+        raise _refusal("TOO_MANY_PIXELS", f"{message} is {limit:,}; make it smaller", pixels=pixels, limit=limit)
     if max(width, height) > MAX_SIDE:
-        raise _refusal("TOO_MANY_PIXELS", f"{message}, and {MAX_SIDE:,} for a side; make it shorter", limit=MAX_SIDE)
+        raise _refusal("TOO_MANY_PIXELS", f"{message} of a side is {MAX_SIDE:,}; make it shorter", limit=MAX_SIDE)
 
 
 def _open(name: str, data: bytes, limits: DecodeLimits) -> tuple[ImageFile.ImageFile, int]:
     """Return the plug-in's picture, of which only the header is read, and the pixels of its largest buffer."""
-    if name == "WebP":  # its canvas is allocated with the header
-        _check_pixels(*_webp_canvas(data), limits)
+    # Pillow allocates WebP's canvas and unpacks AVIF's EXIF while it opens them, so these are looked at before.
+    sizes = [_webp_canvas(data)] if name == "WebP" else _av1_frames(data) if name == "AVIF" else []
+    for size in sizes:
+        _check_pixels(*size, limits)
     essentials = _ESSENTIALS.get(name, bytes)
     image = _PLUGINS[name](BytesIO(essentials(data)))
-    sizes = [image.size]
+    sizes.append(image.size)
     if isinstance(image, TiffImageFile):
         sizes.append(_tiff_tile(image, data))
-    elif name == "AVIF":
-        sizes += _av1_frames(data)
-    elif name == "BMP" and image.tile[0].codec_name == "bmp_rle":
+    if name == "BMP" and image.tile[0].codec_name == "bmp_rle":
         raise _unsupported(name, "run-length encoding")  # Pillow decodes it in Python: seconds of the interpreter lock
     for size in sizes:
         _check_pixels(*size, limits)
@@ -280,24 +281,25 @@ def _gif_essentials(data: bytes) -> bytes:
 
 def _tiff_essentials(data: bytes) -> bytes:
     """Cut the first directory down to the tags that make pixels, and the others off."""
-    order, start, end = _tiff_directory(data)
+    order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
+    start = int.from_bytes(data[4:8], order)
+    end = start + 2 + 12 * int.from_bytes(data[start : start + 2], order)
+    if end > len(data):  # half a directory may decode, to other pixels
+        raise _truncated("TIFF", data)
     kept: dict[int, bytes] = {}
-    for entry in (data[at : at + 12] for at in range(start + 2, min(end, len(data)) - 4, 12)):
-        tag, value = int.from_bytes(entry[:2], order), int.from_bytes(entry[8:10], order)
+    for entry in (data[at : at + 12] for at in range(start + 2, end, 12)):
+        tag, kind, value = (int.from_bytes(entry[at : at + 2], order) for at in (0, 2, 8))
+        count, place = (int.from_bytes(entry[at : at + 4], order) for at in (4, 8))
         if tag in _TIFF_TAGS:
             kept.setdefault(tag, entry)
-        if tag == 259 and len(entry) == 12 and value not in _TIFF_COMPRESSIONS:
+            if 4 < count * _TIFF_BYTES.get(kind, 1) > len(data) - place:
+                raise _truncated("TIFF", data)
+        if tag == 259 and value not in _TIFF_COMPRESSIONS:
             raise _unsupported("TIFF", f"its compression {value}")
     if sum(int.from_bytes(entry[4:8], order) for entry in kept.values()) > 2 * MAX_PARTS:  # offset and length of each
         raise _unsupported("TIFF", f"a picture of more than {MAX_PARTS:,} strips")
     directory = len(kept).to_bytes(2, order) + b"".join(kept.values())
-    return data[:start] + directory.ljust(end - start, b"\0") + data[end:]
-
-
-def _tiff_directory(data: bytes) -> tuple[Literal["little", "big"], int, int]:
-    order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
-    start = int.from_bytes(data[4:8], order)
-    return order, start, start + 6 + 12 * int.from_bytes(data[start : start + 2], order)
+    return data[:start] + directory.ljust(end + 4 - start, b"\0") + data[end + 4 :]
 
 
 def _tiff_tile(image: TiffImageFile, data: bytes) -> tuple[int, int]:
@@ -379,11 +381,13 @@ def _avif_items(iloc: bytes) -> Iterator[tuple[int, int, int]]:
         method = number(2) & 15 if version else 0
         number(2)
         base = number(sizes >> 4 & 15)
-        if number(2) != 1:
+        pieces = number(2)
+        if pieces > 1:
             raise _unsupported("AVIF", "data in several pieces")
-        number(sizes & 15 if version else 0)
-        offset, length = number(sizes >> 12), number(sizes >> 8 & 15)
-        yield method, base + offset, length
+        if pieces:
+            number(sizes & 15 if version else 0)
+            offset, length = number(sizes >> 12), number(sizes >> 8 & 15)
+            yield method, base + offset, length
 
 
 def _av1_sizes(data: bytes, position: int, end: int) -> Iterator[tuple[int, int]]:
@@ -439,7 +443,8 @@ def _ends_early(name: str, data: bytes) -> bool:
             return not data.rstrip(b"\0").endswith(b";")
         case "BMP":
             return len(data) < int.from_bytes(data[2:6], "little")
-        case "TIFF":
-            return len(data) < _tiff_directory(data)[2]
+        case "AVIF":
+            boxes = _boxes(data, 0, len(data))
+            return boxes[-1][2] != len(data) or all(kind != b"mdat" for kind, _, _ in boxes)
         case _:
-            return _boxes(data, 0, len(data))[-1][2] != len(data)
+            return False

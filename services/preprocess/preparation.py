@@ -15,18 +15,19 @@ from services.preprocess.decoding import DecodeLimits, decode_image, inspect_ima
 
 
 class MemoryBudget:
-    """Bytes that several threads share; who finds too few left waits."""
+    """Bytes that several threads share; who finds too few left waits, and who comes later waits behind."""
 
     def __init__(self, total: int) -> None:
         self._total = total
         self._free = total
         self._returned = threading.Condition()
+        self._turn = threading.Lock()
 
     @contextmanager
     def taking(self, wanted: int) -> Iterator[None]:
         """Hold *wanted* bytes; more than the total counts as the total, so such an image is decoded alone."""
         taken = min(wanted, self._total)
-        with self._returned:
+        with self._turn, self._returned:  # without turns, a big image would starve while small ones come and go
             self._returned.wait_for(lambda: self._free >= taken)
             self._free -= taken
         try:

@@ -1,7 +1,6 @@
 """The preprocess service put together."""
 
 from collections.abc import AsyncIterable, Callable, Sequence
-from functools import partial
 
 from aimass.inference.v1 import lifecycle_pb2
 from aimass.preprocess.v1 import preprocess_pb2
@@ -35,9 +34,10 @@ class PreprocessComponent:
     def services(self) -> Sequence[Service]:
         """The preprocess contract."""
         return (
-            Service(
-                preprocess_pb2.DESCRIPTOR.services_by_name["PreprocessService"].full_name,
-                partial(add_PreprocessServiceServicer_to_server, self.preprocess),
+            Service.of(
+                preprocess_pb2.DESCRIPTOR.services_by_name["PreprocessService"],
+                add_PreprocessServiceServicer_to_server,
+                self.preprocess,
             ),
         )
 

@@ -1,7 +1,6 @@
 """The trainer service put together; torch is never imported here, only by the process of a run."""
 
 from collections.abc import Sequence
-from functools import partial
 
 from aimass.trainer.v1 import trainer_pb2
 from aimass.trainer.v1.trainer_pb2_grpc import add_TrainerServiceServicer_to_server
@@ -21,9 +20,10 @@ class TrainerComponent:
     def services(self) -> Sequence[Service]:
         """The trainer contract."""
         return (
-            Service(
-                trainer_pb2.DESCRIPTOR.services_by_name["TrainerService"].full_name,
-                partial(add_TrainerServiceServicer_to_server, self.trainer),
+            Service.of(
+                trainer_pb2.DESCRIPTOR.services_by_name["TrainerService"],
+                add_TrainerServiceServicer_to_server,
+                self.trainer,
             ),
         )
 

@@ -1,0 +1,281 @@
+"""Start, health, reflection, limits, and an end that loses no call."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import grpc
+import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
+from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
+
+from services.common.server import GrpcServer, StopSignal
+from services.common.server import serve as run_component
+from services.common.settings import ServiceSettings, SettingsError
+
+SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
+
+
+async def echo(request, context):
+    return request
+
+
+@pytest.fixture
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.mark.parametrize("name", ["", "test.Test"])
+async def test_health_follows_the_life_of_the_server(serve_handlers, name):
+    served = await serve_handlers(Echo=echo)
+    health = HealthStub(served.channel)
+    watch = health.Watch(HealthCheckRequest(service=name))
+    assert (await health.Check(HealthCheckRequest(service=name))).status == SERVING
+    assert (await watch.read()).status == SERVING
+
+    await served.server.set_ready(False)
+    assert (await watch.read()).status == NOT_SERVING
+    assert (await health.Check(HealthCheckRequest(service=name))).status == NOT_SERVING
+
+
+async def test_health_of_an_unknown_service_is_not_found(serve_handlers):
+    served = await serve_handlers(Echo=echo)
+
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await HealthStub(served.channel).Check(HealthCheckRequest(service="nobody"))
+
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_watcher_learns_of_the_stop_and_does_not_delay_it(serve_handlers):
+    served = await serve_handlers(Echo=echo)
+    watch = HealthStub(served.channel).Watch(HealthCheckRequest())
+    assert (await watch.read()).status == SERVING
+
+    await served.server.stop(0, grace_seconds=3600)
+
+    assert (await watch.read()).status == NOT_SERVING
+
+
+async def test_reflection_lists_the_services(serve_handlers):
+    served = await serve_handlers(Echo=echo)
+    call = ServerReflectionStub(served.channel).ServerReflectionInfo()
+    await call.write(ServerReflectionRequest(list_services=""))
+    names = {service.name for service in (await call.read()).list_services_response.service}
+
+    assert {"test.Test", "grpc.health.v1.Health"} < names
+
+
+async def test_stop_finishes_what_is_in_flight_and_refuses_what_is_new(serve_handlers):
+    entered, gate = asyncio.Event(), asyncio.Event()
+
+    async def slow(request, context):
+        entered.set()
+        await gate.wait()
+        return bytes(3_000_000)
+
+    served = await serve_handlers(Slow=slow, Echo=echo)
+    accepted = served.channel.unary_unary("/test.Test/Slow")(b"")
+    await entered.wait()
+    stopping = asyncio.ensure_future(served.server.stop(0, grace_seconds=3600))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await knock(served.channel.unary_unary("/test.Test/Echo"))
+    gate.set()
+
+    # CANCELLED: grpc had the call, but had not handed it over yet.
+    assert caught.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+    assert len(await accepted) == 3_000_000
+    await stopping
+
+
+async def knock(method) -> None:
+    while True:
+        await method(b"")
+
+
+async def test_stop_ends_calls_that_outlive_the_grace(serve_handlers):
+    entered = asyncio.Event()
+
+    async def endless(request, context):
+        entered.set()
+        await asyncio.Event().wait()
+
+    served = await serve_handlers(Endless=endless)
+    call = served.channel.unary_unary("/test.Test/Endless")(b"")
+    await entered.wait()
+    await served.server.stop(0, grace_seconds=0.01)
+
+    assert await call.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+
+
+async def test_long_stream_ends_in_order_when_the_process_stops(serve_handlers):
+    stop = StopSignal()
+
+    async def ticks():
+        yield b"tick"
+        await asyncio.Event().wait()
+
+    async def tick(request, context):
+        async for item in stop.until(ticks()):
+            yield item
+
+    served = await serve_handlers(Tick=grpc.unary_stream_rpc_method_handler(tick))
+    stream = served.channel.unary_stream("/test.Test/Tick")(b"")
+    assert await stream.read() == b"tick"
+    stop.set()
+
+    await served.server.stop(0, grace_seconds=3600)
+    assert await stream.read() is grpc.aio.EOF
+    assert await stream.code() is grpc.StatusCode.OK
+
+
+@pytest.mark.parametrize("how", ["closed", "cancelled"])
+async def test_until_leaves_no_reader_behind_when_its_own_reader_goes_away(how):
+    left = asyncio.Event()
+
+    async def items():
+        try:
+            yield 1
+            await asyncio.Event().wait()
+        finally:
+            left.set()
+
+    async def read(started: asyncio.Event) -> None:
+        async for _ in stream:
+            started.set()
+
+    started, stream = asyncio.Event(), StopSignal().until(items())
+    reader = asyncio.ensure_future(read(started))
+    await started.wait()
+    reader.cancel()
+    if how == "closed":
+        await asyncio.wait((reader,))
+        await stream.aclose()
+
+    await left.wait()
+
+
+async def test_until_passes_on_the_end_and_the_errors_of_its_items():
+    async def items():
+        yield 1
+        raise ValueError("broken")
+
+    stream = StopSignal().until(items())
+
+    assert await anext(stream) == 1
+    with pytest.raises(ValueError, match="broken"):
+        await anext(stream)
+
+
+@pytest.mark.parametrize(("size", "code"), [(4 * 1024 * 1024, "OK"), (4 * 1024 * 1024 + 1, "RESOURCE_EXHAUSTED")])
+async def test_message_over_the_limit_is_refused(serve_handlers, size, code):
+    async def length(request, context):
+        return str(len(request)).encode()
+
+    served = await serve_handlers(Length=length)
+    async with grpc.aio.insecure_channel(served.address) as channel:  # a channel that sends anything
+        call = channel.unary_unary("/test.Test/Length")(bytes(size))
+
+        assert (await call.code()).name == code
+
+
+async def test_port_that_is_taken_is_a_wrong_setting(free_port):
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", free_port))
+        holder.listen()
+        server = GrpcServer("127.0.0.1", free_port, [], max_message_bytes=1000)
+
+        with pytest.raises(SettingsError, match=f"cannot listen on 127.0.0.1:{free_port}"):
+            await server.start()
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="this machine has no IPv6")
+async def test_server_listens_on_an_ipv6_address():
+    server = GrpcServer("::1", 0, [], max_message_bytes=1000)
+
+    assert await server.start() > 0
+    await server.stop(0, 0)
+
+
+class Slowly:
+    """A component that needs a gate opened to start."""
+
+    services = ()
+
+    def __init__(self) -> None:
+        self.starting, self.gate, self.closed = asyncio.Event(), asyncio.Event(), False
+
+    async def start(self) -> None:
+        self.starting.set()
+        await self.gate.wait()
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+async def slowly(free_port):
+    """A component, its `serve` as a task, and a channel to it."""
+    component, stop, ready = Slowly(), StopSignal(), asyncio.Event()
+    settings = ServiceSettings(stop_grace_seconds=5)
+    serving = asyncio.ensure_future(run_component(component, settings, free_port, stop, ready.set))
+    return component, serving, stop, ready, f"127.0.0.1:{free_port}"
+
+
+async def test_process_is_not_serving_until_its_component_started(slowly):
+    component, serving, stop, ready, address = slowly
+    await component.starting.wait()
+    async with grpc.aio.insecure_channel(address) as channel:
+        watch = HealthStub(channel).Watch(HealthCheckRequest())
+        assert (await watch.read()).status == NOT_SERVING
+
+        component.gate.set()
+        await ready.wait()
+        assert (await watch.read()).status == SERVING
+
+        stop.set()
+        assert (await watch.read()).status == NOT_SERVING
+        await serving
+    assert component.closed
+
+
+async def test_process_that_is_told_to_stop_does_not_wait_for_its_start(slowly):
+    component, serving, stop, ready, _ = slowly
+    await component.starting.wait()
+    stop.set()
+
+    await serving
+    assert component.closed
+    assert not ready.is_set()
+
+
+WAIT_FOR_THE_END = """
+from services.common.server import run_until_signalled
+async def main(stop):
+    print("started", flush=True)
+    await stop.wait()
+    print("stopped", flush=True)
+run_until_signalled(main)
+"""
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT, "supervisor gone"])
+def test_process_ends_in_order_on(end):
+    environment = {**os.environ, "AIMASS_SUPERVISED": "1" if end == "supervisor gone" else ""}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
+    with subprocess.Popen([sys.executable, "-c", WAIT_FOR_THE_END], **pipes) as process:
+        assert process.stdout.readline() == "started\n"
+        if end == "supervisor gone":
+            process.stdin.close()
+        else:
+            process.send_signal(end)
+
+        assert process.stdout.read() == "stopped\n"
+        assert process.wait() == 0
