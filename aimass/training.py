@@ -51,6 +51,8 @@ def _overrides(dataset: str | None, assignments: list[str]) -> dict[str, Any]:
         *outer, last = name.split(".")
         for part in outer:
             target = target.setdefault(part, {})
+            if not isinstance(target, dict):
+                raise InvalidInput(f"--set {assignment!r}: {part} was set before and has no parts")
         target[last] = _parse(value)
     return overrides
 

@@ -15,6 +15,8 @@ from services.common.traffic import TrafficFollower, choose_version
 
 DEFAULT_TOP = 5
 """Labels per image where the caller does not say."""
+NEW_VERSION_SECONDS = 1.0
+"""How long the version after the newest is waited for: the caller may have heard of it a moment earlier."""
 
 
 class Predictor:
@@ -35,7 +37,7 @@ class Predictor:
         begin = time.perf_counter_ns()
         deadline = _Deadline(min(self._timeout_seconds if timeout is None else timeout, self._timeout_seconds))
         self._check(request)
-        version = choose_version(self._follower.model(request.model), request.version, request.routing_key)
+        version = await self._choose_version(request, deadline)
         metadata = ((REQUEST_ID_KEY, request_id()),)
         prepared = await self._backends.preprocess(
             preprocess_pb2.PreprocessRequest(model=request.model, version=version, images=request.images),
@@ -55,6 +57,16 @@ class Predictor:
             results=[_result(each, classified) for each in prepared.results],
             timings=_timings(prepared, classified.timings, time.perf_counter_ns() - begin),
         )
+
+    async def _choose_version(self, request: pb.PredictRequest, deadline: "_Deadline") -> int:
+        def newest() -> int:
+            return max((each.version for each in self._follower.model(request.model).versions), default=0)
+
+        if request.version == newest() + 1:
+            await self._follower.wait_for(
+                lambda: newest() >= request.version, min(NEW_VERSION_SECONDS, deadline.remaining())
+            )
+        return choose_version(self._follower.model(request.model), request.version, request.routing_key)
 
     def _check(self, request: pb.PredictRequest) -> None:
         if not 1 <= len(request.images) <= self._max_images:

@@ -30,6 +30,7 @@ _UPRIGHT = {
 _MAX_ASPECT = 16
 """Mode `crop`: what lies beyond this many shorter sides never reaches the cut; resizing it may cost any memory."""
 _MAX_INTERMEDIATE_PIXELS = 1 << 22
+"""What `_resize` may always take between its two passes; beyond, at most twice the picture."""
 
 
 def transform(image: Image.Image, spec: PreprocessSpec, orientation: int | None = None) -> np.ndarray:
@@ -56,7 +57,7 @@ def exif_orientation(image: Image.Image) -> int:
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         return orientation if orientation in _UPRIGHT else 1
-    except Exception:
+    except Exception:  # broken metadata raises anything, and must not cost the picture
         return 1
 
 
@@ -156,7 +157,7 @@ def _resize(image: Image.Image, size: Size, spec: PreprocessSpec) -> Image.Image
     if not spec.antialias:
         scale = (image.width / size[0], image.height / size[1])
         return image.transform(size, Image.Transform.AFFINE, (scale[0], 0, 0, 0, scale[1], 0), resample)
-    # Pillow widens first. A column of 1 x 65,000 pixels would become a picture in between; so shorten it first.
+    # Pillow sets the width first. A line of 1 x 65,000 pixels would become a picture in between; so shorten it first.
     if size[0] * image.height > max(_MAX_INTERMEDIATE_PIXELS, 2 * image.width * image.height):
         image = image.resize((image.width, size[1]), resample)
     return image.resize(size, resample)

@@ -193,7 +193,8 @@ class GrpcServer:
         """Not ready first, then refuse new calls, then wait for those in flight, then stop."""
         await self.set_ready(False)
         await asyncio.sleep(drain_seconds)
-        stopped = asyncio.ensure_future(self._server.stop(grace_seconds))
+        # Two stops that run out of time together make grpc free its server twice: this one must not, ours ends it.
+        stopped = asyncio.ensure_future(self._server.stop(grace_seconds + 3600))
         await asyncio.sleep(min(SETTLE_SECONDS, grace_seconds))
         await self._in_flight.wait_idle(grace_seconds)
         # What is left are health watchers and reflection clients; they would hold the server for the whole grace.

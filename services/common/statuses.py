@@ -97,8 +97,9 @@ def _backend_status(error: grpc.aio.AioRpcError) -> Status:
     """Keep a backend's status, so that it reaches the client as the backend meant it."""
     message = error.details() or ""
     code = error.code()
-    if code is grpc.StatusCode.UNAVAILABLE and not (proto := _rich_status(error)):
-        # grpc's own text for a lost connection names our internal addresses.
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED) and not (proto := _rich_status(error)):
+        # grpc's own text for a lost connection names our internal addresses. CANCELLED, where it wasn't us, is what
+        # a server makes of calls that it had not begun when it stopped.
         return status_of(errors.NotReady("a service behind the gateway is not reachable; try again"))
     proto = _rich_status(error) or status_pb2.Status(code=code.value[0], message=message)
     return Status(code, message, _reason(proto) or code_pb2.Code.Name(code.value[0]), proto)

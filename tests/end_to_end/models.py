@@ -8,7 +8,7 @@ from onnx import TensorProto, helper
 
 from services.common.manifest import Manifest, PreprocessSpec
 
-SLOW_ROUNDS = 8000
+DARK, ROUNDS_PER_SHADE = 200, 150
 SaveGraph = Callable[..., Path]
 
 
@@ -32,7 +32,7 @@ def _install(home: Path, model: str, graph: Path, spec: PreprocessSpec | None) -
 
 
 def _slow_graph(save_graph: SaveGraph) -> Path:
-    """A classifier of uint8 NHWC pictures that takes seconds for white ones, alone in their batch."""
+    """A classifier of uint8 NHWC pictures that takes the longer the paler the darkest pixel of its batch is."""
     square = ["side", "side"]
     body = helper.make_graph(
         [helper.make_node("MatMul", ["matrix", "identity"], ["product"]), helper.make_node("Identity", ["go"], ["on"])],
@@ -51,8 +51,10 @@ def _slow_graph(save_graph: SaveGraph) -> Path:
         [
             helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
             helper.make_node("ReduceMin", ["pixels"], ["darkest"], keepdims=0),
-            helper.make_node("Equal", ["darkest", "white"], ["is_white"]),
-            helper.make_node("Where", ["is_white", "many", "none"], ["rounds"]),
+            helper.make_node("Sub", ["darkest", "dark"], ["difference"]),
+            helper.make_node("Relu", ["difference"], ["paleness"]),
+            helper.make_node("Mul", ["paleness", "rounds_per_shade"], ["float_rounds"]),
+            helper.make_node("Cast", ["float_rounds"], ["rounds"], to=TensorProto.INT64),
             helper.make_node("Loop", ["rounds", "", "identity"], ["worked"], body=body),
             helper.make_node("ReduceMean", ["worked"], ["constant"], keepdims=0),
             helper.make_node("ReduceMean", ["pixels", "sides"], ["means"], keepdims=0),
@@ -62,9 +64,8 @@ def _slow_graph(save_graph: SaveGraph) -> Path:
         [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 4, 4, 3])],
         [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 3])],
         {
-            "white": np.float32(255),
-            "many": np.int64(SLOW_ROUNDS),
-            "none": np.int64(0),
+            "dark": np.float32(DARK),
+            "rounds_per_shade": np.float32(ROUNDS_PER_SHADE),
             "identity": np.eye(256, dtype=np.float32),
             "sides": np.array([1, 2]),
         },

@@ -1,5 +1,7 @@
 """A suite that runs as a person runs it: `aimass up`, in a home folder and on ports of its own."""
 
+import asyncio
+import inspect
 import json
 import os
 import random
@@ -183,6 +185,16 @@ def poll(condition: Callable[[], bool], process: subprocess.Popen[bytes], folder
             continue
         break
     raise AssertionError(f"the suite did not start:\n{(folder / 'stderr').read_text()}")
+
+
+async def eventually(condition: Callable[[], Any]) -> None:
+    """Ask for *condition*, which may be awaitable, until it holds: the state of another process has no event."""
+    async with asyncio.timeout(START_SECONDS):
+        while True:
+            outcome = condition()
+            if await outcome if inspect.isawaitable(outcome) else outcome:
+                return
+            await asyncio.sleep(0.01)
 
 
 def is_ours(pid: int, folder: Path) -> bool:

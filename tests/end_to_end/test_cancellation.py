@@ -4,65 +4,17 @@ import asyncio
 
 import grpc
 import httpx
-import numpy as np
 import pytest
 
 from aimass.gateway.v1 import gateway_pb2
 from aimass.gateway.v1.gateway_pb2_grpc import GatewayServiceStub
-from aimass.open_inference import grpc_service_pb2 as pb
 from aimass.open_inference.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 from tests.end_to_end.pictures import plain
+from tests.end_to_end.slow import Slow, quick_request
 
 # Images per kind of call: powers of two, so that the sum of what was run tells the kind.
 UNARY, STREAM, HTTP, TENSORS, LATE_UNARY, LATE_HTTP = 1, 2, 4, 8, 16, 32
 RED = plain((255, 0, 0))
-
-
-def slow_request(*images):
-    images = np.stack(images)
-    request = pb.ModelInferRequest(model_name="slow", raw_input_contents=[images.tobytes()])
-    request.inputs.add(name="image", datatype="UINT8", shape=images.shape)
-    return request
-
-
-WHITE = slow_request(np.full((4, 4, 3), 255, np.uint8))
-QUICK = slow_request(np.zeros((4, 4, 3), np.uint8))
-
-
-class Slow:
-    """The model `slow`, kept busy by a white picture."""
-
-    def __init__(self, channel):
-        self._stub = GRPCInferenceServiceStub(channel)
-        self._answered = 0
-
-    async def samples(self):
-        (statistics,) = (await self._stub.ModelStatistics(pb.ModelStatisticsRequest(name="slow"))).model_stats
-        return statistics.inference_count
-
-    async def is_busy(self):
-        """Whether a quick request has to wait; it is given up then, and so never run."""
-        try:
-            await self._stub.ModelInfer(QUICK, timeout=0.2)
-        except grpc.aio.AioRpcError as error:
-            assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-            return True
-        self._answered += 1
-        return False
-
-    async def occupy(self):
-        """Send the white picture and return its call as soon as it is being run."""
-        call = self._stub.ModelInfer(WHITE)
-        self._answered += 1
-        while not await self.is_busy():
-            assert not call.done()
-        return call
-
-    async def finish(self, call):
-        """Wait until all that was sent before is run or dropped; return how many samples were asked for here."""
-        await call
-        await self._stub.ModelInfer(QUICK)
-        return self._answered + 1
 
 
 async def test_nothing_is_run_for_callers_that_went_away(suite):
@@ -92,7 +44,7 @@ async def test_nothing_is_run_for_callers_that_went_away(suite):
             stub.Predict(predict(UNARY)),
             stream,
             asyncio.create_task(http.post("/predict", **form(HTTP))),
-            GRPCInferenceServiceStub(channel).ModelInfer(slow_request(*[np.zeros((4, 4, 3), np.uint8)] * TENSORS)),
+            GRPCInferenceServiceStub(channel).ModelInfer(quick_request(TENSORS)),
         ]
         assert await slow.is_busy()  # which they are queued behind now
         for call in gone:

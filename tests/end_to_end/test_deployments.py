@@ -47,9 +47,9 @@ def test_http_gives_the_probabilities_that_grpc_gives(suite):
     with suite.client() as client:
         answer = client.post("/v1/models/cifar10/predict", content=image, params={"top": 10}).json()
 
-    assert [
-        (each["label"], struct.pack("<f", each["probability"])) for each in answer["predictions"]
-    ] == bits_of(suite, image, "cifar10")
+    assert [(each["label"], struct.pack("<f", each["probability"])) for each in answer["predictions"]] == bits_of(
+        suite, image, "cifar10"
+    )
 
 
 def test_a_refusal_is_the_same_in_both_modes(suites):

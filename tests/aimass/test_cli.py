@@ -1,0 +1,141 @@
+"""The command line against a running suite."""
+
+import json
+
+import pytest
+
+from tests.end_to_end.pictures import SAMPLES, cat
+from tests.end_to_end.suite import Ports
+
+
+@pytest.fixture
+def cat_file(tmp_path):
+    (tmp_path / "cat.png").write_bytes(cat())
+    return "cat.png"
+
+
+@pytest.fixture
+def bad_file(tmp_path):
+    (tmp_path / "[bold]notes.txt").write_text("no picture")
+    return "[bold]notes.txt"
+
+
+def test_help_names_the_commands(run):
+    shown = run("--help")
+
+    assert shown.returncode == 0
+    assert all(command in shown.stdout for command in ("up", "predict", "models", "train", "data"))
+
+
+def test_predict_shows_a_table_with_a_row_for_each_file(aimass, cat_file):
+    shown = aimass("predict", cat_file, *SAMPLES[:2])
+
+    rows = [line.split() for line in shown.stdout.splitlines()]
+    assert shown.returncode == 0
+    assert rows[0] == ["file", "label", "probability", "others", "time"]
+    assert rows[1][:2] == ["cat.png", "cat"]
+    assert rows[1][2].endswith("%")
+    assert rows[1][-1] == "ms"
+    assert len(rows) == 4
+
+
+def test_predict_writes_a_json_document_for_each_file(aimass, cat_file):
+    shown = aimass("predict", "--json", "--top", "2", "--version", "1", cat_file, cat_file)
+
+    documents = [json.loads(line) for line in shown.stdout.splitlines()]
+    assert shown.returncode == 0
+    assert [document["file"] for document in documents] == ["cat.png"] * 2
+    assert [len(document["predictions"]) for document in documents] == [2, 2]
+    assert documents[0]["predictions"][0]["label"] == "cat"
+    assert documents[0].keys() == {"file", "prediction_id", "model", "version", "predictions"}
+
+
+def test_predict_ends_with_1_and_a_sentence_when_a_file_is_no_picture(aimass, cat_file, bad_file):
+    shown = aimass("predict", cat_file, bad_file)
+
+    row = next(line for line in shown.stdout.splitlines() if "NOT_AN_IMAGE" in line)
+    assert shown.returncode == 1
+    assert row.startswith(bad_file)
+    assert "10 bytes" in row
+    assert "cat.png" in shown.stdout
+
+
+def test_predict_ends_with_1_and_a_json_error_when_a_file_is_no_picture(aimass, cat_file, bad_file):
+    shown = aimass("predict", "--json", bad_file, cat_file)
+
+    bad, good = [json.loads(line) for line in shown.stdout.splitlines()]
+    assert shown.returncode == 1
+    assert (bad["file"], bad["error"]["code"], bad["error"]["reason"]) == (bad_file, "INVALID_ARGUMENT", "NOT_AN_IMAGE")
+    assert good["predictions"][0]["label"] == "cat"
+
+
+def test_predict_says_what_is_wrong_with_the_request_in_one_sentence(aimass, cat_file):
+    shown = aimass("predict", "--model", "dogs", cat_file)
+
+    assert shown.returncode == 1
+    assert shown.stdout == ""
+    assert shown.stderr.startswith("error: model 'dogs' is unknown; this suite has: cifar10")
+    assert len(shown.stderr.splitlines()) == 1
+
+
+def test_predict_names_a_file_that_does_not_exist(aimass):
+    shown = aimass("predict", "nothing.png")
+
+    assert shown.returncode == 2
+    assert "nothing.png" in shown.stderr
+
+
+@pytest.mark.parametrize("command", ["predict", "models"])
+def test_a_suite_that_is_away_is_told_in_one_sentence(run, cat_file, command):
+    arguments = [command, cat_file] if command == "predict" else [command]
+
+    shown = run(*arguments, "--address", f"127.0.0.1:{Ports.free().grpc}")
+
+    assert shown.returncode == 1
+    assert shown.stderr.startswith("error: no suite answers; start one with `aimass up`")
+    assert len(shown.stderr.splitlines()) == 1
+
+
+def test_models_shows_a_table(aimass):
+    shown = aimass("models")
+
+    rows = {line.split()[0]: line.split() for line in shown.stdout.splitlines()}
+    assert shown.returncode == 0
+    assert rows["cifar10"][1:6] == ["1", "READY", "images", "10", "1"]
+    assert rows["cifar10"][6].endswith("%")
+    assert rows["sums"][3] == "tensors"
+
+
+def test_models_writes_json(aimass):
+    models = {model["name"]: model for model in json.loads(aimass("models", "--json").stdout)}
+
+    assert models["cifar10"]["version"] == 1
+    assert models["cifar10"]["labels"][3] == "cat"
+    assert models["cifar10"]["ready_versions"] == [1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["data", "fetch", "imagenet"], "data set 'imagenet' is unknown; use cifar10"),
+        (["train", "--recipe", "magic"], "magic"),
+        (["train", "--set", "epochs"], "--set 'epochs' is not name=value"),
+        (["train", "--set", "epochs=many"], "epochs"),
+    ],
+    ids=lambda value: "_".join(value) if isinstance(value, list) else None,
+)
+def test_a_wrong_argument_is_told_in_one_sentence(run, arguments, words):
+    shown = run(*arguments)
+
+    assert shown.returncode == 1
+    assert shown.stderr.startswith("error: ")
+    assert words in shown.stderr
+    assert "Traceback" not in shown.stderr
+
+
+@pytest.mark.parametrize("arguments", [["data", "fetch", "cifar10"], ["train"]], ids=" ".join)
+def test_a_wrong_setting_is_told_in_one_sentence(run, arguments):
+    shown = run(*arguments, TRAINER_PROT="1")
+
+    assert shown.returncode == 1
+    assert shown.stderr == "error: TRAINER_PROT is not a setting; did you mean TRAINER_PORT?\n"
