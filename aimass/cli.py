@@ -77,8 +77,10 @@ def up(
 
 
 def _greet(settings: "GatewaySettings") -> None:
-    host = "127.0.0.1" if settings.host == "0.0.0.0" else settings.host  # noqa: S104 not bound, only shown
-    url, grpc = f"http://{host}:{settings.http_port}", f"{host}:{settings.grpc_port}"
+    from services.common.channels import host_and_port, reachable
+
+    host = reachable(settings.host)
+    url, grpc = f"http://{host_and_port(host, settings.http_port)}", host_and_port(host, settings.grpc_port)
     out.print(f"\n  [bold]AI Mass is ready.[/bold]  Page  [cyan]{url}[/cyan]   gRPC  [cyan]{grpc}[/cyan]")
     out.print(f"  curl --data-binary @cat.jpg {url}/v1/models/{DEFAULT_MODEL}/predict", highlight=False)
     out.print("  Ctrl-C stops it.\n")

@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from gateway.settings import GatewaySettings
-from services.common.channels import open_channel
+from services.common.channels import host_and_port, open_channel, reachable
 from services.common.server import SUPERVISED_VARIABLE, StopSignal
 from services.common.settings import ServiceSettings, SettingsError, load_settings
 from services.inference.settings import InferenceSettings
@@ -133,8 +133,9 @@ class _Keeper:
         Raises:
             SettingsError: It ended before.
         """
-        host = self._process.settings.host.replace("0.0.0.0", "127.0.0.1")  # noqa: S104 not bound, only asked
-        async with open_channel(f"{host}:{self._process.port}", self._process.settings.max_message_bytes) as channel:
+        settings = self._process.settings
+        address = host_and_port(reachable(settings.host), self._process.port)
+        async with open_channel(address, settings.max_message_bytes) as channel:
             health = HealthStub(channel)
             while not await _is_serving(health):
                 if self._child is not None and self._child.returncode is not None:

@@ -173,9 +173,14 @@ def _result(response: pb.PredictResponse, result: pb.PredictResult) -> tuple[dic
         "prediction_id": prediction.prediction_id,
         "model": response.model,
         "version": response.version,
-        "predictions": [{"label": each.label, "probability": each.probability} for each in prediction.labels],
+        "predictions": [{"label": each.label, "probability": _finite(each.probability)} for each in prediction.labels],
     }
     return document, 200
+
+
+def _finite(value: float) -> float | None:
+    """Return None for what JSON cannot say: a broken model's NaN or infinity."""
+    return value if math.isfinite(value) else None
 
 
 def _server_timing(timings: pb.Timings) -> str:

@@ -9,7 +9,8 @@ class Prediction(BaseModel):
     """A class and its probability."""
 
     label: str
-    probability: float
+    probability: float | None
+    """Null where the model gave no finite number."""
 
 
 class ImageAnswer(BaseModel):

@@ -3,6 +3,16 @@
 import grpc
 
 
+def host_and_port(host: str, port: int) -> str:
+    """Return the address of *port*, as gRPC and URLs write it."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def reachable(host: str) -> str:
+    """Return where this machine reaches a server that listens on *host*, which may stand for all addresses."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 not bound, only asked
+
+
 def open_channel(address: str, max_message_bytes: int) -> grpc.aio.Channel:
     """Return a channel that finds a restarted service again within a second.
 

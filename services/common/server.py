@@ -19,6 +19,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from services.common.channels import host_and_port
 from services.common.interceptor import GRPC_INTERNAL, AroundInterceptor
 from services.common.logs import configure_logs
 from services.common.settings import ServiceSettings, SettingsError, load_settings
@@ -92,7 +93,7 @@ class Service:
     @classmethod
     def of(
         cls, descriptor: ServiceDescriptor, add: Callable[[Any, grpc.aio.Server], None], servicer: object
-    ) -> "Service":
+    ) -> Service:
         """Return the service that *descriptor* describes and *servicer* implements; *add* is generated with both."""
         return cls(descriptor.full_name, partial(add, servicer))
 
@@ -146,7 +147,7 @@ class GrpcServer:
         *,
         max_message_bytes: int,
     ) -> None:
-        self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._address = host_and_port(host, port)
         self._names = ("", *(service.name for service in services))
         self._health = health.aio.HealthServicer()
         self._in_flight = _InFlight()

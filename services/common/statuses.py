@@ -101,6 +101,8 @@ def _backend_status(error: grpc.aio.AioRpcError) -> Status:
         # grpc's own text for a lost connection names our internal addresses. CANCELLED, where it wasn't us, is what
         # a server makes of calls that it had not begun when it stopped.
         return status_of(errors.NotReady("a service behind the gateway is not reachable; try again"))
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return status_of(TimeoutError())  # the same sentence as without a backend in between
     proto = _rich_status(error) or status_pb2.Status(code=code.value[0], message=message)
     return Status(code, message, _reason(proto) or code_pb2.Code.Name(code.value[0]), proto)
 

@@ -7,8 +7,8 @@ from aimass.open_inference import grpc_service_pb2 as pb
 from aimass.open_inference.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 from tests.end_to_end.pictures import plain
 
-WHITE, PALE, BLACK = 255, 220, 0
-"""Shades of pictures that take about two seconds, one, and none."""
+WHITE, PALE, BLACK = 255, 214, 0
+"""Shades of pictures that take about two seconds, half of one, and none."""
 
 
 def picture(shade: int) -> bytes:

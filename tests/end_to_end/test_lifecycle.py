@@ -9,6 +9,8 @@ import grpc
 import httpx
 import pytest
 
+from aimass.gateway.v1 import gateway_pb2 as pb
+from aimass.gateway.v1.gateway_pb2_grpc import GatewayServiceStub
 from tests.end_to_end.pictures import cat
 from tests.end_to_end.slow import PALE, Slow, picture
 from tests.end_to_end.suite import (
@@ -113,13 +115,19 @@ async def test_a_signal_lets_calls_in_flight_finish_and_ends_every_process(start
         grpc.aio.insecure_channel(suite.address) as channel,
         httpx.AsyncClient(base_url=suite.url, trust_env=False, timeout=60) as http,
     ):
+        stream = GatewayServiceStub(channel).PredictStream()
+        await stream.write(pb.PredictStreamRequest(request=pb.PredictRequest(model="cifar10", images=[cat()])))
+        assert (await stream.read()).HasField("response")
         over_http = asyncio.create_task(http.post("/v1/models/slow/predict", content=picture(PALE)))
         over_grpc = await Slow(channel).occupy(PALE)
         suite.signal(number)
         answers = await asyncio.gather(over_grpc, over_http)
+        end_of_stream, stream_code = await stream.read(), await stream.code()
         code = await asyncio.to_thread(suite.wait)
 
     assert code == 0
+    assert end_of_stream is grpc.aio.EOF  # an open stream is ended, and does not hold the others up
+    assert stream_code is grpc.StatusCode.OK
     assert answers[0].model_name == "slow"
     assert answers[1].json()["predictions"]
     assert all(wait_for_end(pid) for pid in pids.values())
