@@ -32,7 +32,9 @@ def bind_request_id(metadata: Iterable[tuple[str, Any]] | None) -> str:
 def configure_logs(service: str, level: str = "INFO", style: Literal["auto", "json", "console"] = "auto") -> None:
     """Send the logs of this process to standard error: JSON, or colours on a terminal."""
     console = sys.stderr.isatty() if style == "auto" else style == "console"
-    renderer: Any = structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
+    # Not the traceback with all variables: they hold the images of callers.
+    colours = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    rendering = [structlog.processors.format_exc_info, colours if console else structlog.processors.JSONRenderer()]
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         _add_service(service),
@@ -40,13 +42,13 @@ def configure_logs(service: str, level: str = "INFO", style: Literal["auto", "js
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     structlog.configure(
-        processors=[*shared, structlog.processors.format_exc_info, renderer],
+        processors=[*shared, *rendering],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
     formatter = structlog.stdlib.ProcessorFormatter(
-        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer], foreign_pre_chain=shared
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering], foreign_pre_chain=shared
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
