@@ -66,9 +66,16 @@ async def _infer(
     largest = version.signature.max_batch_size or samples
     if samples <= largest:
         return await version.infer(inputs, outputs, samples, deadline)
-    parts = [slice(start, min(start + largest, samples)) for start in range(0, samples, largest)]
-    running = [
-        version.infer({name: array[part] for name, array in inputs.items()}, outputs, part.stop - part.start, deadline)
-        for part in parts
-    ]
-    return merge_inferences(await asyncio.gather(*running))
+
+    async def infer_part(start: int) -> Inference:
+        stop = min(start + largest, samples)
+        return await version.infer(
+            {name: array[start:stop] for name, array in inputs.items()}, outputs, stop - start, deadline
+        )
+
+    parts = [asyncio.ensure_future(infer_part(start)) for start in range(0, samples, largest)]
+    try:
+        return merge_inferences(await asyncio.gather(*parts))
+    finally:
+        for part in parts:  # where one failed, the others are of no use
+            part.cancel()

@@ -47,7 +47,7 @@ class PreprocessServicer(PreprocessServiceServicer):
         prepared = await self._preparer.prepare(request.images, spec)
         tensors = [each for each in prepared if isinstance(each, np.ndarray)]
         return pb.PreprocessResponse(
-            request=_infer_request(request, spec, tensors) if tensors else None,
+            request=_infer_request(request, spec, version.preprocess_digest, tensors) if tensors else None,
             results=_results(prepared),
             duration=duration_of(time.perf_counter_ns() - begin),
         )
@@ -84,12 +84,12 @@ def _parse_spec(document: bytes) -> PreprocessSpec:
 
 
 def _infer_request(
-    request: pb.PreprocessRequest, spec: PreprocessSpec, tensors: Sequence[np.ndarray]
+    request: pb.PreprocessRequest, spec: PreprocessSpec, digest: str, tensors: Sequence[np.ndarray]
 ) -> grpc_service_pb2.ModelInferRequest:
     infer = grpc_service_pb2.ModelInferRequest(model_name=request.model, model_version=str(request.version))
     infer.inputs.add(name=spec.input, datatype=spec.datatype, shape=(len(tensors), *spec.shape))
     infer.raw_input_contents.append(b"".join(tensor.tobytes() for tensor in tensors))
-    infer.parameters[DIGEST_PARAMETER].string_param = spec.digest
+    infer.parameters[DIGEST_PARAMETER].string_param = digest
     return infer
 
 
