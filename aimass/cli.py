@@ -39,12 +39,20 @@ class Mode(StrEnum):
 
 def main() -> None:
     """Run the command line; expected failures end with a sentence, not with a trace."""
-    from aimass.client import PredictionError
-
     try:
         app()
-    except (PredictionError, OSError) as error:
+    except Exception as error:
+        if not isinstance(error, _expected_errors()):
+            raise
         _fail(str(error))
+
+
+def _expected_errors() -> tuple[type[Exception], ...]:
+    from aimass.client import PredictionError
+    from services.common.errors import ServiceError
+    from services.common.settings import SettingsError
+
+    return (PredictionError, ServiceError, SettingsError, OSError)
 
 
 def _fail(sentence: str) -> None:
@@ -63,17 +71,14 @@ def up(
     from gateway.settings import GatewaySettings
     from services.common.logs import configure_logs
     from services.common.server import run_until_signalled
-    from services.common.settings import SettingsError, load_settings
+    from services.common.settings import load_settings
     from services.inference.settings import InferenceSettings
 
+    settings = load_settings(GatewaySettings)
+    configure_logs("aimass", settings.log_level, settings.log_style)
+    install_starter(load_settings(InferenceSettings).repository)
     run = {Mode.pipeline: run_pipeline, Mode.services: run_processes}[mode]
-    try:
-        settings = load_settings(GatewaySettings)
-        configure_logs("aimass", settings.log_level, settings.log_style)
-        install_starter(load_settings(InferenceSettings).repository)
-        run_until_signalled(lambda stop: run(stop, lambda: _greet(settings)))
-    except SettingsError as error:
-        _fail(str(error))
+    run_until_signalled(lambda stop: run(stop, lambda: _greet(settings)))
 
 
 def _greet(settings: "GatewaySettings") -> None:
@@ -133,13 +138,16 @@ def _print_predictions(outcomes: list[tuple[Path, Any]]) -> None:
     table.columns[0].overflow = "fold"
     for file, outcome in outcomes:
         if isinstance(outcome, PredictionError):
-            table.add_row(escape(str(file)), f"[red]{outcome.reason}[/red]", "", escape(outcome.message), "")
+            table.add_row(escape(str(file)), f"[red]{outcome.reason}[/red]")
             continue
         others = ", ".join(f"{each.label} {each.probability:.1%}" for each in outcome.labels[1:])
         time = f"{outcome.timings.total * 1e3:.1f} ms"
         label = f"[bold]{escape(outcome.label)}[/bold]"
         table.add_row(escape(str(file)), label, f"{outcome.probability:.1%}", escape(others), time)
     out.print(table)
+    for file, outcome in outcomes:
+        if isinstance(outcome, PredictionError):
+            err.print(f"[red]{escape(str(file))}:[/red] {escape(outcome.message)}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -186,12 +194,9 @@ def train(
 ) -> None:
     """Train a model, export it, prove that the graph equals the network, measure it."""
     from aimass.training import train_model
-    from services.common.settings import SettingsError
 
     try:
         train_model(out, recipe, dataset, options or [], model, publish or stable, stable, run_id)
-    except SettingsError as error:
-        _fail(str(error))
     except KeyboardInterrupt:
         _fail("interrupted; the same command with --run-id continues")
 
@@ -205,17 +210,13 @@ def fetch(
 ) -> None:
     """Fetch a data set and verify it."""
     from aimass.progress import progress_bar
-    from services.common.errors import ServiceError
-    from services.common.settings import SettingsError, load_settings
+    from services.common.settings import load_settings
     from services.trainer.cifar10 import fetch_cifar10
     from services.trainer.settings import TrainerSettings
 
     if name != "cifar10":
         _fail(f"data set {name!r} is unknown; use cifar10")
-    try:
-        folder = load_settings(TrainerSettings).data / name
-        with progress_bar() as advance:
-            fetch_cifar10(source, folder, lambda stage, fraction: advance(stage, fraction, {}))
-    except (ServiceError, SettingsError) as error:
-        _fail(str(error))
+    folder = load_settings(TrainerSettings).data / name
+    with progress_bar() as advance:
+        fetch_cifar10(source, folder, lambda _, fraction: advance("fetch", fraction, {}))
     out.print(f"{name} is complete and verified in {folder}", highlight=False)

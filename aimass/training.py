@@ -10,11 +10,11 @@ from rich.console import Console
 
 from aimass.client import PredictionError
 from aimass.progress import progress_bar
-from services.common.errors import InvalidInput, ServiceError
+from services.common.errors import InvalidInput
 from services.common.settings import load_settings
 from services.preprocess.settings import PreprocessSettings
 from services.trainer.recipes import TrainingOptions, make_options
-from services.trainer.runs import Run
+from services.trainer.runs import Run, check_run_id
 from services.trainer.settings import TrainerSettings
 
 
@@ -30,12 +30,9 @@ def train_model(
 ) -> None:
     """Run the recipe and report to *out*; see `aimass train --help`."""
     settings = load_settings(TrainerSettings)
-    try:
-        options = make_options(recipe, _overrides(dataset, assignments))
-        folder = settings.runs / (run_id or f"{recipe}-{datetime.now(UTC):%Y%m%d-%H%M%S}")
-        run = _train(options, settings.data, folder)
-    except ServiceError as error:
-        raise PredictionError("INVALID_ARGUMENT", error.reason, error.message) from error
+    options = make_options(recipe, _overrides(dataset, assignments))
+    folder = settings.runs / check_run_id(run_id or f"{recipe}-{datetime.now(UTC):%Y%m%d-%H%M%S}")
+    run = _train(options, settings.data, folder)
     _print_result(out, run, folder)
     if publish:
         _publish(out, model, folder, stable)
@@ -74,7 +71,7 @@ def _train(options: TrainingOptions, data_dir: Path, folder: Path) -> Run:
 def _print_result(out: Console, run: Run, folder: Path) -> None:
     out.print(f"run {run.id} succeeded; graph and manifest are in {folder}", highlight=False)
     for name, value in sorted(run.metrics.items()):
-        out.print(f"  {name:32} {value:.4f}", highlight=False)
+        out.print(f"  {name:32} {value:.4g}", highlight=False)
 
 
 def _publish(out: Console, model: str, folder: Path, stable: bool) -> None:

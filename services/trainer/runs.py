@@ -1,6 +1,7 @@
 """What is known of a training run: a folder with `run.json`, its checkpoint and, at the end, the model."""
 
 import json
+import re
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -17,6 +18,9 @@ CHECKPOINT_FILE = "checkpoint.pt"
 MODEL_FILE = "model.onnx"
 MANIFEST_FILE = "model.json"
 EVALUATION_FILE = "evaluation.json"
+
+
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 class RunState(StrEnum):
@@ -67,6 +71,17 @@ class Run(BaseModel):
 def now() -> str:
     """Return the present time, RFC 3339 in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def check_run_id(run_id: str) -> str:
+    """Return *run_id* where it can be the name of a run's folder.
+
+    Raises:
+        InvalidInput: It cannot.
+    """
+    if not _RUN_ID.fullmatch(run_id):
+        raise InvalidInput(f"run id {run_id[:100]!r} is not valid; use up to 128 letters, digits, '.', '_' and '-'")
+    return run_id
 
 
 def write_run(folder: Path, run: Run) -> None:

@@ -56,7 +56,7 @@ def test_predict_ends_with_1_and_a_sentence_when_a_file_is_no_picture(aimass, ca
     row = next(line for line in shown.stdout.splitlines() if "NOT_AN_IMAGE" in line)
     assert shown.returncode == 1
     assert row.startswith(bad_file)
-    assert "10 bytes" in row
+    assert f"{bad_file}: the 10 bytes" in shown.stderr
     assert "cat.png" in shown.stdout
 
 

@@ -1,0 +1,257 @@
+"""The Open Inference Protocol over a real channel, with our own stub."""
+
+import asyncio
+
+import grpc
+import numpy as np
+import pytest
+from grpc_status import rpc_status
+from onnx import TensorProto, helper
+
+from aimass.open_inference import grpc_service_pb2 as pb
+from aimass.open_inference import model_config_pb2
+from aimass.open_inference.grpc_service_pb2_grpc import GRPCInferenceServiceStub
+from services.common.tensors import to_array
+
+
+@pytest.fixture
+def stub(inference):
+    return GRPCInferenceServiceStub(inference.channel)
+
+
+def output(response: pb.ModelInferResponse, position: int = 0) -> np.ndarray:
+    tensor = response.outputs[position]
+    assert not tensor.HasField("contents")
+    return to_array(tensor.name, tensor.datatype, tensor.shape, response.raw_output_contents[position])
+
+
+async def refusal(call) -> tuple[str, str]:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value.code().name, caught.value.details()
+
+
+async def test_server_and_model_are_ready(stub):
+    assert (await stub.ServerLive(pb.ServerLiveRequest())).live
+    assert (await stub.ServerReady(pb.ServerReadyRequest())).ready
+    assert (await stub.ModelReady(pb.ModelReadyRequest(name="tiny"))).ready
+    assert (await stub.ModelReady(pb.ModelReadyRequest(name="tiny", version="1"))).ready
+
+
+async def test_server_with_a_model_that_cannot_serve_is_live_but_not_ready(start_inference, model_repository):
+    (model_repository / "tiny" / "1" / "model.onnx").unlink()
+    stub = GRPCInferenceServiceStub((await start_inference()).channel)
+
+    assert (await stub.ServerLive(pb.ServerLiveRequest())).live
+    assert not (await stub.ServerReady(pb.ServerReadyRequest())).ready
+    assert not (await stub.ModelReady(pb.ModelReadyRequest(name="tiny"))).ready
+    assert await refusal(stub.ModelMetadata(pb.ModelMetadataRequest(name="tiny"))) == (
+        "UNAVAILABLE",
+        "model 'tiny' has no version that is ready; version 1: 1/model.onnx is missing",
+    )
+
+
+@pytest.mark.parametrize("request_fields", [{"name": "other"}, {"name": "tiny", "version": "2"}])
+async def test_what_does_not_exist_is_not_ready(stub, request_fields):
+    assert not (await stub.ModelReady(pb.ModelReadyRequest(**request_fields))).ready
+
+
+async def test_server_metadata_lists_only_what_is_there(stub):
+    metadata = await stub.ServerMetadata(pb.ServerMetadataRequest())
+
+    assert metadata.name == "aimass"
+    assert {"classification", "statistics", "model_configuration"} <= set(metadata.extensions)
+    assert not {"sequence", "trace", "logging", "cuda_shared_memory"} & set(metadata.extensions)
+
+
+@pytest.mark.parametrize("method", ["RepositoryIndex", "TraceSetting", "CudaSharedMemoryStatus"])
+async def test_extension_that_is_not_listed_is_unimplemented(stub, method):
+    code, _ = await refusal(getattr(stub, method)(getattr(pb, f"{method}Request")()))
+
+    assert code == "UNIMPLEMENTED"
+
+
+async def test_metadata_has_the_batch_dimension_and_config_has_not(stub):
+    metadata = await stub.ModelMetadata(pb.ModelMetadataRequest(name="tiny"))
+    config = (await stub.ModelConfig(pb.ModelConfigRequest(name="tiny"))).config
+
+    assert (metadata.name, [*metadata.versions], metadata.platform) == ("tiny", ["1"], "onnxruntime_onnx")
+    (image,), (scores,) = metadata.inputs, metadata.outputs
+    assert (image.name, image.datatype, [*image.shape]) == ("image", "UINT8", [-1, 4, 4, 3])
+    assert (scores.name, scores.datatype, [*scores.shape]) == ("probabilities", "FP32", [-1, 3])
+    assert (config.name, config.max_batch_size, config.HasField("dynamic_batching")) == ("tiny", 32, True)
+    assert (config.input[0].data_type, [*config.input[0].dims]) == (model_config_pb2.TYPE_UINT8, [4, 4, 3])
+    assert [*config.output[0].dims] == [3]
+
+
+@pytest.mark.parametrize("count", [1, 5])
+async def test_infer_gives_what_the_graph_gives(stub, tiny_classifier, images, infer_request, count):
+    response = await stub.ModelInfer(infer_request(images[:count], id="request 7"))
+
+    assert (response.model_name, response.model_version, response.id) == ("tiny", "1", "request 7")
+    assert [(tensor.name, tensor.datatype) for tensor in response.outputs] == [("probabilities", "FP32")]
+    np.testing.assert_array_equal(output(response), tiny_classifier.infer(images[:count]))
+
+
+async def test_typed_contents_are_answered_raw(stub, tiny_classifier, images):
+    request = pb.ModelInferRequest(model_name="tiny")
+    contents = pb.InferTensorContents(uint_contents=images[0].ravel().tolist())
+    request.inputs.add(name="image", datatype="UINT8", shape=[1, 4, 4, 3], contents=contents)
+
+    np.testing.assert_array_equal(output(await stub.ModelInfer(request)), tiny_classifier.infer(images[:1]))
+
+
+async def test_named_outputs_come_in_the_order_of_the_request(start_inference, add_model, save_graph):
+    x, minus, plus = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 1]) for name in ("x", "-x", "+x"))
+    nodes = [helper.make_node("Neg", ["x"], ["-x"]), helper.make_node("Abs", ["x"], ["+x"])]
+    add_model(save_graph(nodes, [x], [minus, plus]), "pair")
+    stub = GRPCInferenceServiceStub((await start_inference()).channel)
+    request = pb.ModelInferRequest(model_name="pair", raw_input_contents=[np.float32([3]).tobytes()])
+    request.inputs.add(name="x", datatype="FP32", shape=[1, 1])
+    both = await stub.ModelInfer(request)
+    for name in ("+x", "-x"):
+        request.outputs.add(name=name)
+    named = await stub.ModelInfer(request)
+
+    assert [(each.name, output(both, i).item()) for i, each in enumerate(both.outputs)] == [("-x", -3), ("+x", 3)]
+    assert [(each.name, output(named, i).item()) for i, each in enumerate(named.outputs)] == [("+x", 3), ("-x", -3)]
+
+
+async def test_text_goes_in_and_comes_out(start_inference, add_model, one_node):
+    add_model(one_node("Identity", ["n", 2], datatype="STRING"), "text")
+    stub = GRPCInferenceServiceStub((await start_inference()).channel)
+    contents = pb.InferTensorContents(bytes_contents=["ä".encode(), b""])
+    request = pb.ModelInferRequest(model_name="text")
+    request.inputs.add(name="x", datatype="BYTES", shape=[1, 2], contents=contents)
+
+    assert output(await stub.ModelInfer(request)).tolist() == [["ä".encode(), b""]]
+    request.inputs[0].contents.bytes_contents[0] = b"\xff"
+    assert await refusal(stub.ModelInfer(request)) == ("INVALID_ARGUMENT", "input 'x' holds text that is not UTF-8")
+
+
+async def test_parameters_that_are_not_ours_are_ignored(stub, images, infer_request):
+    request = infer_request(images)
+    request.parameters["triton_enable_empty_final_response"].bool_param = True
+    request.parameters["priority"].uint64_param = 1
+
+    assert len(output(await stub.ModelInfer(request))) == len(images)
+
+
+async def test_classification_gives_strings_with_labels(stub, tiny_classifier, images, infer_request):
+    request = infer_request(images)
+    request.outputs.add(name="probabilities").parameters["classification"].int64_param = 2
+    response = await stub.ModelInfer(request)
+    best = tiny_classifier.infer(images)[1].max()
+
+    assert (response.outputs[0].datatype, [*response.outputs[0].shape]) == ("BYTES", [5, 2])
+    assert output(response)[:3, 0].tolist() == [
+        f"{best:f}:{i}:{name}".encode() for i, name in enumerate(["red", "green", "blue"])
+    ]
+    assert output(response)[3].tolist() == [b"0.333333:0:red", b"0.333333:1:green"]
+
+
+@pytest.mark.parametrize("parameter", [{"int64_param": 0}, {"int64_param": -1}, {"string_param": "2"}])
+async def test_classification_into_no_classes_is_refused(stub, images, infer_request, parameter):
+    request = infer_request(images)
+    request.outputs.add(name="probabilities").parameters["classification"].MergeFrom(pb.InferParameter(**parameter))
+
+    code, words = await refusal(stub.ModelInfer(request))
+    assert code == "INVALID_ARGUMENT"
+    assert "ask for 1 or more of a numeric output" in words
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "words"),
+    [
+        ({"model_name": "other"}, "NOT_FOUND", "model 'other' is unknown; this suite has: tiny"),
+        ({"model_name": ""}, "NOT_FOUND", "model '' is unknown"),
+        ({"model_version": "2"}, "NOT_FOUND", "model 'tiny' has no version 2; it has 1"),
+        ({"model_version": "v1"}, "INVALID_ARGUMENT", "model_version 'v1' is not a version"),
+        ({"outputs": [{"name": "scores"}]}, "INVALID_ARGUMENT", "wants outputs ['scores']"),
+        ({"raw_input_contents": []}, "INVALID_ARGUMENT", "input 'image' holds 0 values"),
+        (
+            {"raw_input_contents": [b"short"]},
+            "INVALID_ARGUMENT",
+            "of UINT8 needs 240 bytes",
+        ),
+        ({"raw_input_contents": [b""] * 2}, "INVALID_ARGUMENT", "has 1 inputs but 2 raw_input_contents"),
+        (
+            {"parameters": {"preprocess_digest": {"string_param": "sha256:other"}}},
+            "FAILED_PRECONDITION",
+            "sha256:other",
+        ),
+    ],
+)
+async def test_request_that_cannot_be_answered_is_refused(stub, images, infer_request, change, code, words):
+    refused_code, refused_words = await refusal(stub.ModelInfer(infer_request(images, **change)))
+
+    assert refused_code == code
+    assert words in refused_words
+
+
+async def test_batch_over_the_limit_is_refused(stub, images, infer_request):
+    code, words = await refusal(stub.ModelInfer(infer_request(np.concatenate([images] * 7))))
+
+    assert (code, words) == ("INVALID_ARGUMENT", "the request holds 35 samples; this model takes 1 to 32 at once")
+
+
+async def test_tensor_of_another_spec_is_refused_with_both_digests(stub, tiny_classifier, images, infer_request):
+    own, other = tiny_classifier.manifest.preprocess.digest, "sha256:" + "0" * 64
+    request = infer_request(images)
+    request.parameters["preprocess_digest"].string_param = own
+    assert len(output(await stub.ModelInfer(request))) == len(images)
+
+    request.parameters["preprocess_digest"].string_param = other
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.ModelInfer(request)
+
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert own in caught.value.details()
+    assert other in caught.value.details()
+    assert b"PREPROCESS_MISMATCH" in rpc_status.from_call(caught.value).details[0].value
+
+
+async def test_value_that_the_graph_refuses_spoils_no_other_request(start_inference, add_model, one_node):
+    add_model(one_node("Gather", ["n"], datatype="INT64", before=np.arange(5)), "table")
+    stub = GRPCInferenceServiceStub((await start_inference()).channel)
+
+    def lookup(index: int):
+        request = pb.ModelInferRequest(model_name="table", raw_input_contents=[np.int64([index]).tobytes()])
+        request.inputs.add(name="x", datatype="INT64", shape=[1])
+        return stub.ModelInfer(request)
+
+    answers = await asyncio.gather(*(lookup(index) for index in [1, 2, 99, 3, 4] * 10), return_exceptions=True)
+
+    assert [output(each).item() for each in answers if not isinstance(each, Exception)] == [1, 2, 3, 4] * 10
+    refused = [each for each in answers if isinstance(each, Exception)]
+    assert {each.code() for each in refused} == {grpc.StatusCode.INVALID_ARGUMENT}
+    assert len(refused) == 10
+
+
+@pytest.mark.parametrize("name", ["", "tiny"])
+async def test_statistics_count_every_request_once_and_alike(stub, images, infer_request, name):
+    for count in (1, 5, 5):
+        await stub.ModelInfer(infer_request(images[:count]))
+    await refusal(stub.ModelInfer(infer_request(images, raw_input_contents=[b""])))
+    (found,) = (await stub.ModelStatistics(pb.ModelStatisticsRequest(name=name))).model_stats
+    stats = found.inference_stats
+
+    assert (found.name, found.version, found.inference_count, found.execution_count) == ("tiny", "1", 11, 3)
+    counts = [getattr(stats, each) for each in ("success", "queue", "compute_input", "compute_infer", "compute_output")]
+    assert [each.count for each in counts] == [3] * 5
+    assert stats.fail.count == 1
+    assert stats.success.ns > sum(each.ns for each in counts[1:])
+    assert {each.batch_size: each.compute_infer.count for each in found.batch_stats} == {1: 1, 5: 2}
+    assert found.last_inference > 1_500_000_000_000
+
+
+async def test_statistics_of_what_does_not_exist_are_not_found(stub):
+    for fields in ({"name": "other"}, {"name": "tiny", "version": "9"}):
+        assert (await refusal(stub.ModelStatistics(pb.ModelStatisticsRequest(**fields))))[0] == "NOT_FOUND"
+
+
+async def test_deadline_that_passes_in_the_queue_frees_it(stub, images, infer_request):
+    code, _ = await refusal(stub.ModelInfer(infer_request(images), timeout=0))
+
+    assert code == "DEADLINE_EXCEEDED"
+    assert len(output(await stub.ModelInfer(infer_request(images), timeout=60))) == len(images)
