@@ -49,8 +49,7 @@ def main() -> None:
 
 def _expected_errors() -> tuple[type[Exception], ...]:
     from aimass.client import PredictionError
-    from services.common.errors import ServiceError
-    from services.common.settings import SettingsError
+    from services.common.errors import ServiceError, SettingsError
 
     return (PredictionError, ServiceError, SettingsError, OSError)
 

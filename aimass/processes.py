@@ -14,8 +14,9 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from gateway.settings import GatewaySettings
 from services.common.channels import host_and_port, open_channel, reachable
+from services.common.errors import SettingsError
 from services.common.server import SUPERVISED_VARIABLE, StopSignal
-from services.common.settings import ServiceSettings, SettingsError, load_settings
+from services.common.settings import ServiceSettings, load_settings
 from services.inference.settings import InferenceSettings
 from services.preprocess.settings import PreprocessSettings
 from services.trainer.settings import TrainerSettings

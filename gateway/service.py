@@ -15,8 +15,8 @@ from gateway.http import create_app
 from gateway.prediction import Predictor
 from gateway.servicer import GatewayServicer
 from gateway.settings import GatewaySettings
+from services.common.errors import SettingsError
 from services.common.server import Service, StopSignal
-from services.common.settings import SettingsError
 from services.common.traffic import TrafficFollower
 
 log = structlog.get_logger(__name__)

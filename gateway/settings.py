@@ -3,7 +3,7 @@
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from services.common.settings import Port, Positive, ServiceSettings
+from services.common.settings import Names, Port, Positive, ServiceSettings
 
 
 class GatewaySettings(ServiceSettings):
@@ -29,7 +29,7 @@ class GatewaySettings(ServiceSettings):
     """Images in one request."""
     stream_window: Positive = 16
     """Requests of one `PredictStream` that are worked on at once."""
-    allowed_hosts: tuple[str, ...] = ()
-    """Names, as a JSON list, under which the HTTP port may be addressed beside `localhost` and IP addresses."""
-    allowed_origins: tuple[str, ...] = ()
-    """Origins, as a JSON list, of foreign web pages that may call the HTTP interface; others are refused."""
+    allowed_hosts: Names = ()
+    """Names, with commas between, under which the HTTP port may be addressed beside `localhost` and IP addresses."""
+    allowed_origins: Names = ()
+    """Origins, with commas between, of foreign web pages that may call the HTTP interface; others are refused."""

@@ -85,3 +85,7 @@ class DeadlineExceeded(ServiceError):
     """The caller's deadline passed before the work was done."""
 
     reason = "DEADLINE_EXCEEDED"
+
+
+class SettingsError(Exception):
+    """A process cannot start as it was told to; the text lists every problem. Seen by operators, never by callers."""

@@ -20,9 +20,10 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from services.common.channels import host_and_port
+from services.common.errors import SettingsError
 from services.common.interceptor import GRPC_INTERNAL, AroundInterceptor
 from services.common.logs import configure_logs
-from services.common.settings import ServiceSettings, SettingsError, load_settings
+from services.common.settings import ServiceSettings, load_settings
 from services.common.statuses import ending_with_status
 
 if TYPE_CHECKING:

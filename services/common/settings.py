@@ -6,12 +6,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from services.common.errors import SettingsError
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+def _split(value: object) -> object:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+"""Written with commas between."""
 
 HOME_VARIABLE = "AIMASS_HOME"
 """Folder that holds models, data and runs; `~/.aimass` when not set."""
@@ -21,10 +31,6 @@ def home_folder(environ: Mapping[str, str] | None = None) -> Path:
     """Return the folder of the suite's own files."""
     given = (os.environ if environ is None else environ).get(HOME_VARIABLE)
     return Path(given).expanduser().resolve() if given else Path.home() / ".aimass"
-
-
-class SettingsError(Exception):
-    """The environment does not make valid settings; the text lists every problem."""
 
 
 class ServiceSettings(BaseSettings):

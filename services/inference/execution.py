@@ -47,7 +47,7 @@ async def execute(
     number, version = models.resolve(request.model_name, requested_version(request.model_version))
     try:
         check_digest(request, version.preprocess_digest)
-        inputs, samples = unpack_inputs(request, version.signature)
+        inputs, samples = unpack_inputs(request, version.signature, split=split)
         outputs = requested_outputs(request, version.signature)
         if not split:
             check_batch_size(samples, version.signature)
@@ -63,7 +63,7 @@ async def execute(
 async def _infer(
     version: LoadedVersion, inputs: Arrays, outputs: Sequence[str], samples: int, deadline: float
 ) -> Inference:
-    largest = version.signature.max_batch_size or samples
+    largest = version.signature.samples_per_run or samples
     if samples <= largest:
         return await version.infer(inputs, outputs, samples, deadline)
 

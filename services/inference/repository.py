@@ -113,12 +113,18 @@ class ModelRepository:
         for path in self._root.glob("*/.staging-*"):
             self.discard(path)
 
-    def commit(self, staging: Path, manifest: Manifest) -> int:
-        """Turn a staged folder into the model's next version, atomically, and return its number."""
+    def commit(self, staging: Path, manifest: Manifest, newest: int = 0) -> int:
+        """Turn a staged folder into the model's next version, atomically, and return its number.
+
+        Args:
+            staging: From `stage`.
+            manifest: Of the version.
+            newest: Highest number that was ever given out, as far as is known; a folder may have been removed since.
+        """
         _write_durably(staging / MANIFEST_FILE, manifest.to_json().encode())
         _sync_folder(staging)
         model = staging.parent.name
-        version = max(self.versions(model), default=0) + 1
+        version = max(newest, *self.versions(model), 0) + 1
         staging.rename(self.version_folder(model, version))
         _sync_folder(staging.parent)
         _sync_folder(self._root)  # where the model is new

@@ -37,6 +37,12 @@ class Signature:
     max_batch_size: int
     """0 where the first dimension is not a batch."""
 
+    @property
+    def samples_per_run(self) -> int:
+        """Samples that one run takes: the largest batch, or 1 where each must run alone; 0 where there are none."""
+        alone = all(spec.shape[:1] in ((1,), (-1,)) for spec in (*self.inputs, *self.outputs))
+        return self.max_batch_size or int(alone)
+
 
 def requested_version(text: str) -> int:
     """Parse `model_version`; empty gives 0, which lets traffic decide.
@@ -71,14 +77,22 @@ def check_digest(request: pb.ModelInferRequest, digest: str) -> None:
         )
 
 
-def unpack_inputs(request: pb.ModelInferRequest, signature: Signature) -> tuple[dict[str, np.ndarray], int]:
+def unpack_inputs(
+    request: pb.ModelInferRequest, signature: Signature, *, split: bool = False
+) -> tuple[dict[str, np.ndarray], int]:
     """Return the request's arrays by name, and how many samples they hold.
+
+    Args:
+        request: As it came.
+        signature: Of the version.
+        split: Whether the samples may be run in parts, so that any number of them will do.
 
     Raises:
         InvalidInput: Names, datatypes, shapes or byte counts do not fit the signature.
     """
     given = [tensor.name for tensor in request.inputs]
-    expected = {spec.name: spec for spec in signature.inputs}
+    any_number = split and signature.samples_per_run > 0
+    expected = {spec.name: _of_any_number(spec) if any_number else spec for spec in signature.inputs}
     if len(given) != len(expected) or set(given) != set(expected):
         raise InvalidInput(f"the request has inputs {given}; this model takes exactly {list(expected)}", field="inputs")
     raw = request.raw_input_contents
@@ -91,7 +105,11 @@ def unpack_inputs(request: pb.ModelInferRequest, signature: Signature) -> tuple[
         tensor.name: _array(tensor, raw[position] if raw else None, expected[tensor.name])
         for position, tensor in enumerate(request.inputs)
     }
-    return arrays, _samples(arrays) if signature.max_batch_size else 1
+    return arrays, _samples(arrays) if signature.max_batch_size or any_number else 1
+
+
+def _of_any_number(spec: TensorSpec) -> TensorSpec:
+    return TensorSpec(spec.name, spec.datatype, (-1, *spec.shape[1:]))
 
 
 def _array(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None, spec: TensorSpec) -> np.ndarray:

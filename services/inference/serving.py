@@ -123,7 +123,8 @@ class ModelServer:
                 if serving and not model.traffic.stable_version:
                     # Without this a version that was dropped into the folder would lose its traffic to the new one.
                     await self._write_traffic(model, serving[-1])
-                number = await asyncio.to_thread(self._repository.commit, staging, manifest)
+                newest = max(model.traffic.stable_version, *model.versions, 0)
+                number = await asyncio.to_thread(self._repository.commit, staging, manifest, newest)
                 self._models[name] = model
                 model.loaded[number] = loaded
                 model.versions[number] = _ready(number, loaded)

@@ -14,9 +14,11 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
+from services.common import server
+from services.common.errors import SettingsError
 from services.common.server import GrpcServer, StopSignal
 from services.common.server import serve as run_component
-from services.common.settings import ServiceSettings, SettingsError
+from services.common.settings import ServiceSettings
 
 SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
 
@@ -73,7 +75,8 @@ async def test_reflection_lists_the_services(serve_handlers):
     assert {"test.Test", "grpc.health.v1.Health"} < names
 
 
-async def test_stop_finishes_what_is_in_flight_and_refuses_what_is_new(serve_handlers):
+async def test_stop_finishes_what_is_in_flight_and_refuses_what_is_new(serve_handlers, monkeypatch):
+    monkeypatch.setattr(server, "SETTLE_SECONDS", 0)
     entered, gate = asyncio.Event(), asyncio.Event()
 
     async def slow(request, context):
@@ -181,22 +184,21 @@ async def test_message_over_the_limit_is_refused(serve_handlers, size, code):
         assert (await call.code()).name == code
 
 
-async def test_port_that_is_taken_is_a_wrong_setting(free_port):
-    with socket.socket() as holder:
-        holder.bind(("127.0.0.1", free_port))
-        holder.listen()
-        server = GrpcServer("127.0.0.1", free_port, [], max_message_bytes=1000)
+async def test_port_that_is_taken_is_a_wrong_setting_and_is_not_shared():
+    first = GrpcServer("127.0.0.1", 0, [], max_message_bytes=1000)
+    port = await first.start()
 
-        with pytest.raises(SettingsError, match=f"cannot listen on 127.0.0.1:{free_port}"):
-            await server.start()
+    with pytest.raises(SettingsError, match=f"cannot listen on 127.0.0.1:{port}"):
+        await GrpcServer("127.0.0.1", port, [], max_message_bytes=1000).start()
+    await first.stop(0, 0)
 
 
 @pytest.mark.skipif(not socket.has_ipv6, reason="this machine has no IPv6")
 async def test_server_listens_on_an_ipv6_address():
-    server = GrpcServer("::1", 0, [], max_message_bytes=1000)
+    listening = GrpcServer("::1", 0, [], max_message_bytes=1000)
 
-    assert await server.start() > 0
-    await server.stop(0, 0)
+    assert await listening.start() > 0
+    await listening.stop(0, 0)
 
 
 class Slowly:

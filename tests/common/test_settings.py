@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from pydantic_settings import SettingsConfigDict
 
-from services.common.settings import Port, ServiceSettings, SettingsError, home_folder, load_settings
+from services.common.errors import SettingsError
+from services.common.settings import Port, ServiceSettings, home_folder, load_settings
 
 
 class Probe(ServiceSettings):

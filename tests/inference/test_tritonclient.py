@@ -79,7 +79,9 @@ async def test_synchronous_client_infers_in_both_its_forms(inference, tiny_class
         answers: queue.SimpleQueue = queue.SimpleQueue()
         with tritonclient.grpc.InferenceServerClient(inference.address) as client:
             answers.put((client.infer("tiny", tensors(tritonclient.grpc, images)), None))
-            client.async_infer("tiny", tensors(tritonclient.grpc, images), lambda *answer: answers.put(answer))
+            client.async_infer(
+                "tiny", tensors(tritonclient.grpc, images), lambda result, error: answers.put((result, error))
+            )
             return [result.as_numpy("probabilities") for result, _ in (answers.get(), answers.get())]
 
     for probabilities in await asyncio.to_thread(infer):
