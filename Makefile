@@ -74,5 +74,5 @@ $(PERF)/.installed: $(INSTALLED)
 	rm $(PERF)/*.whl
 	touch $@
 
-clean: ## remove what make made
-	rm -rf $(VENV) .aimass .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
+clean: ## remove what make made, but not the models, data and runs in .aimass
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist

@@ -14,6 +14,7 @@ from rich.table import Table
 from aimass.client import DEFAULT_ADDRESS, DEFAULT_MODEL
 
 if TYPE_CHECKING:
+    from aimass.client import Client, Prediction, PredictionError
     from gateway.settings import GatewaySettings
 
 app = typer.Typer(
@@ -106,7 +107,7 @@ def predict(
     outcomes = []
     with Client(address) as client, progress_bar(enabled=len(files) > 1 and not as_json) as advance:
         for done, file in enumerate(files, 1):
-            outcomes.append((file, client.predict_many([file], model, top=top, version=version)[0]))
+            outcomes.append((file, _predict_one(client, file, model, top, version)))
             advance("predict", done / len(files), {})
     if as_json:
         for file, outcome in outcomes:
@@ -115,6 +116,18 @@ def predict(
         _print_predictions(outcomes)
     if any(isinstance(outcome, PredictionError) for _, outcome in outcomes):
         sys.exit(1)
+
+
+def _predict_one(client: "Client", file: Path, model: str, top: int, version: int) -> "Prediction | PredictionError":
+    """Return the prediction, or what is wrong with this file alone; without a suite there is nothing to go on with."""
+    from aimass.client import PredictionError
+
+    try:
+        return client.predict(file, model, top=top, version=version)
+    except PredictionError as error:
+        if error.code != "UNAVAILABLE":
+            return error
+        raise
 
 
 def _document(outcome: Any) -> dict[str, Any]:
@@ -170,7 +183,7 @@ def models(
         table.add_row(
             model.name,
             str(model.version or "-"),
-            "[green]READY[/green]" if model.ready else "[red]UNAVAILABLE[/red]",
+            "[green]READY[/green]" if model.ready else f"[red]UNAVAILABLE[/red] {escape(model.state_reason)}",
             "images" if model.accepts_images else "tensors",
             str(len(model.labels) or "-"),
             ", ".join(map(str, model.ready_versions)) or "-",
@@ -197,7 +210,7 @@ def train(
     try:
         train_model(out, recipe, dataset, options or [], model, publish or stable, stable, run_id)
     except KeyboardInterrupt:
-        _fail("interrupted; the same command with --run-id continues")
+        _fail("interrupted; the same command with the run's --run-id continues")
 
 
 @data.command()

@@ -72,6 +72,8 @@ class Model:
     labels: tuple[str, ...]
     ready_versions: tuple[int, ...]
     metrics: dict[str, float]
+    state_reason: str
+    """Why the model is not ready; empty when it is."""
 
 
 class PredictionError(Exception):
@@ -242,6 +244,7 @@ def _models(response: pb.ListModelsResponse) -> list[Model]:
             tuple(each.labels),
             tuple(each.ready_versions),
             dict(each.metrics),
+            each.state_reason,
         )
         for each in response.models
     ]

@@ -4,7 +4,7 @@ import asyncio
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import grpc
@@ -70,7 +70,8 @@ async def run_processes(stop: StopSignal, on_ready: Callable[[], None]) -> None:
     processes = suite_processes()
     for process in processes:
         _require_free_ports(process)
-    keepers = [_Keeper(process) for process in processes]
+    environ = {**_addresses(processes), **os.environ, SUPERVISED_VARIABLE: "1"}
+    keepers = [_Keeper(process, environ) for process in processes]
     stopping = asyncio.ensure_future(stop.wait())
     try:
         for keeper in keepers:
@@ -92,6 +93,17 @@ async def run_processes(stop: StopSignal, on_ready: Callable[[], None]) -> None:
             await keeper.stop()
 
 
+def _addresses(processes: Sequence[Process]) -> dict[str, str]:
+    """Return the settings by which the processes find each other, so that a changed port is changed once."""
+    at = {each.name: host_and_port(reachable(each.settings.host), each.port) for each in processes}
+    return {
+        "GATEWAY_PREPROCESS_ADDRESS": at["preprocess"],
+        "GATEWAY_INFERENCE_ADDRESS": at["inference"],
+        "GATEWAY_TRAINER_ADDRESS": at["trainer"],
+        "PREPROCESS_INFERENCE_ADDRESS": at["inference"],
+    }
+
+
 def _require_free_ports(process: Process) -> None:
     """Make sure that the health to be asked for is our own: another suite's process would say SERVING there.
 
@@ -111,8 +123,9 @@ def _require_free_ports(process: Process) -> None:
 class _Keeper:
     """Keeps one process alive."""
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process: Process, environ: Mapping[str, str]) -> None:
         self._process = process
+        self._environ = environ
         self._child: asyncio.subprocess.Process | None = None
 
     async def spawn(self) -> None:
@@ -123,7 +136,7 @@ class _Keeper:
             "-m",
             self._process.module,
             stdin=asyncio.subprocess.PIPE,
-            env={**os.environ, SUPERVISED_VARIABLE: "1"},
+            env=self._environ,
             start_new_session=True,
         )
         log.info("process started", process=self._process.name, pid=self._child.pid)
@@ -136,7 +149,7 @@ class _Keeper:
         """
         settings = self._process.settings
         address = host_and_port(reachable(settings.host), self._process.port)
-        async with open_channel(address, settings.max_message_bytes) as channel:
+        async with open_channel(address) as channel:
             health = HealthStub(channel)
             while not await _is_serving(health):
                 if self._child is not None and self._child.returncode is not None:
@@ -157,7 +170,10 @@ class _Keeper:
             log.warning("process ended, starting it again", process=self._process.name, exit_code=code, wait=wait)
             await asyncio.sleep(wait)
             wait = min(2 * wait, LONGEST_RESTART_SECONDS)
-            await self.spawn()
+            try:
+                await self.spawn()
+            except OSError as error:  # no memory or no process left; the ended child makes the next round try again
+                log.error("process cannot be started", process=self._process.name, reason=str(error))
 
     async def stop(self) -> None:
         """Ask the process to stop, wait for it, and kill it where it does not."""

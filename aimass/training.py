@@ -8,13 +8,11 @@ from typing import Any
 import grpc
 from rich.console import Console
 
-from aimass.client import PredictionError
 from aimass.progress import progress_bar
-from services.common.errors import InvalidInput
+from services.common.errors import InvalidInput, NotFound, NotReady
 from services.common.settings import load_settings
-from services.preprocess.settings import PreprocessSettings
 from services.trainer.recipes import TrainingOptions, make_options
-from services.trainer.runs import Run, check_run_id
+from services.trainer.runs import Run, RunState, check_run_id, read_run
 from services.trainer.settings import TrainerSettings
 
 
@@ -32,10 +30,24 @@ def train_model(
     settings = load_settings(TrainerSettings)
     options = make_options(recipe, _overrides(dataset, assignments))
     folder = settings.runs / check_run_id(run_id or f"{recipe}-{datetime.now(UTC):%Y%m%d-%H%M%S}")
-    run = _train(options, settings.data, folder)
-    _print_result(out, run, folder)
+    run = _finished(folder) if publish else None
+    if run is None:
+        out.print(
+            f"run {folder.name} in {folder}; if it is interrupted, --run-id {folder.name} goes on", highlight=False
+        )
+        run = _train(options, settings.data, folder)
+    _print_result(out, run)
     if publish:
-        _publish(out, model, folder, stable)
+        _publish(out, settings.inference_address, model, folder, stable)
+
+
+def _finished(folder: Path) -> Run | None:
+    """Return the run in *folder* where it has succeeded already and only waits to be published."""
+    try:
+        run = read_run(folder)
+    except NotFound:
+        return None
+    return run if run.state is RunState.SUCCEEDED else None
 
 
 def _overrides(dataset: str | None, assignments: list[str]) -> dict[str, Any]:
@@ -68,21 +80,25 @@ def _train(options: TrainingOptions, data_dir: Path, folder: Path) -> Run:
         return run_training(options, data_dir, folder, advance)
 
 
-def _print_result(out: Console, run: Run, folder: Path) -> None:
-    out.print(f"run {run.id} succeeded; graph and manifest are in {folder}", highlight=False)
+def _print_result(out: Console, run: Run) -> None:
+    assert run.dataset is not None
+    counts = ", ".join(f"{count} {split}" for split, count in run.dataset.counts.items())
+    out.print(f"run {run.id} succeeded on {run.dataset.name} ({counts})", highlight=False)
     for name, value in sorted(run.metrics.items()):
         out.print(f"  {name:32} {value:.4g}", highlight=False)
 
 
-def _publish(out: Console, model: str, folder: Path, stable: bool) -> None:
+def _publish(out: Console, address: str, model: str, folder: Path, stable: bool) -> None:
     from services.trainer.publishing import publish_version, set_stable
 
-    address = load_settings(PreprocessSettings).inference_address
     try:
         with progress_bar() as advance, grpc.insecure_channel(address) as channel:
             version = publish_version(channel, model, folder, lambda fraction: advance("publish", fraction, {})).version
             if stable:
                 set_stable(channel, model, version)
     except grpc.RpcError as error:
-        raise PredictionError(error.code().name, "PUBLISHING_FAILED", str(error.details())) from error
+        raise NotReady(
+            f"the model could not be published at {address} ({error.details()}); when the suite is up, "
+            f"`aimass train --run-id {folder.name} --publish` sends it without training again"
+        ) from error
     out.print(f"published as version {version} of {model}" + (", which serves now" if stable else ", without traffic"))

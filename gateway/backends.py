@@ -47,7 +47,7 @@ async def connected_backends(settings: GatewaySettings) -> AsyncIterator[Backend
     addresses = (settings.preprocess_address, settings.inference_address, settings.trainer_address)
     async with AsyncExitStack() as stack:
         preprocess, inference, trainer = [
-            await stack.enter_async_context(open_channel(address, settings.max_message_bytes)) for address in addresses
+            await stack.enter_async_context(open_channel(address)) for address in addresses
         ]
         lifecycle = ModelLifecycleServiceStub(inference)
         probes = [HealthStub(channel) for channel in (preprocess, inference)]

@@ -13,7 +13,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from services.common.errors import InvalidInput, NotFound, ServiceError, Unsupported
-from services.common.logs import REQUEST_ID_KEY, request_id
 from services.common.statuses import Status, log_failure, status_of
 
 log = structlog.get_logger(__name__)
@@ -76,9 +75,7 @@ async def _refused_by_framework(request: Request, error: Exception) -> Response:
 def _response(status: Status, http_code: int | None = None, headers: Any = None) -> Response:
     code = http_code or (413 if status.reason == BODY_TOO_LARGE else HTTP_CODES.get(status.code.name, 500))
     document = failure_document(status.code.name, status.reason, status.message)
-    identity = {REQUEST_ID_KEY: request_id()} if request_id() else {}
-    headers = {**_retry_after(status), **identity, **(headers or {})}
-    return Response(json.dumps(document), code, headers, "application/json")
+    return Response(json.dumps(document), code, {**_retry_after(status), **(headers or {})}, "application/json")
 
 
 def _retry_after(status: Status) -> dict[str, str]:

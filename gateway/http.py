@@ -7,7 +7,8 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import FastAPI, Header, Query, Request, Response
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 from google.protobuf.duration_pb2 import Duration
@@ -21,14 +22,14 @@ from gateway.failures import failure_document, handle_failures
 from gateway.models import describe_models
 from gateway.origin import OriginGuard
 from gateway.prediction import DEFAULT_TOP, Predictor
+from gateway.request_ids import RequestIds
 from gateway.settings import GatewaySettings
 from services.common.errors import InvalidInput
-from services.common.logs import REQUEST_ID_KEY, bind_request_id
+from services.common.logs import REQUEST_ID_KEY
 from services.common.server import StopSignal
 from services.common.traffic import TrafficFollower
 
 PAGE = Path(__file__).with_name("page")
-ROUTING_KEY_HEADER = "x-routing-key"
 TIMEOUT_HEADER = "x-request-timeout"
 _MAX_TOP, _MAX_VERSION = 2**31 - 1, 2**63 - 1  # what the contract's fields hold
 
@@ -61,20 +62,20 @@ def create_app(
         version: Annotated[
             int | None, Query(ge=1, le=_MAX_VERSION, description="Version; the model's traffic decides if absent.")
         ] = None,
+        x_request_timeout: Annotated[str | None, Header(description="Seconds until the request is given up.")] = None,
+        x_routing_key: Annotated[str, Header(description="Same key, same version, while traffic is split.")] = "",
     ) -> Response:
         """Predict the labels of the image that is the body, or of each image of a multipart form."""
-        identity = _identify(request)
         images = await read_images(request, settings.max_body_bytes, settings.max_images)
         message = pb.PredictRequest(
             model=model,
             version=version or 0,
             images=images,
             top=top,
-            routing_key=request.headers.get(ROUTING_KEY_HEADER, ""),
+            routing_key=x_routing_key,
         )
-        timeout = _timeout(request.headers.get(TIMEOUT_HEADER))
-        response = await _unless_disconnected(request, predictor.predict(message, timeout))
-        return _answer(response, identity)
+        response = await _unless_disconnected(request, predictor.predict(message, _timeout(x_request_timeout)))
+        return _answer(response)
 
     @app.get("/v1/models", response_model=schemas.Models)
     async def models() -> Response:
@@ -99,7 +100,16 @@ def create_app(
 
     app.mount("/page", _PageFiles(directory=PAGE))
     handle_failures(app)
+    if settings.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.allowed_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["Server-Timing", REQUEST_ID_KEY],
+        )
     app.add_middleware(OriginGuard, hosts=settings.allowed_hosts, origins=settings.allowed_origins)
+    app.add_middleware(RequestIds)  # the last one added is the outermost
     return app
 
 
@@ -110,12 +120,6 @@ class _PageFiles(StaticFiles):
         response = super().file_response(*args, **options)
         response.headers.update(_PAGE_HEADERS)
         return response
-
-
-def _identify(request: Request) -> str:
-    """Bind the request's id; of the caller's, what gRPC metadata cannot carry is left out."""
-    given = request.headers.get(REQUEST_ID_KEY, "")
-    return bind_request_id([(REQUEST_ID_KEY, "".join(each for each in given if "!" <= each <= "~"))])
 
 
 def _timeout(header: str | None) -> float | None:
@@ -156,8 +160,8 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def _answer(response: pb.PredictResponse, identity: str) -> Response:
-    headers = {"Server-Timing": _server_timing(response.timings), REQUEST_ID_KEY: identity}
+def _answer(response: pb.PredictResponse) -> Response:
+    headers = {"Server-Timing": _server_timing(response.timings)}
     results = [_result(response, result) for result in response.results]
     if len(results) > 1:
         return _json({"results": [document for document, _ in results]}, headers=headers)
@@ -197,6 +201,7 @@ def _model(model: pb.Model) -> dict[str, Any]:
         "name": model.name,
         "version": model.version or None,
         "state": "READY" if model.ready else "UNAVAILABLE",
+        "state_reason": model.state_reason,
         "accepts_images": model.accepts_images,
         "labels": list(model.labels),
         "versions": list(model.ready_versions),

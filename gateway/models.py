@@ -16,8 +16,8 @@ def describe_models(states: Mapping[str, lifecycle_pb2.ModelState]) -> list[pb.M
 def _describe(state: lifecycle_pb2.ModelState) -> pb.Model:
     try:
         number = choose_version(state)
-    except (NotFound, NotReady):  # the version that shall serve was deleted, or none can
-        return pb.Model(name=state.model)
+    except (NotFound, NotReady) as error:  # the version that shall serve was deleted, or none can
+        return pb.Model(name=state.model, ready_versions=ready_versions(state), state_reason=error.message)
     version = next(each for each in state.versions if each.version == number)
     return pb.Model(
         name=state.model,

@@ -54,6 +54,8 @@ class Model(BaseModel):
     name: str
     version: int | None
     state: str
+    state_reason: str
+    """Why the model cannot serve; empty when it can."""
     accepts_images: bool
     labels: list[str]
     versions: list[int]

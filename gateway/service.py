@@ -27,6 +27,7 @@ class GatewayComponent:
 
     def __init__(self, settings: GatewaySettings, backends: Backends, stop: StopSignal) -> None:
         self._settings = settings
+        self._stop = stop
         self._backends = backends
         self._follower = TrafficFollower(backends.watch_traffic)
         predictor = Predictor(backends, self._follower, settings.request_timeout_seconds, settings.max_images)
@@ -65,12 +66,23 @@ class GatewayComponent:
         """
         listener = _listen(self._settings.host, self._settings.http_port)
         log.info("listening for HTTP", host=self._settings.host, port=listener.getsockname()[1])
-        self._serving = asyncio.create_task(self._http.serve(sockets=[listener]))
+        self._serving = asyncio.create_task(self._serve_http(listener))
         await self._follower.start()
+
+    async def _serve_http(self, listener: socket.socket) -> None:
+        """Serve until the process stops; HTTP drains while gRPC does."""
+        serving = asyncio.create_task(self._http.serve(sockets=[listener]))
+        stopping = asyncio.create_task(self._stop.wait())
+        await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if not self._stop.is_set:  # half a gateway is none: let the process end, and be started again
+            log.error("the HTTP server ended by itself")
+            self._stop.set()
+        await asyncio.sleep(self._settings.drain_seconds)
+        self._http.should_exit = True
+        await serving
 
     async def close(self) -> None:
         """Finish the HTTP requests in flight and stop."""
-        self._http.should_exit = True
         if self._serving is not None:
             await self._serving
         await self._follower.close()

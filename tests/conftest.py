@@ -138,7 +138,7 @@ async def serve() -> AsyncIterator[Serve]:
             stack.callback(stop.set)
             await component.start()
             await server.set_ready(True)
-            channel = await stack.enter_async_context(open_channel(address, MAX_MESSAGE_BYTES))
+            channel = await stack.enter_async_context(open_channel(address))
             return Served(component, server, address, channel, stop)
 
         yield start

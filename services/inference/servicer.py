@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from aimass.inference.v1 import inference_pb2 as pb
 from aimass.inference.v1.inference_pb2_grpc import InferenceServiceServicer
@@ -18,6 +22,10 @@ if TYPE_CHECKING:
     import grpc
 
     Context = grpc.aio.ServicerContext[Any, Any]
+
+
+LARGE_SCORES = 10_000
+"""More scores than this are sorted in a thread, away from the event loop."""
 
 
 class InferenceServicer(InferenceServiceServicer):
@@ -40,21 +48,29 @@ class InferenceServicer(InferenceServiceServicer):
                 reason="NOT_A_CLASSIFIER",
             )
         labels = executed.version.labels
+        if scores.size > LARGE_SCORES:
+            classifications = await asyncio.to_thread(_classifications, scores, labels, request.top)
+        else:
+            classifications = _classifications(scores, labels, request.top)
         return pb.ClassifyResponse(
             model=name,
             version=executed.number,
-            classifications=[
-                pb.Classification(
-                    classes=[
-                        pb.ScoredClass(index=each.index, label=each.label, probability=each.score)
-                        for each in best_classes(row, labels, request.top)
-                    ]
-                )
-                for row in scores
-            ],
+            classifications=classifications,
             timings=_timings(executed.inference),
             traffic_generation=self._models.states()[name].traffic.generation,
         )
+
+
+def _classifications(scores: np.ndarray, labels: Sequence[str], top: int) -> list[pb.Classification]:
+    return [
+        pb.Classification(
+            classes=[
+                pb.ScoredClass(index=each.index, label=each.label, probability=each.score)
+                for each in best_classes(row, labels, top)
+            ]
+        )
+        for row in scores
+    ]
 
 
 def _timings(inference: Inference) -> pb.StageTimings:

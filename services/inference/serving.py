@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import structlog
 
 from aimass.inference.v1 import lifecycle_pb2 as pb
-from services.common.errors import Conflict, NotFound, NotReady
+from services.common.errors import Conflict, InvalidInput, NotReady
 from services.common.manifest import Manifest
 from services.common.statuses import status_of
 from services.common.traffic import choose_version, model_not_found, ready_versions
@@ -180,7 +180,7 @@ class ModelServer:
 
     def _require_ready(self, model: ServedModel, version: int) -> None:
         if version == 0:
-            raise NotFound("stable_version is missing; name a version that is ready", field="stable_version")
+            raise InvalidInput("stable_version is missing; name a version that is ready", field="stable_version")
         try:
             choose_version(model.state(), version)
         except NotReady as error:

@@ -16,6 +16,8 @@ class InferenceSettings(ServiceSettings):
 
     port: Port = 8201
     """gRPC port."""
+    max_message_bytes: Positive = 256 * 1024 * 1024
+    """Largest gRPC message, in and out: the tensor of a whole request of images."""
     repository: Path = Field(default_factory=lambda: home_folder() / "models")
     """Folder of models."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

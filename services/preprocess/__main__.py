@@ -10,7 +10,7 @@ from services.preprocess.settings import PreprocessSettings
 
 async def main(settings: PreprocessSettings, stop: StopSignal) -> None:
     """Serve until told to stop."""
-    async with open_channel(settings.inference_address, settings.max_message_bytes) as channel:
+    async with open_channel(settings.inference_address) as channel:
         lifecycle = ModelLifecycleServiceStub(channel)
         component = PreprocessComponent(settings, lambda: lifecycle.WatchTraffic(lifecycle_pb2.WatchTrafficRequest()))
         await serve(component, settings, settings.port, stop)

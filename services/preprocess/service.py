@@ -28,7 +28,9 @@ class PreprocessComponent:
             settings.max_decode_bytes,
             settings.max_waiting_images,
         )
-        self.preprocess = PreprocessServicer(self._preparer, self._follower, settings.max_images)
+        self.preprocess = PreprocessServicer(
+            self._preparer, self._follower, settings.max_images, settings.max_message_bytes
+        )
 
     @property
     def services(self) -> Sequence[Service]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from aimass.preprocess.v1.preprocess_pb2_grpc import PreprocessServiceServicer
 from services.common.durations import duration_of
 from services.common.errors import Conflict, InvalidInput, NotFound
 from services.common.manifest import DIGEST_PARAMETER, PreprocessSpec
+from services.common.tensors import numpy_dtype
 from services.common.traffic import TrafficFollower
 from services.preprocess.preparation import Preparer
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
+RESULTS_BYTES = 1024 * 1024
+"""Room that a message keeps for what is said beside the tensor."""
 NEW_VERSION_SECONDS = 1.0
 """How long a version that is not known yet is waited for: the caller may have heard of it a moment earlier."""
 
@@ -31,10 +35,11 @@ NEW_VERSION_SECONDS = 1.0
 class PreprocessServicer(PreprocessServiceServicer):
     """Unpacks, calls, packs."""
 
-    def __init__(self, preparer: Preparer, follower: TrafficFollower, max_images: int) -> None:
+    def __init__(self, preparer: Preparer, follower: TrafficFollower, max_images: int, max_message_bytes: int) -> None:
         self._preparer = preparer
         self._follower = follower
         self._max_images = max_images
+        self._max_tensor_bytes = max_message_bytes - RESULTS_BYTES
 
     async def Preprocess(self, request: pb.PreprocessRequest, context: Context) -> pb.PreprocessResponse:
         """Turn images into the input of a model version."""
@@ -44,6 +49,7 @@ class PreprocessServicer(PreprocessServiceServicer):
             raise InvalidInput(f"the request holds {count} images; send 1 to {self._max_images}", field="images")
         version = await self._version(request.model, request.version)
         spec = _spec_of(request.model, version)
+        self._check_tensor_bytes(count, spec)
         prepared = await self._preparer.prepare(request.images, spec)
         tensors = [each for each in prepared if isinstance(each, np.ndarray)]
         return pb.PreprocessResponse(
@@ -51,6 +57,18 @@ class PreprocessServicer(PreprocessServiceServicer):
             results=_results(prepared),
             duration=duration_of(time.perf_counter_ns() - begin),
         )
+
+    def _check_tensor_bytes(self, count: int, spec: PreprocessSpec) -> None:
+        """Refuse here, in both deployments, what only a message between processes would be too small for."""
+        each = math.prod(spec.shape) * numpy_dtype(spec.datatype).itemsize
+        if count * each > self._max_tensor_bytes:
+            raise InvalidInput(
+                f"the tensor of {count} images has {count * each:,} bytes; the limit is {self._max_tensor_bytes:,}; "
+                f"send at most {self._max_tensor_bytes // each} images at once, or raise the MAX_MESSAGE_BYTES of "
+                "preprocess and inference",
+                reason="TENSOR_TOO_LARGE",
+                field="images",
+            )
 
     async def _version(self, model: str, version: int) -> lifecycle_pb2.ModelVersion:
         found = self._find(model, version)

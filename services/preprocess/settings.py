@@ -14,6 +14,8 @@ class PreprocessSettings(ServiceSettings):
 
     port: Port = 8101
     """gRPC port."""
+    max_message_bytes: Positive = 256 * 1024 * 1024
+    """Largest gRPC message, in and out: the tensor of a whole request of images."""
     inference_address: str = "127.0.0.1:8201"
     """Where the specs of all versions come from."""
     threads: Positive = os.cpu_count() or 1

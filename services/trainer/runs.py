@@ -7,11 +7,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import structlog
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from services.common.errors import InvalidInput, NotFound
 from services.common.manifest import Dataset
 from services.trainer.recipes import TrainingOptions
+
+log = structlog.get_logger(__name__)
 
 RECORD_FILE = "run.json"
 CHECKPOINT_FILE = "checkpoint.pt"
@@ -102,12 +105,17 @@ def read_run(folder: Path) -> Run:
     try:
         return Run.model_validate_json((folder / RECORD_FILE).read_bytes())
     except FileNotFoundError:
-        raise NotFound(f"{folder} holds no training run") from None
+        raise NotFound(f"run {folder.name!r} is unknown; ListRuns names those that exist", field="id") from None
     except (ValidationError, json.JSONDecodeError) as error:
-        raise InvalidInput(f"{folder / RECORD_FILE} is not a valid record of a run: {error}") from error
+        raise InvalidInput(f"{RECORD_FILE} of run {folder.name} is not a valid record of a run: {error}") from error
 
 
 def list_runs(runs_dir: Path) -> list[Run]:
-    """Return every run below *runs_dir*, newest first."""
-    folders = (path.parent for path in runs_dir.glob(f"*/{RECORD_FILE}"))
-    return sorted((read_run(folder) for folder in folders), key=lambda run: (run.create_time, run.id), reverse=True)
+    """Return every run below *runs_dir*, newest first; one whose record is damaged is logged and left out."""
+    runs = []
+    for path in runs_dir.glob(f"*/{RECORD_FILE}"):
+        try:
+            runs.append(read_run(path.parent))
+        except InvalidInput as error:
+            log.warning("run left out", run=path.parent.name, reason=error.message)
+    return sorted(runs, key=lambda run: (run.create_time, run.id), reverse=True)

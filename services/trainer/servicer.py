@@ -10,9 +10,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from aimass.trainer.v1 import trainer_pb2 as pb
 from aimass.trainer.v1.trainer_pb2_grpc import TrainerServiceServicer
-from services.common.errors import NotFound
 from services.trainer.recipes import RECIPES, TrainingOptions
-from services.trainer.runs import EpochResult, Run, list_runs
+from services.trainer.runs import EpochResult, Run, check_run_id, list_runs, read_run
 
 if TYPE_CHECKING:
     import grpc
@@ -32,17 +31,12 @@ class TrainerServicer(TrainerServiceServicer):
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
         """List the runs, newest first."""
-        return pb.ListRunsResponse(runs=[_run(run) for run in await self._runs()])
+        return pb.ListRunsResponse(runs=[_run(run) for run in await asyncio.to_thread(list_runs, self._runs_dir)])
 
     async def GetRun(self, request: pb.GetRunRequest, context: Context) -> pb.GetRunResponse:
         """Return one run."""
-        runs = {run.id: run for run in await self._runs()}
-        if request.id not in runs:
-            raise NotFound(f"run {request.id[:100]!r} is unknown; ListRuns names those that exist", field="id")
-        return pb.GetRunResponse(run=_run(runs[request.id]))
-
-    async def _runs(self) -> list[Run]:
-        return await asyncio.to_thread(list_runs, self._runs_dir)
+        folder = self._runs_dir / check_run_id(request.id)
+        return pb.GetRunResponse(run=_run(await asyncio.to_thread(read_run, folder)))
 
 
 def _recipe(options: TrainingOptions) -> pb.Recipe:

@@ -15,6 +15,8 @@ class TrainerSettings(ServiceSettings):
 
     port: Port = 8301
     """gRPC port."""
+    inference_address: str = "127.0.0.1:8201"
+    """Where `aimass train --publish` sends a model."""
     runs: Path = Field(default_factory=lambda: home_folder() / "runs")
     """Folder of training runs."""
     data: Path = Field(default_factory=lambda: home_folder() / "data")

@@ -12,7 +12,7 @@ from aimass.gateway.v1.gateway_pb2_grpc import GatewayServiceStub
 from services.common.channels import open_channel
 from tests.end_to_end.pictures import cat
 from tests.end_to_end.slow import Slow
-from tests.end_to_end.suite import MAX_MESSAGE_BYTES, eventually, wait_for_end
+from tests.end_to_end.suite import eventually, wait_for_end
 
 PREDICT = pb.PredictRequest(model="cifar10", images=[cat()], top=1)
 
@@ -25,7 +25,7 @@ def suite(start):
 
 @pytest.fixture
 async def channel(suite):
-    async with open_channel(suite.address, MAX_MESSAGE_BYTES) as channel:
+    async with open_channel(suite.address) as channel:
         yield channel
 
 

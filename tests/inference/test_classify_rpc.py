@@ -60,6 +60,20 @@ async def test_more_images_than_a_batch_takes_are_answered_in_order(classify, im
     assert response.timings.batch_size <= 32
 
 
+@pytest.mark.parametrize("shape", [[1, 3], ["n", 3]], ids=["takes one", "mixes its batch"])
+async def test_graph_that_cannot_batch_classifies_many_images_one_by_one(start_inference, add_model, one_node, shape):
+    add_model(one_node("Softmax", shape, axis=1 if shape[0] == 1 else 0), "single")
+    scores = np.random.default_rng(0).random((7, 3), np.float32)
+    request = grpc_service_pb2.ModelInferRequest(model_name="single", raw_input_contents=[scores.tobytes()])
+    request.inputs.add(name="x", datatype="FP32", shape=scores.shape)
+    stub = InferenceServiceStub((await start_inference()).channel)
+    response = await stub.Classify(pb.ClassifyRequest(request=request, top=1))
+
+    best = scores.argmax(1) if shape[0] == 1 else [0] * 7  # alone in its batch, each score is 1
+    assert [each.classes[0].index for each in response.classifications] == list(best)
+    assert response.timings.batch_size == 1
+
+
 async def test_answer_tells_the_generation_of_the_traffic(classify, inference, images):
     await ModelLifecycleServiceStub(inference.channel).SetTraffic(SetTrafficRequest(model="tiny", stable_version=1))
 

@@ -20,6 +20,10 @@ def stage_graph(repository: ModelRepository, model: str = "m"):
     return staging
 
 
+def commit_graph(repository: ModelRepository, newest: int = 0, **fields) -> int:
+    return repository.commit(stage_graph(repository), Manifest(**fields), newest)
+
+
 def test_new_repository_is_empty(repository):
     assert repository.models() == []
     assert repository.versions("m") == []
@@ -27,7 +31,7 @@ def test_new_repository_is_empty(repository):
 
 
 def test_committed_version_is_complete_and_has_the_next_number(repository):
-    numbers = [repository.commit(stage_graph(repository), Manifest(labels=("a",))) for _ in range(3)]
+    numbers = [commit_graph(repository, labels=("a",)) for _ in range(3)]
     folder = repository.version_folder("m", 3)
 
     assert numbers == [1, 2, 3] == repository.versions("m")
@@ -39,7 +43,11 @@ def test_number_follows_the_highest_version_not_the_first_gap(repository):
     for number in (2, 10):
         repository.version_folder("m", number).mkdir(parents=True)
 
-    assert repository.commit(stage_graph(repository), Manifest()) == 11
+    assert commit_graph(repository) == 11
+
+
+def test_number_of_a_version_that_was_removed_is_not_given_out_again(repository):
+    assert commit_graph(repository, newest=7) == 8
 
 
 def test_staged_version_is_not_seen(repository):
@@ -69,7 +77,7 @@ def test_folders_that_are_no_models_or_versions_are_not_seen(repository):
 
 
 def test_traffic_survives_a_restart(repository, tmp_path):
-    repository.commit(stage_graph(repository), Manifest())
+    commit_graph(repository)
     repository.write_traffic("m", Traffic(1, 1))
     repository.write_traffic("m", Traffic(2, 7))
 
@@ -81,7 +89,7 @@ def test_traffic_survives_a_restart(repository, tmp_path):
     "text", ["", "[]", "{}", '{"generation": 1}', "\xff", '{"generation": 1e999, "stable_version": 1}']
 )
 def test_malformed_traffic_is_refused(repository, text):
-    repository.commit(stage_graph(repository), Manifest())
+    commit_graph(repository)
     (repository.model_folder("m") / "traffic.json").write_text(text, encoding="latin-1")
 
     with pytest.raises(InvalidInput, match=r"^traffic\.json is not valid"):
@@ -89,7 +97,7 @@ def test_malformed_traffic_is_refused(repository, text):
 
 
 def test_leftovers_of_a_killed_process_are_removed(repository, tmp_path):
-    repository.commit(stage_graph(repository), Manifest())
+    commit_graph(repository)
     repository.write_traffic("m", Traffic(1, 1))
     stage_graph(repository)
     stage_graph(repository, "unfinished")

@@ -393,6 +393,7 @@ class Model(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     READY_VERSIONS_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
+    STATE_REASON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name, as `Predict` takes it."""
     version: _builtins.int
@@ -401,6 +402,8 @@ class Model(_message.Message):
     """Whether a version can serve."""
     accepts_images: _builtins.bool
     """Whether the model takes images; otherwise only tensors, through the Open Inference Protocol."""
+    state_reason: _builtins.str
+    """Why the model is not ready; empty when it is."""
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the classes of `version`; empty when unknown."""
@@ -423,10 +426,11 @@ class Model(_message.Message):
         labels: _abc.Iterable[_builtins.str] | None = ...,
         ready_versions: _abc.Iterable[_builtins.int] | None = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        state_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepts_images", b"accepts_images", "labels", b"labels", "metrics", b"metrics", "name", b"name", "ready", b"ready", "ready_versions", b"ready_versions", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepts_images", b"accepts_images", "labels", b"labels", "metrics", b"metrics", "name", b"name", "ready", b"ready", "ready_versions", b"ready_versions", "state_reason", b"state_reason", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

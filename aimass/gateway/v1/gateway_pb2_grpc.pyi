@@ -46,7 +46,8 @@ class GatewayServiceStub:
     """
     PredictStream: _grpc.StreamStreamMultiCallable[_gateway_pb2.PredictStreamRequest, _gateway_pb2.PredictStreamResponse]
     """Predicts the labels of a stream of requests. Answers come in the order of the requests; several are worked on at
-    once. A request that fails is answered with an error, and the stream goes on.
+    once. A request that fails is answered with an error, and the stream goes on; the RPC itself ends with OK, or as
+    gRPC ends it when the connection or the call's deadline does.
     """
     ListModels: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.ListModelsRequest, _gateway_pb2.ListModelsResponse]
     """Lists the models that the suite serves. Ends with UNAVAILABLE until inference has told of them."""
@@ -69,7 +70,8 @@ class GatewayServiceAsyncStub(GatewayServiceStub):
     """
     PredictStream: _aio.StreamStreamMultiCallable[_gateway_pb2.PredictStreamRequest, _gateway_pb2.PredictStreamResponse]  # type: ignore[assignment]
     """Predicts the labels of a stream of requests. Answers come in the order of the requests; several are worked on at
-    once. A request that fails is answered with an error, and the stream goes on.
+    once. A request that fails is answered with an error, and the stream goes on; the RPC itself ends with OK, or as
+    gRPC ends it when the connection or the call's deadline does.
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_gateway_pb2.ListModelsRequest, _gateway_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Lists the models that the suite serves. Ends with UNAVAILABLE until inference has told of them."""
@@ -101,7 +103,8 @@ class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_gateway_pb2.PredictStreamResponse], _abc.AsyncIterator[_gateway_pb2.PredictStreamResponse]]:
         """Predicts the labels of a stream of requests. Answers come in the order of the requests; several are worked on at
-        once. A request that fails is answered with an error, and the stream goes on.
+        once. A request that fails is answered with an error, and the stream goes on; the RPC itself ends with OK, or as
+        gRPC ends it when the connection or the call's deadline does.
         """
 
     @_abc_1.abstractmethod

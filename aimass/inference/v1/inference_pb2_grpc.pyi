@@ -37,10 +37,11 @@ class InferenceServiceStub:
     """Runs a model that has one output of class scores and returns the best classes with their labels.
 
     Ends with:
-      - INVALID_ARGUMENT when a tensor's name, shape, datatype or byte count is wrong,
+      - INVALID_ARGUMENT when a tensor's name, shape, datatype or byte count is wrong, or `top` is negative,
       - NOT_FOUND when the model or the version is unknown,
       - FAILED_PRECONDITION when the parameter `preprocess_digest` is present and belongs to another spec than the
         version's, or when the model is not a classifier,
+      - RESOURCE_EXHAUSTED when more samples wait for the version than `INFERENCE_MAX_QUEUE_SAMPLES`,
       - UNAVAILABLE while the version loads,
       - DEADLINE_EXCEEDED when the deadline passes in the queue; such a request is not run.
     """
@@ -54,10 +55,11 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """Runs a model that has one output of class scores and returns the best classes with their labels.
 
     Ends with:
-      - INVALID_ARGUMENT when a tensor's name, shape, datatype or byte count is wrong,
+      - INVALID_ARGUMENT when a tensor's name, shape, datatype or byte count is wrong, or `top` is negative,
       - NOT_FOUND when the model or the version is unknown,
       - FAILED_PRECONDITION when the parameter `preprocess_digest` is present and belongs to another spec than the
         version's, or when the model is not a classifier,
+      - RESOURCE_EXHAUSTED when more samples wait for the version than `INFERENCE_MAX_QUEUE_SAMPLES`,
       - UNAVAILABLE while the version loads,
       - DEADLINE_EXCEEDED when the deadline passes in the queue; such a request is not run.
     """
@@ -74,10 +76,11 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         """Runs a model that has one output of class scores and returns the best classes with their labels.
 
         Ends with:
-          - INVALID_ARGUMENT when a tensor's name, shape, datatype or byte count is wrong,
+          - INVALID_ARGUMENT when a tensor's name, shape, datatype or byte count is wrong, or `top` is negative,
           - NOT_FOUND when the model or the version is unknown,
           - FAILED_PRECONDITION when the parameter `preprocess_digest` is present and belongs to another spec than the
             version's, or when the model is not a classifier,
+          - RESOURCE_EXHAUSTED when more samples wait for the version than `INFERENCE_MAX_QUEUE_SAMPLES`,
           - UNAVAILABLE while the version loads,
           - DEADLINE_EXCEEDED when the deadline passes in the queue; such a request is not run.
         """

@@ -68,7 +68,9 @@ class ModelLifecycleServiceServicer(object):
         The first message is the header, the rest are chunks of the graph, in order. Ends with:
         - INVALID_ARGUMENT when the manifest is malformed, the bytes do not have the size and SHA-256 that it states,
         or the graph does not load or does not reproduce its golden vectors,
-        - RESOURCE_EXHAUSTED when the graph is larger than `INFERENCE_MAX_MODEL_BYTES`.
+        - UNIMPLEMENTED when the graph or the model's config.pbtxt uses what this server does not do,
+        - RESOURCE_EXHAUSTED when the graph is larger than `INFERENCE_MAX_MODEL_BYTES`,
+        - UNAVAILABLE while the repository is being loaded.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -92,8 +94,8 @@ class ModelLifecycleServiceServicer(object):
     def SetTraffic(self, request, context):
         """Changes which version serves. The new traffic is on disk before the answer leaves.
 
-        Ends with NOT_FOUND when the model or the version is unknown, and with FAILED_PRECONDITION when the version is
-        not READY or the generation is not the expected one.
+        Ends with INVALID_ARGUMENT when no version is named, NOT_FOUND when the model or the version is unknown, and
+        FAILED_PRECONDITION when the version is not READY or the generation is not the expected one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,7 +40,9 @@ class ModelLifecycleServiceStub:
     The first message is the header, the rest are chunks of the graph, in order. Ends with:
       - INVALID_ARGUMENT when the manifest is malformed, the bytes do not have the size and SHA-256 that it states,
         or the graph does not load or does not reproduce its golden vectors,
-      - RESOURCE_EXHAUSTED when the graph is larger than `INFERENCE_MAX_MODEL_BYTES`.
+      - UNIMPLEMENTED when the graph or the model's config.pbtxt uses what this server does not do,
+      - RESOURCE_EXHAUSTED when the graph is larger than `INFERENCE_MAX_MODEL_BYTES`,
+      - UNAVAILABLE while the repository is being loaded.
     """
     ListVersions: _grpc.UnaryUnaryMultiCallable[_lifecycle_pb2.ListVersionsRequest, _lifecycle_pb2.ListVersionsResponse]
     """Lists the versions of one model or of all. Ends with NOT_FOUND when the named model is unknown."""
@@ -51,8 +53,8 @@ class ModelLifecycleServiceStub:
     SetTraffic: _grpc.UnaryUnaryMultiCallable[_lifecycle_pb2.SetTrafficRequest, _lifecycle_pb2.SetTrafficResponse]
     """Changes which version serves. The new traffic is on disk before the answer leaves.
 
-    Ends with NOT_FOUND when the model or the version is unknown, and with FAILED_PRECONDITION when the version is
-    not READY or the generation is not the expected one.
+    Ends with INVALID_ARGUMENT when no version is named, NOT_FOUND when the model or the version is unknown, and
+    FAILED_PRECONDITION when the version is not READY or the generation is not the expected one.
     """
 
 @_typing.type_check_only
@@ -67,7 +69,9 @@ class ModelLifecycleServiceAsyncStub(ModelLifecycleServiceStub):
     The first message is the header, the rest are chunks of the graph, in order. Ends with:
       - INVALID_ARGUMENT when the manifest is malformed, the bytes do not have the size and SHA-256 that it states,
         or the graph does not load or does not reproduce its golden vectors,
-      - RESOURCE_EXHAUSTED when the graph is larger than `INFERENCE_MAX_MODEL_BYTES`.
+      - UNIMPLEMENTED when the graph or the model's config.pbtxt uses what this server does not do,
+      - RESOURCE_EXHAUSTED when the graph is larger than `INFERENCE_MAX_MODEL_BYTES`,
+      - UNAVAILABLE while the repository is being loaded.
     """
     ListVersions: _aio.UnaryUnaryMultiCallable[_lifecycle_pb2.ListVersionsRequest, _lifecycle_pb2.ListVersionsResponse]  # type: ignore[assignment]
     """Lists the versions of one model or of all. Ends with NOT_FOUND when the named model is unknown."""
@@ -78,8 +82,8 @@ class ModelLifecycleServiceAsyncStub(ModelLifecycleServiceStub):
     SetTraffic: _aio.UnaryUnaryMultiCallable[_lifecycle_pb2.SetTrafficRequest, _lifecycle_pb2.SetTrafficResponse]  # type: ignore[assignment]
     """Changes which version serves. The new traffic is on disk before the answer leaves.
 
-    Ends with NOT_FOUND when the model or the version is unknown, and with FAILED_PRECONDITION when the version is
-    not READY or the generation is not the expected one.
+    Ends with INVALID_ARGUMENT when no version is named, NOT_FOUND when the model or the version is unknown, and
+    FAILED_PRECONDITION when the version is not READY or the generation is not the expected one.
     """
 
 class ModelLifecycleServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -97,7 +101,9 @@ class ModelLifecycleServiceServicer(metaclass=_abc_1.ABCMeta):
         The first message is the header, the rest are chunks of the graph, in order. Ends with:
           - INVALID_ARGUMENT when the manifest is malformed, the bytes do not have the size and SHA-256 that it states,
             or the graph does not load or does not reproduce its golden vectors,
-          - RESOURCE_EXHAUSTED when the graph is larger than `INFERENCE_MAX_MODEL_BYTES`.
+          - UNIMPLEMENTED when the graph or the model's config.pbtxt uses what this server does not do,
+          - RESOURCE_EXHAUSTED when the graph is larger than `INFERENCE_MAX_MODEL_BYTES`,
+          - UNAVAILABLE while the repository is being loaded.
         """
 
     @_abc_1.abstractmethod
@@ -126,8 +132,8 @@ class ModelLifecycleServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_lifecycle_pb2.SetTrafficResponse, _abc.Awaitable[_lifecycle_pb2.SetTrafficResponse]]:
         """Changes which version serves. The new traffic is on disk before the answer leaves.
 
-        Ends with NOT_FOUND when the model or the version is unknown, and with FAILED_PRECONDITION when the version is
-        not READY or the generation is not the expected one.
+        Ends with INVALID_ARGUMENT when no version is named, NOT_FOUND when the model or the version is unknown, and
+        FAILED_PRECONDITION when the version is not READY or the generation is not the expected one.
         """
 
 def add_ModelLifecycleServiceServicer_to_server(servicer: ModelLifecycleServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

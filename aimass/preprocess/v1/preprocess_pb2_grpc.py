@@ -54,7 +54,8 @@ class PreprocessServiceServicer(object):
         """Decodes images and returns a `ModelInferRequest` that is ready to be sent to inference.
 
         Each image succeeds or fails by itself. The RPC ends with:
-        - INVALID_ARGUMENT when the request holds no image or more than `PREPROCESS_MAX_IMAGES`,
+        - INVALID_ARGUMENT when the request holds no image or more than `PREPROCESS_MAX_IMAGES`, or when their tensor
+        would be larger than a message may be,
         - NOT_FOUND when the model or the version is unknown,
         - FAILED_PRECONDITION when the version has no preprocess spec and takes tensors only,
         - RESOURCE_EXHAUSTED when more images wait for decoding memory than the service queues,

@@ -40,7 +40,8 @@ class PreprocessServiceStub:
     """Decodes images and returns a `ModelInferRequest` that is ready to be sent to inference.
 
     Each image succeeds or fails by itself. The RPC ends with:
-      - INVALID_ARGUMENT when the request holds no image or more than `PREPROCESS_MAX_IMAGES`,
+      - INVALID_ARGUMENT when the request holds no image or more than `PREPROCESS_MAX_IMAGES`, or when their tensor
+        would be larger than a message may be,
       - NOT_FOUND when the model or the version is unknown,
       - FAILED_PRECONDITION when the version has no preprocess spec and takes tensors only,
       - RESOURCE_EXHAUSTED when more images wait for decoding memory than the service queues,
@@ -59,7 +60,8 @@ class PreprocessServiceAsyncStub(PreprocessServiceStub):
     """Decodes images and returns a `ModelInferRequest` that is ready to be sent to inference.
 
     Each image succeeds or fails by itself. The RPC ends with:
-      - INVALID_ARGUMENT when the request holds no image or more than `PREPROCESS_MAX_IMAGES`,
+      - INVALID_ARGUMENT when the request holds no image or more than `PREPROCESS_MAX_IMAGES`, or when their tensor
+        would be larger than a message may be,
       - NOT_FOUND when the model or the version is unknown,
       - FAILED_PRECONDITION when the version has no preprocess spec and takes tensors only,
       - RESOURCE_EXHAUSTED when more images wait for decoding memory than the service queues,
@@ -81,7 +83,8 @@ class PreprocessServiceServicer(metaclass=_abc_1.ABCMeta):
         """Decodes images and returns a `ModelInferRequest` that is ready to be sent to inference.
 
         Each image succeeds or fails by itself. The RPC ends with:
-          - INVALID_ARGUMENT when the request holds no image or more than `PREPROCESS_MAX_IMAGES`,
+          - INVALID_ARGUMENT when the request holds no image or more than `PREPROCESS_MAX_IMAGES`, or when their tensor
+            would be larger than a message may be,
           - NOT_FOUND when the model or the version is unknown,
           - FAILED_PRECONDITION when the version has no preprocess spec and takes tensors only,
           - RESOURCE_EXHAUSTED when more images wait for decoding memory than the service queues,
