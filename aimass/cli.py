@@ -119,13 +119,13 @@ def predict(
 
 
 def _predict_one(client: "Client", file: Path, model: str, top: int, version: int) -> "Prediction | PredictionError":
-    """Return the prediction, or what is wrong with this file alone; without a suite there is nothing to go on with."""
+    """Return the prediction, or what is wrong with this file alone, such as that no message is large enough for it."""
     from aimass.client import PredictionError
 
     try:
-        return client.predict(file, model, top=top, version=version)
+        return client.predict_many([file], model, top=top, version=version)[0]
     except PredictionError as error:
-        if error.code != "UNAVAILABLE":
+        if error.code == "RESOURCE_EXHAUSTED":
             return error
         raise
 

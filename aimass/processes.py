@@ -87,6 +87,7 @@ async def run_processes(stop: StopSignal, on_ready: Callable[[], None]) -> None:
                 task.cancel()
             await asyncio.wait(keeping)
         ready.cancel()
+        await asyncio.gather(ready, return_exceptions=True)
     finally:
         stopping.cancel()
         for keeper in keepers:

@@ -20,6 +20,9 @@ from services.common.server import Component, GrpcServer, StopSignal
 from services.inference.service import InferenceComponent
 from services.inference.settings import InferenceSettings
 
+# Otherwise grpc ends its poller whenever the last server or channel is collected, and waits for it in the collector.
+grpc.aio.init_grpc_aio()
+
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 
 

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 import grpc
 import pytest
 
-from services.common.server import Service
+from services.common.server import GrpcServer, Service
 
 
 class Handlers:
@@ -34,3 +34,24 @@ def serve_handlers(serve) -> Callable[..., Awaitable]:
         return await serve(lambda _stop: Handlers(handlers))
 
     return start
+
+
+@pytest.fixture
+async def start_server():
+    """A function that starts a bare server, of a component where one is given, and returns it with its port."""
+    servers: list[GrpcServer] = []
+
+    async def start(component=None, host: str = "127.0.0.1", port: int = 0) -> tuple[GrpcServer, int]:
+        services = component.services if component else ()
+        servers.append(GrpcServer(host, port, services, max_message_bytes=10_000_000))
+        return servers[-1], await servers[-1].start()
+
+    yield start
+    for server in servers:
+        await server.stop(0, 0)
+
+
+@pytest.fixture
+def handlers() -> type[Handlers]:
+    """The component that offers handlers as `test.Test`."""
+    return Handlers

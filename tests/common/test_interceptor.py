@@ -102,8 +102,10 @@ async def test_around_is_left_when_the_client_of_a_stream_goes_away():
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         stream = channel.unary_stream("/test.Test/Call")(b"a")
-        assert await stream.read() == b"a"
-        stream.cancel()
+        try:
+            assert await stream.read() == b"a"
+            stream.cancel()
 
-        await left.wait()
-    await server.stop(None)
+            await left.wait()
+        finally:
+            await server.stop(None)

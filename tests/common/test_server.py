@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
 from services.common import server
 from services.common.errors import SettingsError
-from services.common.server import GrpcServer, StopSignal
+from services.common.server import StopSignal
 from services.common.server import serve as run_component
 from services.common.settings import ServiceSettings
 
@@ -184,21 +184,26 @@ async def test_message_over_the_limit_is_refused(serve_handlers, size, code):
         assert (await call.code()).name == code
 
 
-async def test_port_that_is_taken_is_a_wrong_setting_and_is_not_shared():
-    first = GrpcServer("127.0.0.1", 0, [], max_message_bytes=1000)
-    port = await first.start()
+async def test_port_that_is_taken_is_a_wrong_setting_and_is_not_shared(start_server):
+    _, port = await start_server()
 
     with pytest.raises(SettingsError, match=f"cannot listen on 127.0.0.1:{port}"):
-        await GrpcServer("127.0.0.1", port, [], max_message_bytes=1000).start()
-    await first.stop(0, 0)
+        await start_server(port=port)
 
 
-@pytest.mark.skipif(not socket.has_ipv6, reason="this machine has no IPv6")
-async def test_server_listens_on_an_ipv6_address():
-    listening = GrpcServer("::1", 0, [], max_message_bytes=1000)
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
 
-    assert await listening.start() > 0
-    await listening.stop(0, 0)
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+async def test_server_listens_on_an_ipv6_address(start_server):
+    _, port = await start_server(host="::1")
+
+    assert port > 0
 
 
 class Slowly:

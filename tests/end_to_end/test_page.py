@@ -29,7 +29,7 @@ def browser():
 def page(browser, suites):
     """The page of the suite of four processes; it must not complain in the browser's console."""
     complaints = []
-    page = browser.new_page()
+    page = browser.new_page(reduced_motion="reduce")  # bars are measured, so they must not be on their way
     page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.goto(suites["services"].url)

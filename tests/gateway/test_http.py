@@ -372,7 +372,13 @@ def test_openapi_names_both_kinds_of_body_and_the_error(client):
     operation = client.get("/openapi.json").json()["paths"]["/v1/models/{model}/predict"]["post"]
 
     assert set(operation["requestBody"]["content"]) == {"application/octet-stream", "multipart/form-data"}
-    assert {parameter["name"] for parameter in operation["parameters"]} == {"model", "top", "version"}
+    assert {parameter["name"] for parameter in operation["parameters"]} == {
+        "model",
+        "top",
+        "version",
+        "x-request-timeout",
+        "x-routing-key",
+    }
     assert "default" in operation["responses"]
 
 

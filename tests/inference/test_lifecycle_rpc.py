@@ -143,7 +143,7 @@ async def test_unknown_model_is_not_listed(stub):
     [
         ({"model": "other", "stable_version": 1}, "NOT_FOUND"),
         ({"model": "tiny", "stable_version": 2}, "NOT_FOUND"),
-        ({"model": "tiny"}, "NOT_FOUND"),
+        ({"model": "tiny"}, "INVALID_ARGUMENT"),
         ({"model": "tiny", "stable_version": 1, "expected_generation": 5}, "FAILED_PRECONDITION"),
     ],
 )

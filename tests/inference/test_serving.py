@@ -228,7 +228,7 @@ async def test_publisher_that_goes_away_leaves_a_whole_version_or_none(start, ti
     [
         ("other", 1, None, NotFound, "model 'other' is unknown; this suite has: tiny"),
         ("tiny", 9, None, NotFound, "has no version 9; it has 1"),
-        ("tiny", 0, None, NotFound, "stable_version is missing"),
+        ("tiny", 0, None, InvalidInput, "stable_version is missing"),
         ("tiny", 2, None, Conflict, "version 2 of model 'tiny' is UNAVAILABLE"),
         ("tiny", 1, 7, Conflict, "has generation 0, not 7"),
     ],

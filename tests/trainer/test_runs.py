@@ -28,17 +28,25 @@ def test_runs_are_listed_newest_first_and_other_folders_are_left_out(tmp_path: P
     assert [run.id for run in list_runs(tmp_path)] == ["new", "old"]
 
 
+def test_a_damaged_record_is_left_out_of_the_list(tmp_path: Path) -> None:
+    write_run(tmp_path / "good", _run("good", "2026-01-01T00:00:00Z"))
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "run.json").write_text("{")
+
+    assert [run.id for run in list_runs(tmp_path)] == ["good"]
+
+
 def test_no_runs_are_listed_where_the_folder_does_not_exist(tmp_path: Path) -> None:
     assert list_runs(tmp_path / "nowhere") == []
 
 
 def test_a_folder_without_a_run_is_not_found(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="holds no training run"):
+    with pytest.raises(NotFound, match="is unknown"):
         read_run(tmp_path)
 
 
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{")
 
-    with pytest.raises(InvalidInput, match=r"run.json is not a valid record of a run"):
+    with pytest.raises(InvalidInput, match=r"^run.json of run .* is not a valid record of a run"):
         read_run(tmp_path)
