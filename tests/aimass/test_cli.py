@@ -1,9 +1,14 @@
 """The command line against a running suite."""
 
 import json
+import shutil
 
 import pytest
 
+from aimass.starter import STARTER
+from services.common.manifest import Manifest
+from services.trainer.recipes import make_options
+from services.trainer.runs import Run, write_run
 from tests.end_to_end.pictures import SAMPLES, cat
 from tests.end_to_end.suite import Ports
 
@@ -139,3 +144,24 @@ def test_a_wrong_setting_is_told_in_one_sentence(run, arguments):
 
     assert shown.returncode == 1
     assert shown.stderr == "error: TRAINER_PROT is not a setting; did you mean TRAINER_PORT?\n"
+
+
+def test_a_finished_run_is_published_without_training_again(run, suite, tmp_path):
+    folder = tmp_path / "home" / "runs" / "done"
+    shutil.copytree(STARTER / "cifar10" / "1", folder)
+    manifest = Manifest.from_json((folder / "model.json").read_bytes(), "model.json")
+    options, times = make_options("fast"), "2026-01-01T00:00:00Z"
+    dataset, metrics = manifest.training.dataset, manifest.metrics
+    write_run(
+        folder,
+        Run(id="done", state="SUCCEEDED", options=options, dataset=dataset, metrics=metrics, create_time=times),
+    )
+    address = f"127.0.0.1:{suite.ports.inference}"
+
+    shown = run("train", "--run-id", "done", "--publish", "--model", "from-a-run", TRAINER_INFERENCE_ADDRESS=address)
+    unreachable = run("train", "--run-id", "done", "--publish", TRAINER_INFERENCE_ADDRESS="127.0.0.1:1")
+
+    assert (shown.returncode, shown.stderr.count("Traceback")) == (0, 0)
+    assert "published as version 1 of from-a-run" in shown.stdout
+    assert unreachable.returncode == 1
+    assert "--run-id done --publish" in unreachable.stderr

@@ -451,3 +451,27 @@ def test_a_client_that_hangs_up_while_it_sends_does_no_harm(suite, client):
     connection.close()
 
     assert client.post(PREDICT, content=cat()).status_code == 200
+
+
+def test_an_allowed_foreign_page_can_call_and_read_the_answer(client):
+    asked = client.options(
+        "/v1/models/cifar10/predict",
+        headers={
+            "Origin": ORIGIN,
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "content-type",
+        },
+    )
+    listed = client.get("/v1/models", headers={"Origin": ORIGIN})
+
+    assert asked.status_code == 200
+    assert asked.headers["access-control-allow-origin"] == ORIGIN
+    assert listed.headers["access-control-allow-origin"] == ORIGIN
+    assert "Server-Timing" in listed.headers["access-control-expose-headers"]
+
+
+def test_every_answer_carries_a_request_id(client):
+    answers = [client.get(path, headers={"x-request-id": "mine"}) for path in ("/v1/models", "/nowhere", "/")]
+
+    assert [answer.headers["x-request-id"] for answer in answers] == ["mine"] * 3
+    assert len(client.get("/v1/models").headers["x-request-id"]) == 32

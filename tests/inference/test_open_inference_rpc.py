@@ -11,6 +11,8 @@ from onnx import TensorProto, helper
 from aimass.open_inference import grpc_service_pb2 as pb
 from aimass.open_inference import model_config_pb2
 from aimass.open_inference.grpc_service_pb2_grpc import GRPCInferenceServiceStub
+from services.common.direct import direct_call
+from services.common.errors import DeadlineExceeded
 from services.common.tensors import to_array
 
 
@@ -250,8 +252,11 @@ async def test_statistics_of_what_does_not_exist_are_not_found(stub):
         assert (await refusal(stub.ModelStatistics(pb.ModelStatisticsRequest(**fields))))[0] == "NOT_FOUND"
 
 
-async def test_deadline_that_passes_in_the_queue_frees_it(stub, images, infer_request):
-    code, _ = await refusal(stub.ModelInfer(infer_request(images), timeout=0))
+async def test_request_whose_deadline_is_past_is_not_run(inference, stub, images, infer_request):
+    infer = direct_call(inference.component.open_inference.ModelInfer)
+    with pytest.raises((TimeoutError, DeadlineExceeded)):
+        await infer(infer_request(images), timeout=0)
 
-    assert code == "DEADLINE_EXCEEDED"
-    assert len(output(await stub.ModelInfer(infer_request(images), timeout=60))) == len(images)
+    (found,) = (await stub.ModelStatistics(pb.ModelStatisticsRequest(name="tiny"))).model_stats
+    assert (found.execution_count, found.inference_stats.fail.count) == (0, 1)
+    assert len(output(await infer(infer_request(images), timeout=60))) == len(images)

@@ -247,6 +247,16 @@ async def test_a_request_larger_than_the_waiting_room_is_accepted_when_nobody_wa
     assert len(response.results) == 4
 
 
+async def test_a_tensor_that_no_message_would_carry_is_refused_before_anything_is_decoded(start):
+    stub = await start(max_message_bytes=1024 * 1024 + 100)  # leaves 100 bytes for pixels, of which an image has 48
+
+    assert len((await stub.Preprocess(ask(*[NOISE_PNG] * 2))).results) == 2
+    error = await refusal(stub.Preprocess(ask(*[NOISE_PNG] * 3)))
+
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "has 144 bytes; the limit is 100; send at most 2 images at once" in error.details()
+
+
 async def test_an_image_that_wants_more_than_all_memory_is_decoded_alone(start):
     stub = await start(max_decode_bytes=1)
 
