@@ -130,6 +130,17 @@ async def test_lost_backend_is_unavailable_without_our_addresses(fail_with):
     assert "127.0.0.1" not in received.details()
 
 
+async def test_call_that_a_stopping_backend_dropped_may_be_tried_again(serve_handlers, fail_with):
+    async def drop(request, context):
+        await context.abort(grpc.StatusCode.CANCELLED, "CANCELLED")  # as grpc does with what it had not begun
+
+    served = await serve_handlers(Drop=drop)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await served.channel.unary_unary("/test.Test/Drop")(b"")
+
+    assert (await fail_with(caught.value)).code() is grpc.StatusCode.UNAVAILABLE
+
+
 async def test_cancelled_call_stops_its_handler(serve_handlers):
     entered, left = asyncio.Event(), asyncio.Event()
 
