@@ -3,8 +3,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 INSTALLED := $(VENV)/.installed
-# Models, data and runs of this checkout; the installed program keeps them in ~/.aimass.
-export AIMASS_HOME ?= $(CURDIR)/.aimass
 
 .PHONY: help install run test check lint types format protos protos-check bench perf-analyzer clean
 
@@ -56,7 +54,7 @@ protos: $(INSTALLED) ## generate the Python code of the contracts
 	find aimass -name '*.orig' -delete
 
 protos-check: protos ## fail where the committed code is not what the contracts generate
-	git diff --exit-code -- aimass
+	test -z "$$(git status --porcelain -- 'aimass/*_pb2*')" || (git status --short -- 'aimass/*_pb2*' && false)
 
 bench: $(INSTALLED) ## images per second, latency and CPU of both modes, beside the bare loop; accuracy
 	$(BIN)/python -m benchmarks.images
@@ -74,5 +72,5 @@ $(PERF)/.installed: $(INSTALLED)
 	rm $(PERF)/*.whl
 	touch $@
 
-clean: ## remove what make made, but not the models, data and runs in .aimass
+clean: ## remove what make made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist

@@ -42,6 +42,8 @@ def main() -> None:
     """Run the command line; expected failures end with a sentence, not with a trace."""
     try:
         app()
+    except ModuleNotFoundError as error:
+        _fail(f"this command needs the package {error.name!r}; install it with: pip install 'aimass[all]'")
     except Exception as error:
         if not isinstance(error, _expected_errors()):
             raise
@@ -194,7 +196,9 @@ def models(
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Option(help="Named set of options; `quick` takes minutes, `fast` an hour.")] = "quick",
+    recipe: Annotated[
+        str | None, typer.Option(help="Named set of options; `quick` (if absent) takes minutes, `fast` an hour.")
+    ] = None,
     dataset: Annotated[
         str | None, typer.Option("--data", help="cifar10 or cifar10-slice; the recipe's if absent.")
     ] = None,
@@ -202,7 +206,9 @@ def train(
     model: Annotated[str, typer.Option(help="Model that the result is published to.")] = DEFAULT_MODEL,
     publish: Annotated[bool, typer.Option(help="Publish the result as a new version.")] = False,
     stable: Annotated[bool, typer.Option(help="Let the new version serve at once.")] = False,
-    run_id: Annotated[str | None, typer.Option(help="Name of the run; an interrupted one continues.")] = None,
+    run_id: Annotated[
+        str | None, typer.Option(help="Name of the run; an interrupted one goes on with its own options.")
+    ] = None,
 ) -> None:
     """Train a model, export it, prove that the graph equals the network, measure it."""
     from aimass.training import train_model
@@ -210,7 +216,7 @@ def train(
     try:
         train_model(out, recipe, dataset, options or [], model, publish or stable, stable, run_id)
     except KeyboardInterrupt:
-        _fail("interrupted; the same command with the run's --run-id continues")
+        _fail("interrupted; a run that was named above goes on with its --run-id")
 
 
 @data.command()

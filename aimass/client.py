@@ -19,7 +19,6 @@ Image = bytes | str | Path
 
 DEFAULT_ADDRESS = "127.0.0.1:8001"
 DEFAULT_MODEL = "cifar10"
-_OPTIONS = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ class Client:
     """Calls a suite and waits for its answers; use it as a context manager or close it."""
 
     def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
-        self._channel = grpc.insecure_channel(address, options=_OPTIONS)
+        self._channel = grpc.insecure_channel(address, options=_channel_options(address))
         self._stub = GatewayServiceStub(self._channel)
 
     def __enter__(self) -> Self:
@@ -165,7 +164,7 @@ class AsyncClient:
     """The same as `Client`, for asyncio."""
 
     def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
-        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self._channel = grpc.aio.insecure_channel(address, options=_channel_options(address))
         self._stub = GatewayServiceStub(self._channel)
 
     async def __aenter__(self) -> Self:
@@ -205,6 +204,16 @@ class AsyncClient:
             return _models(await self._stub.ListModels(pb.ListModelsRequest(), timeout=timeout))
         except grpc.RpcError as error:
             raise _error(error) from error
+
+
+def _channel_options(address: str) -> list[tuple[str, int]]:
+    """Leave sizes to the server, and a proxy that the environment names out of the way to this machine."""
+    local = address.removeprefix("[").startswith(("localhost", "127.", "::1"))
+    return [
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_receive_message_length", -1),
+        ("grpc.enable_http_proxy", int(not local)),
+    ]
 
 
 def _request(images: Iterable[Image], model: str, top: int, version: int, routing_key: str) -> pb.PredictRequest:

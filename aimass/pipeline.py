@@ -40,7 +40,11 @@ class Pipeline:
         self._trainer = TrainerComponent(trainer)
         self._gateway = GatewayComponent(gateway, self._backends(), stop)
         self._publishing = GrpcServer(
-            inference.host, inference.port, self._inference.services, max_message_bytes=inference.max_message_bytes
+            inference.host,
+            inference.port,
+            self._inference.services,
+            max_message_bytes=inference.max_message_bytes,
+            max_concurrent_calls=inference.max_concurrent_calls,
         )
 
     @property
@@ -62,7 +66,7 @@ class Pipeline:
         await self._gateway.close()
         await self._preprocess.close()
         await self._trainer.close()
-        await self._publishing.stop(0.0, self._inference_settings.stop_grace_seconds)
+        await self._publishing.stop(self._inference_settings.stop_grace_seconds)
         await self._inference.close()
 
     def _backends(self) -> Backends:

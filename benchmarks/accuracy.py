@@ -1,6 +1,7 @@
 """Accuracy of the starter model on the test images, measured through the running suite: PNG in, label out.
 
-The full 10,000 images where `aimass data fetch cifar10` was run, else the 1,000 of the slice in the repository.
+All 10,000 images where `aimass data fetch cifar10` was run, else the 1,000 of the slice in the repository; it prints
+which of the two.
 """
 
 import argparse
@@ -31,6 +32,14 @@ def as_png(pixels: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
+def read_test_images(folder: Path) -> tuple[str, Samples]:
+    """Return what to call the test images, and those: of the full set in *folder*, or else of the slice."""
+    if cifar10.is_present(folder):
+        return "cifar10, all 10,000 test images", cifar10.read(folder)[1]
+    name = "cifar10-slice, 1,000 of the 10,000 test images; for all of them, run `aimass data fetch cifar10`"
+    return name, slices.read_slice()[1]
+
+
 def predicted_labels(client: Client, samples: Samples) -> Iterator[str]:
     """Yield the best label of each sample."""
     for start in range(0, len(samples), REQUEST_IMAGES):
@@ -46,8 +55,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mode", choices=("pipeline", "services"), default="pipeline")
     options = parser.parse_args()
-    folder = load_settings(TrainerSettings).data / "cifar10"
-    _, samples = cifar10.read(folder) if cifar10.is_present(folder) else slices.read_slice()
+    name, samples = read_test_images(load_settings(TrainerSettings).data / "cifar10")
+    print(f"data set: {name}")
     with (
         tempfile.TemporaryDirectory() as home,
         running_suite(options.mode, Path(home)) as suite,

@@ -1,6 +1,7 @@
 """HTTP bodies -> images: the body itself is one, or a multipart form holds several."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager
 
 from fastapi import Request
 from starlette.datastructures import UploadFile
@@ -10,14 +11,53 @@ from gateway.failures import BODY_TOO_LARGE
 from services.common.errors import InvalidInput, Overloaded
 
 
-async def read_images(request: Request, max_bytes: int, max_images: int) -> list[bytes]:
+class BodyBudget:
+    """Bytes of all bodies that are held at the same time: what comes beyond is refused instead of stored."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._held = 0
+
+    @contextmanager
+    def holding(self) -> Iterator[Callable[[int], None]]:
+        """Yield a function that takes further bytes for one body; all are given back at the end.
+
+        Raises:
+            Overloaded: By that function, when too many bytes are held already.
+        """
+        own = 0
+
+        def take(count: int) -> None:
+            nonlocal own
+            if self._held + count > self._total:
+                raise Overloaded(
+                    f"the bodies of other requests take {self._held - own} of {self._total} bytes "
+                    "(GATEWAY_MAX_BODIES_BYTES); try again",
+                    retry_after_seconds=1.0,
+                )
+            self._held += count
+            own += count
+
+        try:
+            yield take
+        finally:
+            self._held -= own
+
+
+async def read_images(request: Request, max_bytes: int, max_images: int, take: Callable[[int], None]) -> list[bytes]:
     """Return the images of *request* in order.
 
+    Args:
+        request: Its body is one image, or a multipart form of several.
+        max_bytes: Largest body.
+        max_images: Most images.
+        take: Asked for room before a chunk is kept; from `BodyBudget`.
+
     Raises:
-        Overloaded: The body is larger than *max_bytes*; the rest of it is not read.
+        Overloaded: The body is larger than *max_bytes*, or there is no room for it; the rest of it is not read.
         InvalidInput: The form is malformed, or holds no file or too many.
     """
-    chunks = _limited(request, max_bytes)
+    chunks = _limited(request, max_bytes, take)
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         return [b"".join([chunk async for chunk in chunks])]
     parser = MultiPartParser(request.headers, chunks, max_files=max_images, max_fields=max_images)
@@ -34,13 +74,14 @@ async def read_images(request: Request, max_bytes: int, max_images: int) -> list
         await form.close()
 
 
-async def _limited(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
+async def _limited(request: Request, max_bytes: int, take: Callable[[int], None]) -> AsyncGenerator[bytes, None]:
     received = int(length) if (length := request.headers.get("content-length", "")).isdigit() else 0
     _check(received, max_bytes)
     received = 0
     async for chunk in request.stream():
         received += len(chunk)
         _check(received, max_bytes)
+        take(len(chunk))
         yield chunk
 
 

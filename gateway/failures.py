@@ -4,15 +4,15 @@ import json
 import math
 from typing import Any
 
-import grpc
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from google.rpc import error_details_pb2
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.common.errors import InvalidInput, NotFound, ServiceError, Unsupported
+from services.common.errors import InvalidInput, NotFound, Unsupported
 from services.common.statuses import Status, log_failure, status_of
 
 log = structlog.get_logger(__name__)
@@ -38,12 +38,33 @@ def failure_document(code: str, reason: str, message: str) -> dict[str, Any]:
 
 
 def handle_failures(app: FastAPI) -> None:
-    """Let every exception of *app* end in a failure document."""
-    for kind in (ServiceError, grpc.aio.AioRpcError, TimeoutError, Exception):
-        app.add_exception_handler(kind, _failed)
+    """Let every exception of *app* end in a failure document; to be called before middleware is added."""
+    app.add_middleware(_AnswerFailures)
     app.add_exception_handler(ClientDisconnect, _abandoned)
     app.add_exception_handler(RequestValidationError, _malformed)
     app.add_exception_handler(HTTPException, _refused_by_framework)
+
+
+class _AnswerFailures:
+    """Answers what the application raises, inside of all other middleware: the framework would do so outside of it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def watched_send(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched_send)
+        except Exception as error:
+            if begun:  # half an answer: the server must break the connection
+                raise
+            await (await _failed(Request(scope), error))(scope, receive, send)
 
 
 async def _failed(request: Request, error: Exception) -> Response:

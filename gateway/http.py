@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from aimass.gateway.v1 import gateway_pb2 as pb
 from gateway import schemas
 from gateway.backends import Backends
-from gateway.bodies import read_images
+from gateway.bodies import BodyBudget, read_images
 from gateway.failures import failure_document, handle_failures
 from gateway.models import describe_models
 from gateway.origin import OriginGuard
@@ -45,6 +45,7 @@ def create_app(
     settings: GatewaySettings, predictor: Predictor, follower: TrafficFollower, backends: Backends, stop: StopSignal
 ) -> FastAPI:
     """Return the ASGI application."""
+    bodies = BodyBudget(settings.max_bodies_bytes)
     app = FastAPI(
         title="AI Mass",
         summary="Images in, labels out.",
@@ -66,15 +67,14 @@ def create_app(
         x_routing_key: Annotated[str, Header(description="Same key, same version, while traffic is split.")] = "",
     ) -> Response:
         """Predict the labels of the image that is the body, or of each image of a multipart form."""
-        images = await read_images(request, settings.max_body_bytes, settings.max_images)
-        message = pb.PredictRequest(
-            model=model,
-            version=version or 0,
-            images=images,
-            top=top,
-            routing_key=x_routing_key,
-        )
-        response = await _unless_disconnected(request, predictor.predict(message, _timeout(x_request_timeout)))
+        deadline = predictor.deadline(_timeout(x_request_timeout))
+        with bodies.holding() as take:
+            async with asyncio.timeout(deadline.remaining()):  # for the upload, which may come in slowly, too
+                images = await read_images(request, settings.max_body_bytes, settings.max_images, take)
+            message = pb.PredictRequest(
+                model=model, version=version or 0, images=images, top=top, routing_key=x_routing_key
+            )
+            response = await _unless_disconnected(request, predictor.predict(message, deadline))
         return _answer(response)
 
     @app.get("/v1/models", response_model=schemas.Models)

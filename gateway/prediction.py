@@ -11,12 +11,10 @@ from gateway.backends import Backends
 from services.common.durations import duration_of
 from services.common.errors import DeadlineExceeded, InvalidInput
 from services.common.logs import REQUEST_ID_KEY, request_id
-from services.common.traffic import TrafficFollower, choose_version
+from services.common.traffic import NEW_VERSION_SECONDS, TrafficFollower, choose_version
 
 DEFAULT_TOP = 5
 """Labels per image where the caller does not say."""
-NEW_VERSION_SECONDS = 1.0
-"""How long the version after the newest is waited for: the caller may have heard of it a moment earlier."""
 
 
 class Predictor:
@@ -28,14 +26,17 @@ class Predictor:
         self._timeout_seconds = timeout_seconds
         self._max_images = max_images
 
-    async def predict(self, request: pb.PredictRequest, timeout: float | None) -> pb.PredictResponse:
-        """Answer *request* within *timeout* seconds, or the gateway's own limit where that is less.
+    def deadline(self, timeout: float | None) -> "Deadline":
+        """Return the deadline of a request that begins now: *timeout* seconds, or the gateway's limit where less."""
+        return Deadline(min(self._timeout_seconds if timeout is None else timeout, self._timeout_seconds))
+
+    async def predict(self, request: pb.PredictRequest, deadline: "Deadline") -> pb.PredictResponse:
+        """Answer *request* before *deadline*.
 
         Raises:
             ServiceError: The request as a whole cannot be answered; a bad image is an error in its result instead.
         """
         begin = time.perf_counter_ns()
-        deadline = _Deadline(min(self._timeout_seconds if timeout is None else timeout, self._timeout_seconds))
         self._check(request)
         version = await self._choose_version(request, deadline)
         metadata = ((REQUEST_ID_KEY, request_id()),)
@@ -58,11 +59,11 @@ class Predictor:
             timings=_timings(prepared, classified.timings, time.perf_counter_ns() - begin),
         )
 
-    async def _choose_version(self, request: pb.PredictRequest, deadline: "_Deadline") -> int:
+    async def _choose_version(self, request: pb.PredictRequest, deadline: "Deadline") -> int:
         def newest() -> int:
             return max((each.version for each in self._follower.model(request.model).versions), default=0)
 
-        if request.version == newest() + 1:
+        if request.version == newest() + 1:  # any other is not on its way, and need not wait to be refused
             await self._follower.wait_for(
                 lambda: newest() >= request.version, min(NEW_VERSION_SECONDS, deadline.remaining())
             )
@@ -79,7 +80,7 @@ class Predictor:
             raise InvalidInput(f"version is {request.version}; versions are integers from 1", field="version")
 
 
-class _Deadline:
+class Deadline:
     """One deadline for the whole trip; what is left of it is the timeout of the next call."""
 
     def __init__(self, seconds: float) -> None:
@@ -87,6 +88,11 @@ class _Deadline:
         self._end = asyncio.get_running_loop().time() + seconds
 
     def remaining(self) -> float:
+        """Return the seconds left.
+
+        Raises:
+            DeadlineExceeded: There are none.
+        """
         left = self._end - asyncio.get_running_loop().time()
         if left <= 0:
             raise DeadlineExceeded(

@@ -70,15 +70,15 @@ class GatewayComponent:
         await self._follower.start()
 
     async def _serve_http(self, listener: socket.socket) -> None:
-        """Serve until the process stops; HTTP drains while gRPC does."""
+        """Serve until the process has drained; HTTP stops while gRPC does."""
         serving = asyncio.create_task(self._http.serve(sockets=[listener]))
-        stopping = asyncio.create_task(self._stop.wait())
-        await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
-        if not self._stop.is_set:  # half a gateway is none: let the process end, and be started again
+        drained = asyncio.create_task(self._stop.wait_drained())
+        await asyncio.wait((serving, drained), return_when=asyncio.FIRST_COMPLETED)
+        if not drained.done():  # half a gateway is none: let the process end, and be started again
             log.error("the HTTP server ended by itself")
             self._stop.set()
-        await asyncio.sleep(self._settings.drain_seconds)
         self._http.should_exit = True
+        drained.cancel()
         await serving
 
     async def close(self) -> None:

@@ -33,7 +33,7 @@ class GatewayServicer(GatewayServiceServicer):
 
     async def Predict(self, request: pb.PredictRequest, context: Context) -> pb.PredictResponse:
         """Predict the labels of images."""
-        return await self._predictor.predict(request, context.time_remaining())
+        return await self._predictor.predict(request, self._predictor.deadline(context.time_remaining()))
 
     async def PredictStream(
         self, request_iterator: AsyncIterator[pb.PredictStreamRequest], context: Context
@@ -69,7 +69,8 @@ class GatewayServicer(GatewayServiceServicer):
 
     async def _answer(self, request: pb.PredictStreamRequest, context: Context) -> pb.PredictStreamResponse:
         try:
-            response = await self._predictor.predict(request.request, context.time_remaining())
+            deadline = self._predictor.deadline(context.time_remaining())
+            response = await self._predictor.predict(request.request, deadline)
         except Exception as failure:  # one failed request must not end the stream
             status = status_of(failure)
             log_failure(status, failure, method="PredictStream")

@@ -25,6 +25,8 @@ class GatewaySettings(ServiceSettings):
     """Longest time for one prediction; a caller's own deadline can only shorten it."""
     max_body_bytes: Positive = 64 * 1024 * 1024
     """Largest HTTP body."""
+    max_bodies_bytes: Positive = 512 * 1024 * 1024
+    """HTTP bodies that are held at the same time, together; more are refused."""
     max_images: Positive = 256
     """Images in one request."""
     stream_window: Positive = 16

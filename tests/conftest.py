@@ -137,8 +137,8 @@ async def serve() -> AsyncIterator[Serve]:
             server = GrpcServer("127.0.0.1", 0, component.services, max_message_bytes=MAX_MESSAGE_BYTES)
             address = f"127.0.0.1:{await server.start()}"
             stack.push_async_callback(component.close)
-            stack.push_async_callback(server.stop, 0, 0)
-            stack.callback(stop.set)
+            stack.push_async_callback(server.stop, 0)
+            stack.callback(stop.set_drained)
             await component.start()
             await server.set_ready(True)
             channel = await stack.enter_async_context(open_channel(address))

@@ -15,7 +15,8 @@ const waiting = [];
 
 const $ = (id) => document.getElementById(id);
 const LIST = new Intl.ListFormat("en");
-const percent = (p) => (p > 0 && p < 0.001 ? "<0.1%" : p < 1 && p >= 0.9995 ? ">99.9%" : `${(p * 100).toFixed(1)}%`);
+// A broken model's NaN arrives as null.
+const percent = (p) => (p === null ? "n/a" : p > 0 && p < 0.001 ? "<0.1%" : p < 1 && p >= 0.9995 ? ">99.9%" : `${(p * 100).toFixed(1)}%`);
 const duration = (ms) => `${ms.toFixed(ms < 1 ? 2 : ms < 100 ? 1 : 0)} ms`;
 const size = (bytes) => (bytes < 1e3 ? `${bytes} B` : bytes < 1e6 ? `${(bytes / 1e3).toFixed(1)} kB` : `${(bytes / 1e6).toFixed(1)} MB`);
 const shellQuoted = (word) => (/^[\w./:-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`);
@@ -180,7 +181,7 @@ function showAnswer(job, { body, headers }, browserMs) {
   job.find("top-probability").textContent = percent(best.probability);
   job.find("predictions").replaceChildren(...body.predictions.map(({ label, probability }) => element("li", {},
     element("span", { className: "label", title: label }, label),
-    element("div", { className: "bar", ariaHidden: "true" }, element("div", { className: "fill", part: probability })),
+    element("div", { className: "bar", ariaHidden: "true" }, ...(probability === null ? [] : [element("div", { className: "fill", part: probability })])),
     element("span", { className: "probability" }, percent(probability)))));
   showTiming(job, headers.get("Server-Timing") ?? "", browserMs);
   job.find("curl").textContent = `curl --data-binary @${shellQuoted(job.name)} ${shellQuoted(location.origin + predictPath(body.model))}`;

@@ -9,7 +9,7 @@
     ├── Unsupported         this server does not do that
     └── DeadlineExceeded    the caller's time is over
 
-`services.common.statuses` maps each to its gRPC status; `gateway.http` maps the status to HTTP.
+`services.common.statuses` maps each to its gRPC status; `gateway.failures` maps the status to HTTP.
 """
 
 from collections.abc import Mapping

@@ -18,6 +18,10 @@ Byte = Annotated[int, Field(ge=0, le=255)]
 Side = Annotated[int, Field(ge=1, le=8192)]
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 
+GRAPH_FILE = "model.onnx"
+MANIFEST_FILE = "model.json"
+"""Names of the two files that make a version, where it is trained and where it is served."""
+
 DIGEST_PARAMETER = "preprocess_digest"
 """The request parameter that carries the digest of the spec that made a tensor."""
 

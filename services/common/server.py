@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import signal
 import sys
@@ -19,8 +20,8 @@ from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from services.common.channels import host_and_port
-from services.common.errors import SettingsError
+from services.common.channels import PING_SECONDS, host_and_port
+from services.common.errors import NotReady, SettingsError
 from services.common.interceptor import GRPC_INTERNAL, AroundInterceptor
 from services.common.logs import configure_logs
 from services.common.settings import ServiceSettings, load_settings
@@ -39,45 +40,65 @@ SUPERVISED_VARIABLE = "AIMASS_SUPERVISED"
 
 SETTLE_SECONDS = 0.02
 """What grpc accepted before a server was told to stop reaches its event loop within this time."""
+LAST_SECONDS = 1.0
+"""How long a stream goes on after the end was called out, where one message follows the other without a pause."""
 
 
 class StopSignal:
-    """Tells everything in a process, long streams above all, that it shall come to an end."""
+    """Tells everything in a process that it shall come to an end: first that it was asked to, then that it drained."""
 
     def __init__(self) -> None:
-        self._event = asyncio.Event()
+        self._asked = asyncio.Event()
+        self._drained = asyncio.Event()
 
     @property
     def is_set(self) -> bool:
         """Whether the process shall stop."""
-        return self._event.is_set()
+        return self._asked.is_set()
 
     def set(self) -> None:
         """Ask the process to stop; may be called again."""
-        self._event.set()
+        self._asked.set()
 
     async def wait(self) -> None:
         """Wait until the process shall stop."""
-        await self._event.wait()
+        await self._asked.wait()
+
+    def set_drained(self) -> None:
+        """Say that load balancers had their time to look elsewhere: nothing new is accepted from here on."""
+        self._drained.set()
+
+    async def wait_drained(self) -> None:
+        """Wait until nothing new shall be accepted."""
+        await self._drained.wait()
 
     async def until(self, items: AsyncIterator[T]) -> AsyncIterator[T]:
-        """Yield *items* until the process shall stop, so that a stream ends after what it has accepted."""
+        """Yield *items* until the process has drained, and then those that have arrived.
+
+        Raises:
+            NotReady: The process stops, and *items* had not come to their end; a caller must not take it for that.
+        """
         iterator = aiter(items)
-        stopping = asyncio.ensure_future(self._event.wait())
+        drained = asyncio.ensure_future(self._drained.wait())
         following: asyncio.Future[T] | None = None
+        last = math.inf
         try:
-            while True:
+            while asyncio.get_running_loop().time() < last:
                 following = asyncio.ensure_future(anext(iterator))
-                await asyncio.wait((stopping, following), return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait((drained, following), return_when=asyncio.FIRST_COMPLETED)
+                if drained.done():
+                    last = min(last, asyncio.get_running_loop().time() + LAST_SECONDS)
+                    await asyncio.wait((following,), timeout=SETTLE_SECONDS)
                 if not following.done():
-                    return
+                    break
                 try:
                     item = following.result()
                 except StopAsyncIteration:
                     return
                 yield item
+            raise NotReady("the server is stopping; send what was not answered again")
         finally:
-            for waiting in (stopping, following):
+            for waiting in (drained, following):
                 if waiting is not None:
                     waiting.cancel()
 
@@ -147,6 +168,7 @@ class GrpcServer:
         services: Sequence[Service],
         *,
         max_message_bytes: int,
+        max_concurrent_calls: int | None = None,
     ) -> None:
         self._address = host_and_port(host, port)
         self._names = ("", *(service.name for service in services))
@@ -162,7 +184,10 @@ class GrpcServer:
                 ("grpc.max_send_message_length", max_message_bytes),
                 # Without this a second suite would silently share the port and get half of the calls.
                 ("grpc.so_reuseport", 0),
+                # Followers on other machines ask whether a silent connection still is one.
+                ("grpc.http2.min_ping_interval_without_data_ms", PING_SECONDS * 500),
             ],
+            maximum_concurrent_rpcs=max_concurrent_calls,
         )
         for service in services:
             service.register(self._server)
@@ -191,10 +216,9 @@ class GrpcServer:
         for name in self._names:
             await self._health.set(name, status.SERVING if ready else status.NOT_SERVING)
 
-    async def stop(self, drain_seconds: float, grace_seconds: float) -> None:
-        """Not ready first, then refuse new calls, then wait for those in flight, then stop."""
+    async def stop(self, grace_seconds: float) -> None:
+        """Refuse new calls, wait for those in flight, then stop."""
         await self.set_ready(False)
-        await asyncio.sleep(drain_seconds)
         # Two stops that run out of time together make grpc free its server twice: this one must not, ours ends it.
         stopped = asyncio.ensure_future(self._server.stop(grace_seconds + 3600))
         await asyncio.sleep(min(SETTLE_SECONDS, grace_seconds))
@@ -212,16 +236,25 @@ async def serve(
     on_ready: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve *component* on *port* until *stop*: listen, start, say SERVING, wait, drain, close."""
-    server = GrpcServer(settings.host, port, component.services, max_message_bytes=settings.max_message_bytes)
+    server = GrpcServer(
+        settings.host,
+        port,
+        component.services,
+        max_message_bytes=settings.max_message_bytes,
+        max_concurrent_calls=settings.max_concurrent_calls,
+    )
     log.info("listening", host=settings.host, port=await server.start())
     await _start_or_stop(component, stop)
     if not stop.is_set:
         await server.set_ready(True)
-        log.info("ready")
+        log.info("ready", settings=settings.model_dump(mode="json"))
         on_ready()
     await stop.wait()
     log.info("stopping")
-    await server.stop(settings.drain_seconds, settings.stop_grace_seconds)
+    await server.set_ready(False)
+    await asyncio.sleep(settings.drain_seconds)
+    stop.set_drained()
+    await server.stop(settings.stop_grace_seconds)
     await component.close()
 
 

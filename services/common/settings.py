@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from services.common.errors import SettingsError
 
-Port = Annotated[int, Field(ge=0, le=65535)]
+Port = Annotated[int, Field(ge=1, le=65535)]
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -42,6 +42,8 @@ class ServiceSettings(BaseSettings):
     """Address to listen on; only this machine can reach the default."""
     max_message_bytes: Positive = 64 * 1024 * 1024
     """Largest gRPC message, in and out."""
+    max_concurrent_calls: Positive = 2048
+    """gRPC calls, streams among them, that may be in flight; more are refused with RESOURCE_EXHAUSTED."""
     drain_seconds: Seconds = 0.0
     """After SIGTERM: how long the service says NOT_SERVING and still accepts calls. Behind a load balancer, a few."""
     stop_grace_seconds: Seconds = 30.0

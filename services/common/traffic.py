@@ -15,6 +15,8 @@ log = structlog.get_logger(__name__)
 READY = lifecycle_pb2.ModelVersion.STATE_READY
 RECONNECT_SECONDS = 0.2
 """Wait before a follower asks again after it lost its stream."""
+NEW_VERSION_SECONDS = 1.0
+"""How long a version that a follower doesn't know yet is waited for: a caller may have heard of it a moment earlier."""
 
 
 def ready_versions(state: lifecycle_pb2.ModelState) -> list[int]:
@@ -48,6 +50,15 @@ def choose_version(state: lifecycle_pb2.ModelState, requested: int = 0, routing_
     raise NotReady(
         f"version {version} of model {state.model!r} is {name}: {known[version].state_reason or 'try again'}"
     )
+
+
+def can_serve(state: lifecycle_pb2.ModelState) -> bool:
+    """Whether a request that names no version would be answered."""
+    try:
+        choose_version(state)
+    except (NotFound, NotReady):
+        return False
+    return True
 
 
 def _reasons(state: lifecycle_pb2.ModelState) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from services.common.errors import DeadlineExceeded, Overloaded
+from services.common.errors import DeadlineExceeded, NotReady, Overloaded
 from services.inference.engine import Arrays
 from services.inference.statistics import BatchTimes, Statistics
 
@@ -98,9 +98,12 @@ class Batcher:
             deadline: Event-loop time after which the request is not run any more.
 
         Raises:
+            NotReady: The version was unloaded.
             Overloaded: Too many samples wait already.
             DeadlineExceeded: The deadline passed in the queue.
         """
+        if self._closing:
+            raise NotReady("the version was unloaded meanwhile; try again")
         if self._queued_samples + samples > self._options.max_queue_samples and self._queue:
             raise Overloaded(
                 f"{self._queued_samples} samples wait for this model and at most {self._options.max_queue_samples} "

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+LARGE_SCORES = 10_000
+"""More scores than this are sorted in a thread, away from the event loop."""
+
 
 @dataclass(frozen=True)
 class ScoredClass:

@@ -1,9 +1,13 @@
 """One request from message to arrays: resolve the version, check, unpack, run, count."""
 
+from __future__ import annotations
+
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from aimass.open_inference import grpc_service_pb2 as pb
 from services.inference.batching import Inference, merge_inferences
@@ -18,6 +22,11 @@ from services.inference.requests import (
 from services.inference.serving import ModelServer
 from services.inference.version import LoadedVersion
 
+if TYPE_CHECKING:
+    import grpc
+
+    Context = grpc.aio.ServicerContext[Any, Any]
+
 
 @dataclass(frozen=True)
 class Executed:
@@ -27,6 +36,12 @@ class Executed:
     version: LoadedVersion
     outputs: list[str]
     inference: Inference
+
+
+def deadline_of(context: Context) -> float:
+    """Return the event-loop time at which the call's deadline passes; infinity where it has none."""
+    remaining = context.time_remaining()
+    return math.inf if remaining is None else asyncio.get_running_loop().time() + remaining
 
 
 async def execute(

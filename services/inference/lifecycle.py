@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, Any
 from aimass.inference.v1 import lifecycle_pb2 as pb
 from aimass.inference.v1.lifecycle_pb2_grpc import ModelLifecycleServiceServicer
 from services.common.errors import InvalidInput, Overloaded
-from services.common.manifest import Graph, Manifest
+from services.common.manifest import GRAPH_FILE, Graph, Manifest
 from services.common.server import StopSignal
 from services.common.traffic import model_not_found
-from services.inference.repository import GRAPH_FILE
 from services.inference.serving import ModelServer
 
 if TYPE_CHECKING:
     import grpc
 
     Context = grpc.aio.ServicerContext[Any, Any]
+
+MAX_MANIFEST_BYTES = 16 * 1024 * 1024
+"""Parsing stalls the event loop for about 10 ms a megabyte."""
 
 
 class LifecycleServicer(ModelLifecycleServiceServicer):
@@ -37,6 +39,12 @@ class LifecycleServicer(ModelLifecycleServiceServicer):
     ) -> pb.PublishVersionResponse:
         """Receive a graph into a staged folder, then let it be loaded, checked and added."""
         header = await _receive_header(request_iterator)
+        if len(header.manifest) > MAX_MANIFEST_BYTES:
+            raise InvalidInput(
+                f"the manifest has {len(header.manifest):,} bytes; at most {MAX_MANIFEST_BYTES:,} are accepted; "
+                "use fewer golden vectors",
+                field="manifest",
+            )
         manifest = Manifest.from_json(header.manifest, "manifest")
         graph = self._stated_graph(manifest)
         staging = self._models.stage(header.model)
@@ -68,7 +76,7 @@ class LifecycleServicer(ModelLifecycleServiceServicer):
     async def WatchTraffic(
         self, request: pb.WatchTrafficRequest, context: Context | None = None
     ) -> AsyncIterator[pb.WatchTrafficResponse]:
-        """Send the whole state now and after each change, until the process stops."""
+        """Send the whole state now and after each change; UNAVAILABLE says that the process stops."""
         async for states in self._stop.until(self._models.watch()):
             yield pb.WatchTrafficResponse(models=states)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from importlib.metadata import version as package_version
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +11,10 @@ import numpy as np
 from aimass.open_inference import grpc_service_pb2 as pb
 from aimass.open_inference.grpc_service_pb2_grpc import GRPCInferenceServiceServicer
 from services.common.errors import InvalidInput, NotFound, NotReady
-from services.common.traffic import model_not_found, ready_versions
-from services.inference.classification import classification_strings
+from services.common.traffic import can_serve, model_not_found, ready_versions
+from services.inference.classification import LARGE_SCORES, classification_strings
 from services.inference.engine import TensorSpec
-from services.inference.execution import Executed, execute
+from services.inference.execution import Executed, deadline_of, execute
 from services.inference.model_config import PLATFORM
 from services.inference.requests import pack_response, requested_version
 from services.inference.serving import ModelServer
@@ -31,12 +30,6 @@ EXTENSIONS = ("classification", "model_configuration", "statistics", "binary_ten
 """Names as Triton reports them; a client asks only for what is listed."""
 
 
-def deadline_of(context: Context) -> float:
-    """Return the event-loop time at which the call's deadline passes; infinity where it has none."""
-    remaining = context.time_remaining()
-    return math.inf if remaining is None else asyncio.get_running_loop().time() + remaining
-
-
 class OpenInferenceServicer(GRPCInferenceServiceServicer):
     """Unpacks, calls, packs."""
 
@@ -48,12 +41,12 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
         return pb.ServerLiveResponse(live=True)
 
     async def ServerReady(self, request: pb.ServerReadyRequest, context: Context) -> pb.ServerReadyResponse:
-        """Say whether every model has a version that can serve; a repository without models is not ready."""
+        """Say whether every model can serve requests that name no version; a repository without models cannot."""
         try:
             states = self._models.states().values()
         except NotReady:
             return pb.ServerReadyResponse(ready=False)
-        return pb.ServerReadyResponse(ready=bool(states) and all(ready_versions(state) for state in states))
+        return pb.ServerReadyResponse(ready=bool(states) and all(map(can_serve, states)))
 
     async def ModelReady(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:
         """Say whether a version can serve; one that does not exist cannot."""
@@ -103,10 +96,7 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
         response = pb.ModelInferResponse(
             model_name=request.model_name, model_version=str(executed.number), id=request.id
         )
-        arrays = [
-            _apply_classification(request, name, array, executed.version)
-            for name, array in zip(executed.outputs, executed.inference.outputs, strict=True)
-        ]
+        arrays = await _apply_classifications(request, executed)
         return pack_response(response, executed.outputs, _datatypes(executed, arrays), arrays)
 
     def _resolve(self, name: str, version: str) -> tuple[int, LoadedVersion]:
@@ -119,6 +109,23 @@ def _datatypes(executed: Executed, arrays: list[np.ndarray]) -> list[str]:
         "BYTES" if array.dtype.hasobject else datatypes[name]
         for name, array in zip(executed.outputs, arrays, strict=True)
     ]
+
+
+async def _apply_classifications(request: pb.ModelInferRequest, executed: Executed) -> list[np.ndarray]:
+    """Turn those outputs into classes for which the request asks for the classification extension."""
+    outputs = executed.inference.outputs
+
+    def apply() -> list[np.ndarray]:
+        return [
+            _apply_classification(request, name, array, executed.version)
+            for name, array in zip(executed.outputs, outputs, strict=True)
+        ]
+
+    if not any("classification" in output.parameters for output in request.outputs):
+        return outputs
+    if sum(array.size for array in outputs) > LARGE_SCORES:
+        return await asyncio.to_thread(apply)
+    return apply()
 
 
 def _apply_classification(

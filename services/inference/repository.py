@@ -15,10 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from services.common.errors import InvalidInput
-from services.common.manifest import Manifest
+from services.common.manifest import MANIFEST_FILE, Manifest
 
-GRAPH_FILE = "model.onnx"
-MANIFEST_FILE = "model.json"
 CONFIG_FILE = "config.pbtxt"
 TRAFFIC_FILE = "traffic.json"
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -32,6 +30,13 @@ class Traffic:
     generation: int = 0
     stable_version: int = 0
     """0 means the newest version that is ready."""
+    previous_version: int = 0
+    """The stable version before; stays loaded, so that rolling back loads nothing. 0 means none."""
+
+    def moved_to(self, version: int) -> "Traffic":
+        """Return the traffic after *version* became the stable one."""
+        previous = self.previous_version if version == self.stable_version else self.stable_version
+        return Traffic(self.generation + 1, version, previous)
 
 
 class ModelRepository:
@@ -80,7 +85,9 @@ class ModelRepository:
             return Traffic()
         try:
             document = json.loads(path.read_bytes())
-            return Traffic(int(document["generation"]), int(document["stable_version"]))
+            return Traffic(
+                int(document["generation"]), int(document["stable_version"]), int(document.get("previous_version", 0))
+            )
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise InvalidInput(f"{path.name} is not valid: it needs integers generation and stable_version") from error
 

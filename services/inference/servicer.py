@@ -13,19 +13,14 @@ from aimass.inference.v1.inference_pb2_grpc import InferenceServiceServicer
 from services.common.durations import duration_of
 from services.common.errors import Conflict, InvalidInput
 from services.inference.batching import Inference
-from services.inference.classification import best_classes
-from services.inference.execution import execute
-from services.inference.open_inference import deadline_of
+from services.inference.classification import LARGE_SCORES, best_classes
+from services.inference.execution import deadline_of, execute
 from services.inference.serving import ModelServer
 
 if TYPE_CHECKING:
     import grpc
 
     Context = grpc.aio.ServicerContext[Any, Any]
-
-
-LARGE_SCORES = 10_000
-"""More scores than this are sorted in a thread, away from the event loop."""
 
 
 class InferenceServicer(InferenceServiceServicer):

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import structlog
 
 from aimass.inference.v1 import lifecycle_pb2 as pb
+from aimass.open_inference.model_config_pb2 import ModelConfig
 from services.common.errors import Conflict, InvalidInput, NotReady
 from services.common.manifest import Manifest
 from services.common.statuses import status_of
@@ -44,7 +45,11 @@ class ServedModel:
 
 def traffic_message(traffic: Traffic) -> pb.Traffic:
     """Return the contract's form of *traffic*."""
-    return pb.Traffic(generation=traffic.generation, stable_version=traffic.stable_version)
+    return pb.Traffic(
+        generation=traffic.generation,
+        stable_version=traffic.stable_version,
+        previous_version=traffic.previous_version,
+    )
 
 
 class ModelServer:
@@ -137,11 +142,11 @@ class ModelServer:
         return model.versions[number]
 
     async def set_traffic(self, name: str, stable_version: int, expected_generation: int | None) -> pb.Traffic:
-        """Make *stable_version* the one that serves; on disk before this returns.
+        """Make *stable_version* the one that serves, loading it where it is not loaded; on disk before this returns.
 
         Raises:
             NotFound: The model or the version is unknown.
-            Conflict: The version is not ready, or the generation is another one.
+            Conflict: The version cannot be loaded, or the generation is another one.
         """
         if name not in self.states():
             raise model_not_found(name, self.states())
@@ -157,7 +162,7 @@ class ModelServer:
                     reason="STALE_GENERATION",
                     details={"generation": str(current)},
                 )
-            self._require_ready(model, stable_version)
+            await self._require_ready(model, stable_version)
             await self._write_traffic(model, stable_version)
             self._unload_surplus(model)
             await self._announce()
@@ -178,16 +183,19 @@ class ModelServer:
         """Remove a staged folder that came to nothing."""
         self._repository.discard(staging)
 
-    def _require_ready(self, model: ServedModel, version: int) -> None:
+    async def _require_ready(self, model: ServedModel, version: int) -> None:
         if version == 0:
-            raise InvalidInput("stable_version is missing; name a version that is ready", field="stable_version")
+            raise InvalidInput("stable_version is missing; name a version of the model", field="stable_version")
+        if version in model.versions and version not in model.loaded:
+            config = read_config(self._repository.model_folder(model.name) / CONFIG_FILE, model.name)
+            await self._load_version(model, version, config)
         try:
             choose_version(model.state(), version)
         except NotReady as error:
             raise Conflict(error.message, reason="VERSION_NOT_READY") from error
 
     async def _write_traffic(self, model: ServedModel, stable_version: int) -> None:
-        traffic = Traffic(model.traffic.generation + 1, stable_version)
+        traffic = model.traffic.moved_to(stable_version)
         await asyncio.to_thread(self._repository.write_traffic, model.name, traffic)
         model.traffic = traffic
 
@@ -203,28 +211,36 @@ class ModelServer:
             return
         wanted = self._kept(self._repository.versions(name), model.traffic)
         for number in self._repository.versions(name):
-            folder = self._repository.version_folder(name, number)
-            try:
-                manifest = read_manifest(folder)
-                if number not in wanted:
-                    model.versions[number] = _unavailable(number, manifest, self._surplus_reason())
-                    continue
-                loaded = await asyncio.to_thread(load_version, name, folder, config, self._settings, manifest)
-            except Exception as error:  # whatever is wrong with one version, the others shall serve
-                model.versions[number] = _unavailable(number, Manifest(), _reason(error, model=name, version=number))
-                continue
-            model.loaded[number] = loaded
-            model.versions[number] = _ready(number, loaded)
-            log.info("version ready", model=name, version=number)
+            await self._load_version(model, number, config, load=number in wanted)
+
+    async def _load_version(
+        self, model: ServedModel, number: int, config: ModelConfig | None, *, load: bool = True
+    ) -> None:
+        """Take one version in; whatever is wrong with it, the others shall serve."""
+        folder = self._repository.version_folder(model.name, number)
+        try:
+            manifest = read_manifest(folder)
+            if not load:
+                model.versions[number] = _unavailable(number, manifest, self._surplus_reason())
+                return
+            loaded = await asyncio.to_thread(load_version, model.name, folder, config, self._settings, manifest)
+        except Exception as error:
+            reason = _reason(error, model=model.name, version=number)
+            model.versions[number] = _unavailable(number, Manifest(), reason)
+            return
+        model.loaded[number] = loaded
+        model.versions[number] = _ready(number, loaded)
+        log.info("version ready", model=model.name, version=number)
 
     def _kept(self, versions: list[int], traffic: Traffic) -> set[int]:
-        """Return which versions stay loaded: the newest, and the one that serves."""
-        return {*sorted(versions)[-self._settings.loaded_versions :], traffic.stable_version}
+        """Return which versions stay loaded: the newest, the one that serves and the one before it."""
+        newest = sorted(versions)[-self._settings.loaded_versions :]
+        return {*newest, traffic.stable_version, traffic.previous_version}
 
     def _surplus_reason(self) -> str:
         return (
-            f"not loaded: only the stable and the newest {self._settings.loaded_versions} versions are "
-            "(INFERENCE_LOADED_VERSIONS)"
+            f"not loaded: only the stable, the previous and the newest {self._settings.loaded_versions} versions are "
+            "(INFERENCE_LOADED_VERSIONS); SetTraffic loads it"
         )
 
     def _unload_surplus(self, model: ServedModel) -> None:

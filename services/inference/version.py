@@ -8,12 +8,11 @@ import numpy as np
 
 from aimass.open_inference import model_config_pb2
 from services.common.errors import InvalidInput
-from services.common.manifest import Golden, Manifest
+from services.common.manifest import GRAPH_FILE, MANIFEST_FILE, Golden, Manifest
 from services.common.tensors import numpy_dtype
 from services.inference.batching import Batcher, Inference
 from services.inference.engine import Arrays, OnnxModel, TensorSpec
 from services.inference.model_config import batch_options, complete_config, read_labels, takes_any_batch
-from services.inference.repository import GRAPH_FILE, MANIFEST_FILE
 from services.inference.requests import Signature
 from services.inference.settings import InferenceSettings
 from services.inference.statistics import Statistics

@@ -9,7 +9,10 @@ from services.common.pixels import MAX_EXIF_BYTES
 from services.preprocess.refusals import unsupported
 
 MAX_PARTS = 16_384
-"""Boxes, items and units: each costs Python many times its bytes."""
+"""Boxes, items, units; in other formats segments, chunks, tags: each costs Python many times its bytes.
+
+A 50-megapixel TIFF may have 8,000 strips.
+"""
 _EXIF = re.compile(rb".{4}(?:Exif\0\0){0,2}(?:II|MM)(?:[*+]\0|\0[*+])", re.DOTALL)
 
 

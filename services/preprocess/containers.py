@@ -8,11 +8,9 @@ from typing import Literal
 
 from PIL.TiffImagePlugin import TiffImageFile
 
-from services.preprocess.avif import avif_essentials, boxes
+from services.preprocess.avif import MAX_PARTS, avif_essentials, boxes
 from services.preprocess.refusals import truncated, unsupported
 
-MAX_PARTS = 16_384
-"""Segments, chunks, tags, boxes: each costs Python many times its bytes. A 50-megapixel TIFF may have 8,000 strips."""
 MAX_SCANS = 100
 """Scans of a JPEG: each is work on the whole picture. Progressive files have about ten."""
 

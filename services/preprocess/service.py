@@ -8,7 +8,7 @@ from aimass.preprocess.v1.preprocess_pb2_grpc import add_PreprocessServiceServic
 from services.common.server import Service
 from services.common.traffic import TrafficFollower
 from services.preprocess.decoding import DecodeLimits
-from services.preprocess.preparation import Preparer
+from services.preprocess.preparation import MemoryBudget, Preparer
 from services.preprocess.servicer import PreprocessServicer
 from services.preprocess.settings import PreprocessSettings
 
@@ -25,8 +25,9 @@ class PreprocessComponent:
         self._preparer = Preparer(
             DecodeLimits(settings.max_image_bytes, settings.max_image_pixels),
             settings.threads,
-            settings.max_decode_bytes,
+            MemoryBudget(settings.max_decode_bytes),
             settings.max_waiting_images,
+            settings.max_waiting_bytes,
         )
         self.preprocess = PreprocessServicer(
             self._preparer, self._follower, settings.max_images, settings.max_message_bytes

@@ -19,7 +19,7 @@ from services.common.errors import Conflict, InvalidInput, NotFound
 from services.common.manifest import DIGEST_PARAMETER, PreprocessSpec
 from services.common.tensors import numpy_dtype
 from services.common.traffic import TrafficFollower
-from services.preprocess.preparation import Preparer
+from services.preprocess.preparation import Preparer, join_tensors
 
 if TYPE_CHECKING:
     import grpc
@@ -52,11 +52,13 @@ class PreprocessServicer(PreprocessServiceServicer):
         self._check_tensor_bytes(count, spec)
         prepared = await self._preparer.prepare(request.images, spec)
         tensors = [each for each in prepared if isinstance(each, np.ndarray)]
-        return pb.PreprocessResponse(
-            request=_infer_request(request, spec, version.preprocess_digest, tensors) if tensors else None,
-            results=_results(prepared),
-            duration=duration_of(time.perf_counter_ns() - begin),
-        )
+        response = pb.PreprocessResponse(results=_results(prepared))
+        if tensors:
+            response.request.CopyFrom(_infer_request(request, spec, version.preprocess_digest, len(tensors)))
+            # Added last: protobuf copies messages by writing and reading them, which takes seconds for a GB.
+            response.request.raw_input_contents.append(await join_tensors(tensors))
+        response.duration.CopyFrom(duration_of(time.perf_counter_ns() - begin))
+        return response
 
     def _check_tensor_bytes(self, count: int, spec: PreprocessSpec) -> None:
         """Refuse here, in both deployments, what only a message between processes would be too small for."""
@@ -102,11 +104,11 @@ def _parse_spec(document: bytes) -> PreprocessSpec:
 
 
 def _infer_request(
-    request: pb.PreprocessRequest, spec: PreprocessSpec, digest: str, tensors: Sequence[np.ndarray]
+    request: pb.PreprocessRequest, spec: PreprocessSpec, digest: str, count: int
 ) -> grpc_service_pb2.ModelInferRequest:
+    """Return all but the bytes of the tensor."""
     infer = grpc_service_pb2.ModelInferRequest(model_name=request.model, model_version=str(request.version))
-    infer.inputs.add(name=spec.input, datatype=spec.datatype, shape=(len(tensors), *spec.shape))
-    infer.raw_input_contents.append(b"".join(tensor.tobytes() for tensor in tensors))
+    infer.inputs.add(name=spec.input, datatype=spec.datatype, shape=(count, *spec.shape))
     infer.parameters[DIGEST_PARAMETER].string_param = digest
     return infer
 

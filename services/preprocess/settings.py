@@ -27,6 +27,8 @@ class PreprocessSettings(ServiceSettings):
     max_image_pixels: Positive = 64_000_000
     """Largest image, width times height."""
     max_decode_bytes: Positive = 1024**3
-    """Memory that all images being decoded may take together; the next one waits."""
+    """Memory that images being decoded may take together; the next one waits. One that needs more is decoded alone."""
     max_waiting_images: Positive = 1024
     """Images that may wait for a thread; more are refused."""
+    max_waiting_bytes: Positive = 512 * 1024 * 1024
+    """Bytes of images that may wait for a thread; more are refused."""

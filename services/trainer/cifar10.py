@@ -153,7 +153,10 @@ def _verified(folder: Path, name: str) -> bytes:
     try:
         data = (folder / name).read_bytes()
     except FileNotFoundError:
-        raise NotFound(f"{folder / name} is missing; run `aimass data fetch cifar10`") from None
+        raise NotFound(
+            f"data set cifar10 is not complete: {folder / name} is missing; run `aimass data fetch cifar10` "
+            "or use cifar10-slice, which needs no fetching"
+        ) from None
     _check_md5(name, data)
     return data
 

@@ -52,20 +52,17 @@ class Dataset:
 
 
 def load_dataset(name: str, data_dir: Path, *, validation_fraction: float, seed: int) -> Dataset:
-    """Load a dataset; `cifar10` is the full set where it lies in *data_dir*, else the slice in this repository.
-
-    The `name` of what comes back says which of the two it is.
+    """Load a dataset: `cifar10` is the full set in *data_dir*, `cifar10-slice` the slice in this repository.
 
     Raises:
+        NotFound: A file is missing; the sentence says how it is fetched.
         InvalidInput: The name is unknown, or a file on the disk is damaged.
     """
     if name not in NAMES:
         raise InvalidInput(f"dataset {name!r} is unknown; use one of {', '.join(NAMES)}", field="dataset")
-    folder = data_dir / "cifar10"
-    full = name == "cifar10" and cifar10.is_present(folder)
-    public, test = cifar10.read(folder) if full else slices.read_slice()
+    public, test = cifar10.read(data_dir / "cifar10") if name == "cifar10" else slices.read_slice()
     train, validation = split(public, validation_fraction, seed)
-    return Dataset("cifar10" if full else "cifar10-slice", cifar10.LABELS, train, validation, test)
+    return Dataset(name, cifar10.LABELS, train, validation, test)
 
 
 def split(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Samples]:

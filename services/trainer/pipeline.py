@@ -7,24 +7,12 @@ from pathlib import Path
 from typing import Protocol
 
 from services.common import manifest
-from services.common.errors import Conflict, NotFound, ServiceError
+from services.common.errors import Conflict
 from services.trainer import slices
-from services.trainer.datasets import Dataset, load_dataset
+from services.trainer.datasets import Dataset
 from services.trainer.evaluation import evaluate_predictions, fit_temperature
 from services.trainer.export import check_parity, export_graph, graph_metadata, make_golden, open_graph, run_graph
-from services.trainer.recipes import TrainingOptions
-from services.trainer.runs import (
-    CHECKPOINT_FILE,
-    EVALUATION_FILE,
-    MANIFEST_FILE,
-    MODEL_FILE,
-    EpochResult,
-    Run,
-    RunState,
-    now,
-    read_run,
-    write_run,
-)
+from services.trainer.runs import CHECKPOINT_FILE, EVALUATION_FILE, EpochResult, Run, RunState, now, read_run, write_run
 from services.trainer.samples import Samples
 from services.trainer.training import build_model, predict, train
 
@@ -37,17 +25,17 @@ class Report(Protocol):
     """Told how far a run is."""
 
     def __call__(self, stage: str, fraction: float, metrics: Mapping[str, float]) -> None:
-        """Take in the stage (load, train, export, evaluate), its fraction done (0 to 1) and its newest figures."""
+        """Take in the stage (train, export, evaluate), its fraction done (0 to 1) and its newest figures."""
 
 
-def run_training(options: TrainingOptions, data_dir: Path, run_dir: Path, report: Report) -> Run:
-    """Load, train, export, prove, evaluate and describe a model; everything lands in *run_dir*.
+def run_training(run: Run, dataset: Dataset, run_dir: Path, report: Report) -> Run:
+    """Train, export, prove, evaluate and describe a model; everything lands in *run_dir*.
 
-    A run that was interrupted or failed continues from its last checkpoint when called again with the same options.
+    A run that was interrupted or failed continues from its last checkpoint.
 
     Args:
-        options: What to do.
-        data_dir: Holds the folder `cifar10` where the full set was fetched.
+        run: From `started_run`, which also notes a failure.
+        dataset: What `load_dataset` gives for the options of the run.
         run_dir: `<runs>/<run id>`.
         report: Told about progress.
 
@@ -55,46 +43,10 @@ def run_training(options: TrainingOptions, data_dir: Path, run_dir: Path, report
         The record of the run, SUCCEEDED.
 
     Raises:
-        Conflict: The folder holds a finished run or one with other options, or the graph differs from the network.
-        ServiceError: Anything else that a person can mend; `run.json` says FAILED and why.
+        Conflict: The run was started on other samples, or the graph differs from the network.
+        InvalidInput: The options do not make a network, or the loss is no longer finite.
     """
-    run = _start(run_dir, options)
-    write_run(run_dir, run)
-    try:
-        run = _execute(run, data_dir, run_dir, report)
-    except BaseException as error:
-        failed = read_run(run_dir).replace(state=RunState.FAILED, reason=_reason(error), finish_time=now())
-        write_run(run_dir, failed)
-        raise
-    return run
-
-
-def _start(run_dir: Path, options: TrainingOptions) -> Run:
-    try:
-        earlier = read_run(run_dir)
-    except NotFound:
-        return Run(id=run_dir.name, options=options, create_time=now())
-    if earlier.state is RunState.SUCCEEDED:
-        raise Conflict(f"run {earlier.id!r} has succeeded already; give a new run id")
-    if earlier.options != options:
-        raise Conflict(f"run {earlier.id!r} was started with other options; repeat them or give a new run id")
-    return earlier.replace(state=RunState.RUNNING, reason=None, finish_time=None)
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, ServiceError):
-        return error.message
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted; start it again to continue"
-    return f"{type(error).__name__}: {error}"
-
-
-def _execute(run: Run, data_dir: Path, run_dir: Path, report: Report) -> Run:
     options = run.options
-    report("load", 0.0, {})
-    dataset = load_dataset(
-        options.dataset, data_dir, validation_fraction=options.validation_fraction, seed=options.seed
-    )
     described = manifest.Dataset(name=dataset.name, digest=dataset.digest, counts=dataset.counts)
     if run.dataset not in (None, described):
         raise Conflict(f"run {run.id!r} was started on other samples; bring them back or give a new run id")
@@ -115,7 +67,7 @@ def _execute(run: Run, data_dir: Path, run_dir: Path, report: Report) -> Run:
     model.temperature = fit_temperature(predict(model, dataset.validation).numpy(), dataset.validation.labels)
 
     report("export", 0.0, {})
-    path = run_dir / MODEL_FILE
+    path = run_dir / manifest.GRAPH_FILE
     export_graph(model, path, dataset.test.images.shape[1:], graph_metadata(dataset.labels, run.id, dataset.name))
     session = open_graph(path, options.threads)
     # Training images: the test samples stay out of every decision, also of this one.
@@ -135,7 +87,7 @@ def _execute(run: Run, data_dir: Path, run_dir: Path, report: Report) -> Run:
     }
     run = run.replace(metrics=metrics, state=RunState.SUCCEEDED, finish_time=now())
     document = _describe(run, dataset, path, make_golden(session, _golden_samples()))
-    (run_dir / MANIFEST_FILE).write_text(document.to_json())
+    (run_dir / manifest.MANIFEST_FILE).write_text(document.to_json())
     write_run(run_dir, run)
     report("evaluate", 1.0, metrics)
     return run

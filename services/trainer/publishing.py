@@ -7,7 +7,7 @@ import grpc
 
 from aimass.inference.v1 import lifecycle_pb2 as pb
 from aimass.inference.v1.lifecycle_pb2_grpc import ModelLifecycleServiceStub
-from services.trainer.runs import MANIFEST_FILE, MODEL_FILE
+from services.common.manifest import GRAPH_FILE, MANIFEST_FILE
 
 CHUNK_BYTES = 1024 * 1024
 
@@ -33,8 +33,8 @@ def set_stable(channel: grpc.Channel, model: str, version: int) -> pb.Traffic:
 def _parts(model: str, folder: Path, on_progress: Callable[[float], None]) -> Iterator[pb.PublishVersionRequest]:
     header = pb.PublishVersionHeader(model=model, manifest=(folder / MANIFEST_FILE).read_bytes())
     yield pb.PublishVersionRequest(header=header)
-    size = (folder / MODEL_FILE).stat().st_size
-    with (folder / MODEL_FILE).open("rb") as file:
+    size = (folder / GRAPH_FILE).stat().st_size
+    with (folder / GRAPH_FILE).open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
             yield pb.PublishVersionRequest(chunk=chunk)
             on_progress(file.tell() / size)

@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 import structlog
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from services.common.errors import InvalidInput, NotFound
+from services.common.errors import Conflict, InvalidInput, NotFound, ServiceError
 from services.common.manifest import Dataset
 from services.trainer.recipes import TrainingOptions
 
@@ -18,10 +20,7 @@ log = structlog.get_logger(__name__)
 
 RECORD_FILE = "run.json"
 CHECKPOINT_FILE = "checkpoint.pt"
-MODEL_FILE = "model.onnx"
-MANIFEST_FILE = "model.json"
 EVALUATION_FILE = "evaluation.json"
-
 
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -87,6 +86,40 @@ def check_run_id(run_id: str) -> str:
     return run_id
 
 
+def open_run(folder: Path, options: TrainingOptions) -> Run:
+    """Return the record of the run in *folder*, or where it holds none, that of a new run; nothing is written.
+
+    Raises:
+        Conflict: The run that lies there was started with other options.
+        InvalidInput: Its record is damaged.
+    """
+    try:
+        run = read_run(folder)
+    except NotFound:
+        return Run(id=folder.name, options=options, create_time=now())
+    if run.options != options:
+        raise Conflict(
+            f"run {run.id!r} was started with other options; give none to go on with its own, or give a new run id"
+        )
+    return run
+
+
+@contextmanager
+def started_run(folder: Path, run: Run) -> Iterator[Run]:
+    """Begin *run*, or go on with it, in *folder*; its record says RUNNING inside the block.
+
+    Where the block ends with an error, the record says FAILED and why.
+    """
+    run = run.replace(state=RunState.RUNNING, reason=None, finish_time=None)
+    write_run(folder, run)
+    try:
+        yield run
+    except BaseException as error:
+        failed = read_run(folder).replace(state=RunState.FAILED, reason=_reason(error, run.id), finish_time=now())
+        write_run(folder, failed)
+        raise
+
+
 def write_run(folder: Path, run: Run) -> None:
     """Write *run* to its folder; a reader sees the old record or the new one, never a part."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -119,3 +152,11 @@ def list_runs(runs_dir: Path) -> list[Run]:
         except InvalidInput as error:
             log.warning("run left out", run=path.parent.name, reason=error.message)
     return sorted(runs, key=lambda run: (run.create_time, run.id), reverse=True)
+
+
+def _reason(error: BaseException, run_id: str) -> str:
+    if isinstance(error, ServiceError):
+        return error.message
+    if isinstance(error, KeyboardInterrupt):
+        return f"interrupted; `aimass train --run-id {run_id}` goes on"
+    return f"{type(error).__name__}: {error}"

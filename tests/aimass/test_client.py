@@ -157,3 +157,12 @@ def test_the_package_offers_what_it_names_and_nothing_else():
     assert all(getattr(aimass, name).__module__ == "aimass.client" for name in aimass.__all__)
     with pytest.raises(AttributeError, match="Cleint"):
         _ = aimass.Cleint
+
+
+def test_a_proxy_in_the_environment_does_not_stand_between_the_client_and_this_machine(suite, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+
+    with Client(suite.address) as client:
+        check_cat(client.predict(cat()))

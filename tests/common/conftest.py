@@ -48,7 +48,7 @@ async def start_server():
 
     yield start
     for server in servers:
-        await server.stop(0, 0)
+        await server.stop(0)
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ async def test_channel_finds_a_restarted_service_again(start_server, component):
         call = channel.unary_unary("/test.Test/Echo")
         assert await call(b"before") == b"before"
 
-        await server.stop(0, 0)
+        await server.stop(0)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call(b"meanwhile")
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE

@@ -1,6 +1,7 @@
 """Start, health, reflection, limits, and an end that loses no call."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -15,8 +16,8 @@ from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
 from services.common import server
-from services.common.errors import SettingsError
-from services.common.server import StopSignal
+from services.common.errors import NotReady, SettingsError
+from services.common.server import GrpcServer, StopSignal
 from services.common.server import serve as run_component
 from services.common.settings import ServiceSettings
 
@@ -61,7 +62,7 @@ async def test_watcher_learns_of_the_stop_and_does_not_delay_it(serve_handlers):
     watch = HealthStub(served.channel).Watch(HealthCheckRequest())
     assert (await watch.read()).status == SERVING
 
-    await served.server.stop(0, grace_seconds=3600)
+    await served.server.stop(grace_seconds=3600)
 
     assert (await watch.read()).status == NOT_SERVING
 
@@ -87,7 +88,7 @@ async def test_stop_finishes_what_is_in_flight_and_refuses_what_is_new(serve_han
     served = await serve_handlers(Slow=slow, Echo=echo)
     accepted = served.channel.unary_unary("/test.Test/Slow")(b"")
     await entered.wait()
-    stopping = asyncio.ensure_future(served.server.stop(0, grace_seconds=3600))
+    stopping = asyncio.ensure_future(served.server.stop(grace_seconds=3600))
     await served.channel.wait_for_state_change(grpc.ChannelConnectivity.READY)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await served.channel.unary_unary("/test.Test/Echo")(b"")
@@ -108,7 +109,7 @@ async def test_stop_ends_calls_that_outlive_the_grace(serve_handlers):
     served = await serve_handlers(Endless=endless)
     call = served.channel.unary_unary("/test.Test/Endless")(b"")
     await entered.wait()
-    await served.server.stop(0, grace_seconds=0.01)
+    await served.server.stop(grace_seconds=0.01)
 
     assert await call.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
@@ -127,11 +128,11 @@ async def test_long_stream_ends_in_order_when_the_process_stops(serve_handlers):
     served = await serve_handlers(Tick=grpc.unary_stream_rpc_method_handler(tick))
     stream = served.channel.unary_stream("/test.Test/Tick")(b"")
     assert await stream.read() == b"tick"
-    stop.set()
+    stop.set_drained()
 
-    await served.server.stop(0, grace_seconds=3600)
-    assert await stream.read() is grpc.aio.EOF
-    assert await stream.code() is grpc.StatusCode.OK
+    await served.server.stop(grace_seconds=3600)
+    assert await stream.code() is grpc.StatusCode.UNAVAILABLE
+    assert await stream.details() == "the server is stopping; send what was not answered again"
 
 
 @pytest.mark.parametrize("how", ["closed", "cancelled"])
@@ -172,6 +173,88 @@ async def test_until_passes_on_the_end_and_the_errors_of_its_items():
         await anext(stream)
 
 
+@pytest.mark.parametrize("ended", [True, False], ids=["ended", "open"])
+async def test_until_yields_what_has_arrived_by_the_stop_and_then_says_whether_it_was_all(ended):
+    arrived = asyncio.Queue()
+
+    async def items():
+        while (item := await arrived.get()) is not None:
+            yield item
+
+    stop, seen = StopSignal(), []
+    for item in (1, 2, 3, *([None] if ended else [])):
+        arrived.put_nowait(item)
+    stop.set_drained()
+
+    with contextlib.nullcontext() if ended else pytest.raises(NotReady, match="send what was not answered again"):
+        async for item in stop.until(items()):
+            seen.append(item)
+    assert seen == [1, 2, 3]
+
+
+async def test_until_ends_a_stream_that_never_pauses(monkeypatch):
+    monkeypatch.setattr(server, "LAST_SECONDS", 0.01)
+
+    async def items():
+        while True:
+            yield await asyncio.sleep(0, "more")
+
+    stop = StopSignal()
+    stop.set_drained()
+
+    with pytest.raises(NotReady):
+        async for _ in stop.until(items()):
+            pass
+
+
+async def test_a_process_that_drains_still_accepts_calls_and_streams(handlers, free_port):
+    async def items():
+        yield b"item"
+        await asyncio.Event().wait()
+
+    async def follow(request, context):
+        async for item in stop.until(items()):
+            yield item
+
+    stop, ready = StopSignal(), asyncio.Event()
+    component = handlers({"Follow": grpc.unary_stream_rpc_method_handler(follow)})
+    settings = ServiceSettings(drain_seconds=1)
+    serving = asyncio.ensure_future(run_component(component, settings, free_port, stop, ready.set))
+    await ready.wait()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{free_port}") as channel:
+        watch = HealthStub(channel).Watch(HealthCheckRequest())
+        assert (await watch.read()).status == SERVING
+        stop.set()
+        assert (await watch.read()).status == NOT_SERVING
+
+        stream = channel.unary_stream("/test.Test/Follow")(b"")
+        assert await stream.read() == b"item"
+        assert await stream.code() is grpc.StatusCode.UNAVAILABLE
+        await serving
+
+
+async def test_calls_beyond_the_most_at_the_same_time_are_refused(handlers):
+    entered, gate = asyncio.Event(), asyncio.Event()
+
+    async def wait(request, context):
+        entered.set()
+        await gate.wait()
+        return request
+
+    component = handlers({"Wait": grpc.unary_unary_rpc_method_handler(wait)})
+    bounded = GrpcServer("127.0.0.1", 0, component.services, max_message_bytes=1000, max_concurrent_calls=1)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{await bounded.start()}") as channel:
+        call = channel.unary_unary("/test.Test/Wait")
+        first = call(b"first")
+        await entered.wait()
+
+        assert await call(b"second").code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        gate.set()
+        assert await first == b"first"
+        assert await call(b"third") == b"third"
+    await bounded.stop(0)
+
+
 @pytest.mark.parametrize(("size", "code"), [(4 * 1024 * 1024, "OK"), (4 * 1024 * 1024 + 1, "RESOURCE_EXHAUSTED")])
 async def test_message_over_the_limit_is_refused(serve_handlers, size, code):
     async def length(request, context):
@@ -203,7 +286,8 @@ def has_ipv6() -> bool:
 async def test_server_listens_on_an_ipv6_address(start_server):
     _, port = await start_server(host="::1")
 
-    assert port > 0
+    async with grpc.aio.insecure_channel(f"[::1]:{port}") as channel:
+        assert (await HealthStub(channel).Check(HealthCheckRequest())).status == NOT_SERVING
 
 
 class Slowly:

@@ -1,6 +1,7 @@
 """A suite that runs as a person runs it: `aimass up`, in a home folder and on ports of its own."""
 
 import asyncio
+import contextlib
 import inspect
 import json
 import os
@@ -32,6 +33,7 @@ START_SECONDS = STOP_SECONDS = 60
 HOST, ORIGIN = "models.example", "https://page.example"
 """A name and a foreign page that the suite is told to accept."""
 
+_GIVEN: set[int] = set()
 _SUITES = pytest.StashKey[dict[str, "Suite"]]()
 
 
@@ -48,18 +50,14 @@ class Ports:
     @classmethod
     def free(cls) -> "Ports":
         """Choose ports that nobody has, out of the range from which clients' connections get theirs."""
-        sockets: list[socket.socket] = []
-        while len(sockets) < len(cls.__annotations__):
-            listener = socket.socket()
-            try:
-                listener.bind(("127.0.0.1", random.randrange(15_000, 30_000)))
-            except OSError:
-                listener.close()
-            else:
-                sockets.append(listener)
-        ports = [listener.getsockname()[1] for listener in sockets]
-        for listener in sockets:
-            listener.close()
+        ports: list[int] = []
+        while len(ports) < len(cls.__annotations__):
+            port = random.randrange(15_000, 30_000)
+            with socket.socket() as listener, contextlib.suppress(OSError):
+                listener.bind(("127.0.0.1", port))
+                if port not in _GIVEN:  # to another suite, which may not listen yet
+                    _GIVEN.add(port)
+                    ports.append(port)
         return cls(*ports)
 
     def environment(self) -> dict[str, str]:

@@ -1,9 +1,12 @@
 """The page in a real browser, against a running suite."""
 
+import base64
 import shutil
 
 import pytest
 from playwright.sync_api import expect, sync_playwright
+
+from tests.end_to_end.pictures import cat
 
 CHROMIUM = shutil.which("chromium")
 ARGUMENTS = [
@@ -14,6 +17,14 @@ ARGUMENTS = [
     "--disable-sync",
     "--no-first-run",
 ]
+# A test cannot hold the desktop's mouse, so the event that the browser would make of it is made here.
+BRING = """(target, [kind, event, carrier, content]) => {
+    const transfer = new DataTransfer();
+    const bytes = Uint8Array.from(atob(content), (each) => each.charCodeAt(0));
+    transfer.items.add(new File([bytes], "from-outside.png", { type: "image/png" }));
+    return target.dispatchEvent(new window[kind](event, { bubbles: true, cancelable: true, [carrier]: transfer }));
+}"""
+DRAG, PASTE = ("#drop", "DragEvent", "dataTransfer"), ("body", "ClipboardEvent", "clipboardData")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path")
 
 
@@ -57,6 +68,57 @@ def test_a_click_on_a_sample_shows_its_labels_bars_and_times(page):
     stages = done.locator(".stages div").evaluate_all("divs => divs.map(each => each.dataset.stage)")
     assert {"preprocess", "queue", "inference"} <= set(stages)
     assert all(text.endswith(" ms") for text in done.locator(".stages dd").all_text_contents())
+
+
+def bring(page, event, way):
+    """Bring the cat's file to the page; return whether the browser is left to do with it what it likes."""
+    target, kind, carrier = way
+    return page.locator(target).evaluate(BRING, [kind, event, carrier, base64.b64encode(cat()).decode()])
+
+
+@pytest.mark.parametrize(("event", "way"), [("drop", DRAG), ("paste", PASTE)], ids=["drop", "paste"])
+def test_a_picture_that_is_dropped_or_pasted_shows_its_labels(page, event, way):
+    bring(page, event, way)
+    done = card(page, "done")
+
+    assert done.locator(".file-name").text_content() == "from-outside.png"
+    assert done.locator(".top-label").text_content() == "cat"
+    expect(done.locator(".predictions li")).to_have_count(5)
+    expect(page.locator("#results > .card")).to_have_count(1)
+
+
+def test_a_file_that_is_dragged_over_the_page_is_awaited_and_not_opened_by_the_browser(page):
+    left_to_the_browser = bring(page, "dragover", DRAG)
+    expect(page.locator("body.dragging")).to_have_count(1)
+    left_to_the_browser |= bring(page, "drop", DRAG)
+
+    expect(page.locator("body.dragging")).to_have_count(0)
+    assert not left_to_the_browser
+
+
+def test_a_clipboard_without_a_file_is_named_and_makes_no_card(page):
+    page.evaluate("document.dispatchEvent(new ClipboardEvent('paste', { clipboardData: new DataTransfer() }))")
+
+    expect(page.locator("#hint")).to_have_text("There is no picture on the clipboard.")
+    expect(page.locator("#results > .card")).to_have_count(0)
+
+
+def test_a_probability_that_is_no_number_has_no_bar(page):
+    """As of a broken model: everything is the server's answer, but for one number."""
+
+    def without_number(route):
+        response = route.fetch()
+        answer = response.json()
+        answer["predictions"][0]["probability"] = None
+        route.fulfill(response=response, json=answer)
+
+    page.route("**/predict*", without_number)
+    page.click(".sample[data-label=cat]")
+    done = card(page, "done")
+
+    assert done.locator(".top-probability").text_content() == "n/a"
+    assert done.locator(".probability").first.text_content() == "n/a"
+    expect(done.locator(".fill")).to_have_count(4)
 
 
 def test_a_file_that_is_no_picture_shows_the_servers_sentence(page):

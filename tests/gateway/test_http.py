@@ -453,6 +453,19 @@ def test_a_client_that_hangs_up_while_it_sends_does_no_harm(suite, client):
     assert client.post(PREDICT, content=cat()).status_code == 200
 
 
+def test_an_upload_that_takes_longer_than_the_deadline_ends_with_504(suite):
+    connection = http.client.HTTPConnection("127.0.0.1", suite.ports.http)
+    connection.putrequest("POST", PREDICT)
+    connection.putheader("Content-Length", "1000000")
+    connection.putheader("X-Request-Timeout", "0.2")
+    connection.endheaders(cat())
+    response = connection.getresponse()
+
+    assert response.status == 504
+    assert json.load(response)["error"]["code"] == "DEADLINE_EXCEEDED"
+    connection.close()
+
+
 def test_an_allowed_foreign_page_can_call_and_read_the_answer(client):
     asked = client.options(
         "/v1/models/cifar10/predict",

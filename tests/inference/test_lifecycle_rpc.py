@@ -166,7 +166,7 @@ async def test_traffic_is_on_disk_when_the_answer_comes(stub, model_repository):
     await stub.SetTraffic(pb.SetTrafficRequest(model="tiny", stable_version=1))
 
     written = json.loads((model_repository / "tiny" / "traffic.json").read_text())
-    assert written == {"generation": 1, "stable_version": 1}
+    assert written == {"generation": 1, "stable_version": 1, "previous_version": 0}
 
 
 async def test_watcher_gets_the_whole_state_at_once_and_after_each_change(stub, good, upload):
@@ -186,10 +186,9 @@ async def test_watcher_gets_the_whole_state_at_once_and_after_each_change(stub, 
 async def test_watch_ends_in_order_when_the_service_stops(stub, inference):
     watch = stub.WatchTraffic(pb.WatchTrafficRequest())
     await watch.read()
-    inference.stop.set()
+    inference.stop.set_drained()
 
-    assert await watch.read() is grpc.aio.EOF
-    assert await watch.code() is grpc.StatusCode.OK
+    assert await watch.code() is grpc.StatusCode.UNAVAILABLE
 
 
 async def test_serving_goes_on_while_versions_come_and_go(stub, good, upload, inference, images, infer_request):

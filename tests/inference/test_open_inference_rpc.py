@@ -53,6 +53,18 @@ async def test_server_with_a_model_that_cannot_serve_is_live_but_not_ready(start
     )
 
 
+async def test_server_whose_stable_version_cannot_serve_is_not_ready_though_another_could(
+    start_inference, tiny_classifier, model_repository
+):
+    tiny_classifier.install(model_repository, "tiny", 2)
+    (model_repository / "tiny" / "traffic.json").write_text('{"generation": 1, "stable_version": 1}')
+    (model_repository / "tiny" / "1" / "model.onnx").unlink()
+    stub = GRPCInferenceServiceStub((await start_inference()).channel)
+
+    assert (await stub.ModelReady(pb.ModelReadyRequest(name="tiny", version="2"))).ready
+    assert not (await stub.ServerReady(pb.ServerReadyRequest())).ready
+
+
 @pytest.mark.parametrize("request_fields", [{"name": "other"}, {"name": "tiny", "version": "2"}])
 async def test_what_does_not_exist_is_not_ready(stub, request_fields):
     assert not (await stub.ModelReady(pb.ModelReadyRequest(**request_fields))).ready

@@ -81,7 +81,9 @@ def test_traffic_survives_a_restart(repository, tmp_path):
     repository.write_traffic("m", Traffic(1, 1))
     repository.write_traffic("m", Traffic(2, 7))
 
-    assert ModelRepository(tmp_path / "models").traffic("m") == Traffic(generation=2, stable_version=7)
+    repository.write_traffic("m", Traffic(3, 8, 7))
+
+    assert ModelRepository(tmp_path / "models").traffic("m") == Traffic(3, stable_version=8, previous_version=7)
     assert {path.name for path in repository.model_folder("m").iterdir()} == {"1", "traffic.json"}
 
 

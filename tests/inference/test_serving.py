@@ -72,7 +72,9 @@ async def test_newest_versions_and_the_stable_one_are_loaded(start, tiny_classif
 
     assert states_of(server) == {1: UNAVAILABLE, 2: READY, 3: UNAVAILABLE, 4: READY, 5: READY}
     assert server.resolve("tiny")[0] == 2
-    with pytest.raises(NotReady, match=r"not loaded: only the stable and the newest 2 versions are \(INFERENCE_LOADED"):
+    with pytest.raises(
+        NotReady, match=r"not loaded: only .* and the newest 2 versions are \(INFERENCE_LOADED_VERSIONS"
+    ):
         server.resolve("tiny", 3)
 
 
@@ -82,8 +84,40 @@ async def test_surplus_version_is_unloaded_when_another_is_published(start, publ
     await publish(server)
 
     assert states_of(server) == {1: READY, 2: UNAVAILABLE, 3: READY}
-    await server.set_traffic("tiny", 3, None)
-    assert states_of(server) == {1: UNAVAILABLE, 2: UNAVAILABLE, 3: READY}
+
+
+async def test_version_that_served_before_stays_loaded_also_over_a_restart(start, publish):
+    server = await start(loaded_versions=1)
+    for number in (2, 3):
+        await publish(server)
+        await server.set_traffic("tiny", number, None)
+
+    assert states_of(server) == {1: UNAVAILABLE, 2: READY, 3: READY}
+    assert server.states()["tiny"].traffic.previous_version == 2
+    assert (await start(loaded_versions=1)).states() == server.states()
+
+
+async def test_setting_the_stable_version_again_forgets_no_previous_one(start, publish):
+    server = await start(loaded_versions=1)
+    await publish(server)
+    await server.set_traffic("tiny", 2, None)
+    await server.set_traffic("tiny", 2, None)
+
+    assert server.states()["tiny"].traffic.previous_version == 1
+    assert states_of(server) == {1: READY, 2: READY}
+
+
+async def test_traffic_can_move_to_a_version_that_is_not_loaded(start, publish):
+    server = await start(loaded_versions=1)
+    for number in (2, 3):
+        await publish(server)
+        await server.set_traffic("tiny", number, None)
+    assert states_of(server)[1] == UNAVAILABLE
+
+    await server.set_traffic("tiny", 1, None)
+
+    assert server.resolve("tiny")[0] == 1
+    assert states_of(server) == {1: READY, 2: UNAVAILABLE, 3: READY}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from io import BytesIO
 
 import grpc
@@ -18,11 +19,11 @@ from aimass.inference.v1.lifecycle_pb2_grpc import ModelLifecycleServiceStub
 from aimass.open_inference.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 from aimass.preprocess.v1 import preprocess_pb2 as pb
 from aimass.preprocess.v1.preprocess_pb2_grpc import PreprocessServiceStub
-from services.common.errors import InvalidInput
+from services.common.errors import InvalidInput, Overloaded
 from services.common.manifest import DIGEST_PARAMETER, Manifest, PreprocessSpec
 from services.common.pixels import transform
 from services.preprocess.decoding import DecodeLimits
-from services.preprocess.preparation import MemoryBudget, Preparer
+from services.preprocess.preparation import MemoryBudget, Preparer, join_tensors
 from services.preprocess.service import PreprocessComponent
 from services.preprocess.settings import PreprocessSettings
 
@@ -48,7 +49,10 @@ def encoded(pixels, format="PNG"):
     return file.getvalue()
 
 
-NOISE_PNG = encoded(NOISE)
+NOISE_PNG, SMALL_PNG = encoded(NOISE), encoded(NOISE[:4, :4])
+SMALL = PreprocessSpec(input="image", width=4, height=4)
+LARGE_JPEG = encoded(np.zeros((3000, 3000, 3), np.uint8), "JPEG")
+TOTAL = 10**9
 
 
 @pytest.fixture
@@ -221,10 +225,10 @@ async def test_a_version_that_is_published_later_is_waited_for(stub, inference, 
     assert (await waiting).request.model_version == "2"
 
 
-async def test_more_images_than_may_wait_are_refused_with_a_time_to_come_back(start):
-    stub = await start(threads=1, max_waiting_images=30)
-    # Large ones, so that the first request is still at work when the second comes.
-    images = [encoded(np.zeros((3000, 3000, 3), np.uint8), "JPEG")] * 20
+@pytest.mark.parametrize("setting", [{"max_waiting_images": 30}, {"max_waiting_bytes": 30 * len(LARGE_JPEG)}])
+async def test_more_images_than_may_wait_are_refused_with_a_time_to_come_back(start, setting):
+    stub = await start(threads=1, **setting)
+    images = [LARGE_JPEG] * 20  # so that the first request is still at work when the second comes
 
     one, other = await asyncio.gather(
         stub.Preprocess(ask(*images)), stub.Preprocess(ask(*images)), return_exceptions=True
@@ -234,7 +238,7 @@ async def test_more_images_than_may_wait_are_refused_with_a_time_to_come_back(st
     retry = error_details_pb2.RetryInfo()
     assert len(answer.results) == 20
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert "at most 30 may" in error.details()
+    assert f"the limit of {next(iter(setting.values())):,}; try again, or send fewer images" in error.details()
     assert any(detail.Unpack(retry) for detail in rpc_status.from_call(error).details)
     assert (await stub.Preprocess(ask(NOISE_PNG))).HasField("request")
 
@@ -282,20 +286,90 @@ async def test_preprocess_is_unavailable_until_the_specs_have_arrived(serve):
     assert "has not arrived from inference" in error.details()
 
 
-async def test_a_cancelled_call_leaves_the_images_that_have_not_begun():
-    limits = DecodeLimits(max_image_bytes=10_000_000, max_image_pixels=10_000_000)
-    preparer = Preparer(limits, threads=1, max_decode_bytes=10**9, max_waiting=1000)
-    spec = PreprocessSpec(input="image", width=4, height=4)
-    large = encoded(np.zeros((2000, 2000, 3), np.uint8), "JPEG")
+class WatchedBudget(MemoryBudget):
+    """A budget that tells who has come to take from it: every image does before it is decoded."""
 
-    many = asyncio.create_task(preparer.prepare([large] * 1000, spec))
-    await preparer.prepare([], spec)  # lets the first begin
-    many.cancel()
-    (tensor,) = await preparer.prepare([NOISE_PNG], spec)  # would wait for a minute behind the others
-    preparer.close()
+    def __init__(self, total):
+        super().__init__(total)
+        self.takers, self.image_came = 0, threading.Event()
 
-    assert many.done()
-    assert tensor.shape == (4, 4, 3)
+    def taking(self, wanted):
+        self.takers += 1
+        self.image_came.set()
+        return super().taking(wanted)
+
+
+@pytest.fixture
+def one_thread():
+    """A function that makes a preparer of one thread with the given budget and room for 100 images of 1 MB in all."""
+    with ExitStack() as stack:
+
+        def make(budget):
+            limits = DecodeLimits(max_image_bytes=10**6, max_image_pixels=10**6)
+            preparer = Preparer(limits, 1, budget, max_waiting_images=100, max_waiting_bytes=10**6)
+            stack.callback(preparer.close)
+            return preparer
+
+        yield make
+
+
+async def test_a_cancelled_call_leaves_the_images_that_have_not_begun(one_thread):
+    budget = WatchedBudget(TOTAL)
+    preparer = one_thread(budget)
+
+    with MemoryBudget.taking(budget, TOTAL):  # so the first image begins and gets no further
+        many = asyncio.create_task(preparer.prepare([SMALL_PNG] * 100, SMALL))
+        assert await asyncio.to_thread(budget.image_came.wait, 30)
+        many.cancel()
+        await asyncio.wait([many])
+    await preparer.prepare([SMALL_PNG], SMALL)  # the one thread takes it after whatever is left of the others
+
+    assert many.cancelled()
+    assert budget.takers == 2  # the first of the many, and the last image
+
+
+@pytest.mark.parametrize(
+    ("waiting", "more", "words"),
+    [
+        ([SMALL_PNG] * 60, [SMALL_PNG] * 41, "60 images wait to be decoded, and with the 41 of this request"),
+        (
+            [SMALL_PNG, bytes(600_000 - len(SMALL_PNG))],
+            [bytes(400_001)],
+            "600,000 bytes of images wait to be decoded, and with the 400,001 of",
+        ),
+    ],
+    ids=["images", "bytes"],
+)
+async def test_what_does_not_fit_beside_what_waits_is_refused_until_there_is_room(one_thread, waiting, more, words):
+    budget = WatchedBudget(TOTAL)
+    preparer = one_thread(budget)
+
+    with MemoryBudget.taking(budget, TOTAL):
+        first = asyncio.create_task(preparer.prepare(waiting, SMALL))
+        assert await asyncio.to_thread(budget.image_came.wait, 30)
+        second = asyncio.create_task(preparer.prepare(more, SMALL))  # its turn comes before the first's end
+    _, refused = await asyncio.gather(first, second, return_exceptions=True)
+
+    assert isinstance(refused, Overloaded)
+    assert words in refused.message
+    assert refused.retry_after_seconds == 1
+    assert len(await preparer.prepare(more, SMALL)) == len(more)
+
+
+async def test_a_request_of_more_bytes_than_may_wait_is_accepted_when_nobody_waits(one_thread):
+    preparer = one_thread(MemoryBudget(TOTAL))
+
+    prepared = await preparer.prepare([SMALL_PNG, *[bytes(400_000)] * 3], SMALL)
+
+    assert isinstance(prepared[0], np.ndarray)
+    assert len(prepared) == 4
+
+
+@pytest.mark.parametrize("side", [3, 700], ids=["at once", "in a thread"])
+async def test_tensors_are_joined_in_their_order(side):
+    tensors = np.random.default_rng(2).random((3, side, side, 1), np.float32)
+
+    assert await join_tensors(list(tensors)) == tensors.tobytes()
 
 
 def test_threads_never_hold_more_than_the_budget():

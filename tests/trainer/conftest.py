@@ -1,5 +1,6 @@
-"""Small real things: samples of the slice, and a network that trains in a second."""
+"""Small real things: samples of the slice, a network that trains in a second, and a run that has succeeded."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,23 @@ import pytest
 from services.trainer import slices
 from services.trainer.cifar10 import LABELS
 from services.trainer.datasets import Dataset, split
+from services.trainer.pipeline import Report, run_training
 from services.trainer.recipes import TrainingOptions, make_options
+from services.trainer.runs import Run, open_run, started_run
 from services.trainer.samples import Samples
+
+
+class Reports(list[tuple[str, float, dict[str, float]]]):
+    """Keeps every report."""
+
+    def __call__(self, stage: str, fraction: float, metrics: Mapping[str, float]) -> None:
+        self.append((stage, fraction, dict(metrics)))
+
+
+def run_in(folder: Path, options: TrainingOptions, dataset: Dataset, report: Report) -> Run:
+    """Do a whole run, as `aimass train` does."""
+    with started_run(folder, open_run(folder, options)) as run:
+        return run_training(run, dataset, folder, report)
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +56,24 @@ def small_options() -> TrainingOptions:
 @pytest.fixture
 def empty_data_dir(tmp_path: Path) -> Path:
     return tmp_path / "no-data"
+
+
+@pytest.fixture(scope="session")
+def run_options(small_options: TrainingOptions) -> TrainingOptions:
+    return small_options.model_copy(update={"epochs": 2, "batch_size": 256})
+
+
+@pytest.fixture(scope="session")
+def reports() -> Reports:
+    """What the finished run reported."""
+    return Reports()
+
+
+@pytest.fixture(scope="session")
+def finished(
+    run_options: TrainingOptions, small_dataset: Dataset, reports: Reports, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Folder of a run that succeeded."""
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    run_in(folder, run_options, small_dataset, reports)
+    return folder

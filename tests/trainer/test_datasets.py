@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from services.common.errors import InvalidInput
+from services.common.errors import InvalidInput, NotFound
 from services.trainer.datasets import Dataset, channel_statistics, load_dataset, split
 from services.trainer.samples import Samples
 
@@ -50,8 +50,15 @@ def test_samples_refuse_unequal_lengths() -> None:
         Samples(np.zeros((2, 32, 32, 3), np.uint8), np.zeros(3, np.int64))
 
 
-def test_load_dataset_takes_the_slice_where_the_full_set_is_absent(empty_data_dir: Path) -> None:
-    dataset = load_dataset("cifar10", empty_data_dir, validation_fraction=0.1, seed=0)
+def test_load_dataset_refuses_the_full_set_where_it_was_not_fetched(empty_data_dir: Path) -> None:
+    sentence = r"data_batch_1\.bin is missing; run `aimass data fetch cifar10` or use cifar10-slice"
+
+    with pytest.raises(NotFound, match=sentence):
+        load_dataset("cifar10", empty_data_dir, validation_fraction=0.1, seed=0)
+
+
+def test_load_dataset_takes_the_slice_from_the_repository(empty_data_dir: Path) -> None:
+    dataset = load_dataset("cifar10-slice", empty_data_dir, validation_fraction=0.1, seed=0)
 
     assert dataset.name == "cifar10-slice"
     assert dataset.counts == {"train": 4500, "validation": 500, "test": 1000}

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from services.common.errors import InvalidInput, NotFound
+from services.common.errors import Conflict, InvalidInput, NotFound
 from services.trainer.recipes import make_options
-from services.trainer.runs import Run, RunState, list_runs, now, read_run, write_run
+from services.trainer.runs import Run, RunState, list_runs, now, open_run, read_run, started_run, write_run
 
 
 def _run(run_id: str, create_time: str) -> Run:
@@ -50,3 +50,47 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(InvalidInput, match=r"^run.json of run .* is not a valid record of a run"):
         read_run(tmp_path)
+
+
+def test_a_folder_without_a_run_is_opened_as_a_new_one(tmp_path: Path) -> None:
+    run = open_run(tmp_path / "a", make_options("quick"))
+
+    assert (run.id, run.options, run.history) == ("a", make_options("quick"), ())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_is_opened_with_its_own_options_only(tmp_path: Path) -> None:
+    run = _run("a", now())
+    write_run(tmp_path / "a", run)
+
+    assert open_run(tmp_path / "a", run.options) == run
+    with pytest.raises(Conflict, match="run 'a' was started with other options; give none to go on with its own, or"):
+        open_run(tmp_path / "a", make_options("quick", {"seed": 1}))
+
+
+def test_a_started_run_is_running_and_keeps_what_it_has(tmp_path: Path) -> None:
+    failed = _run("a", "2026-01-01T00:00:00Z").replace(state=RunState.FAILED, reason="interrupted", finish_time=now())
+
+    with started_run(tmp_path / "a", failed) as run:
+        assert read_run(tmp_path / "a") == run
+
+    assert run == failed.replace(state=RunState.RUNNING, reason=None, finish_time=None)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (InvalidInput("epochs is 0; give 1 or more"), "epochs is 0; give 1 or more"),
+        (KeyboardInterrupt(), "interrupted; `aimass train --run-id a` goes on"),
+        (MemoryError("64 GiB"), "MemoryError: 64 GiB"),
+    ],
+    ids=["expected", "interrupted", "unexpected"],
+)
+def test_a_run_that_ends_with_an_error_says_why(tmp_path: Path, error: BaseException, reason: str) -> None:
+    with pytest.raises(type(error)), started_run(tmp_path / "a", _run("a", "2026-01-01T00:00:00Z")):
+        raise error
+
+    run = read_run(tmp_path / "a")
+    assert (run.state, run.reason) == (RunState.FAILED, reason)
+    assert run.finish_time is not None
+    assert run.finish_time > run.create_time

@@ -73,8 +73,9 @@ class GatewayServiceServicer(object):
 
     def PredictStream(self, request_iterator, context):
         """Predicts the labels of a stream of requests. Answers come in the order of the requests; several are worked on at
-        once. A request that fails is answered with an error, and the stream goes on; the RPC itself ends with OK, or as
-        gRPC ends it when the connection or the call's deadline does.
+        once. A request that fails is answered with an error, and the stream goes on. The RPC itself ends with OK when every
+        request was answered, with UNAVAILABLE when the server stops before the requests have ended (send again what was
+        not answered), or as gRPC ends it when the connection or the call's deadline does.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

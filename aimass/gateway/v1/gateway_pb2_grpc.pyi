@@ -46,8 +46,9 @@ class GatewayServiceStub:
     """
     PredictStream: _grpc.StreamStreamMultiCallable[_gateway_pb2.PredictStreamRequest, _gateway_pb2.PredictStreamResponse]
     """Predicts the labels of a stream of requests. Answers come in the order of the requests; several are worked on at
-    once. A request that fails is answered with an error, and the stream goes on; the RPC itself ends with OK, or as
-    gRPC ends it when the connection or the call's deadline does.
+    once. A request that fails is answered with an error, and the stream goes on. The RPC itself ends with OK when every
+    request was answered, with UNAVAILABLE when the server stops before the requests have ended (send again what was
+    not answered), or as gRPC ends it when the connection or the call's deadline does.
     """
     ListModels: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.ListModelsRequest, _gateway_pb2.ListModelsResponse]
     """Lists the models that the suite serves. Ends with UNAVAILABLE until inference has told of them."""
@@ -70,8 +71,9 @@ class GatewayServiceAsyncStub(GatewayServiceStub):
     """
     PredictStream: _aio.StreamStreamMultiCallable[_gateway_pb2.PredictStreamRequest, _gateway_pb2.PredictStreamResponse]  # type: ignore[assignment]
     """Predicts the labels of a stream of requests. Answers come in the order of the requests; several are worked on at
-    once. A request that fails is answered with an error, and the stream goes on; the RPC itself ends with OK, or as
-    gRPC ends it when the connection or the call's deadline does.
+    once. A request that fails is answered with an error, and the stream goes on. The RPC itself ends with OK when every
+    request was answered, with UNAVAILABLE when the server stops before the requests have ended (send again what was
+    not answered), or as gRPC ends it when the connection or the call's deadline does.
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_gateway_pb2.ListModelsRequest, _gateway_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Lists the models that the suite serves. Ends with UNAVAILABLE until inference has told of them."""
@@ -103,8 +105,9 @@ class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_gateway_pb2.PredictStreamResponse], _abc.AsyncIterator[_gateway_pb2.PredictStreamResponse]]:
         """Predicts the labels of a stream of requests. Answers come in the order of the requests; several are worked on at
-        once. A request that fails is answered with an error, and the stream goes on; the RPC itself ends with OK, or as
-        gRPC ends it when the connection or the call's deadline does.
+        once. A request that fails is answered with an error, and the stream goes on. The RPC itself ends with OK when every
+        request was answered, with UNAVAILABLE when the server stops before the requests have ended (send again what was
+        not answered), or as gRPC ends it when the connection or the call's deadline does.
         """
 
     @_abc_1.abstractmethod

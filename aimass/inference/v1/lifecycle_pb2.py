@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#aimass/inference/v1/lifecycle.proto\x12\x13\x61imass.inference.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc4\x03\n\x0cModelVersion\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x36\n\x05state\x18\x02 \x01(\x0e\x32\'.aimass.inference.v1.ModelVersion.State\x12\x14\n\x0cstate_reason\x18\x03 \x01(\t\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12\x17\n\x0fpreprocess_spec\x18\x05 \x01(\x0c\x12\x19\n\x11preprocess_digest\x18\x06 \x01(\t\x12\x14\n\x0cgraph_digest\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12?\n\x07metrics\x18\t \x03(\x0b\x32..aimass.inference.v1.ModelVersion.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"Y\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_LOADING\x10\x01\x12\x0f\n\x0bSTATE_READY\x10\x02\x12\x15\n\x11STATE_UNAVAILABLE\x10\x03\"5\n\x07Traffic\x12\x12\n\ngeneration\x18\x01 \x01(\x03\x12\x16\n\x0estable_version\x18\x02 \x01(\x03\"\x7f\n\nModelState\x12\r\n\x05model\x18\x01 \x01(\t\x12-\n\x07traffic\x18\x02 \x01(\x0b\x32\x1c.aimass.inference.v1.Traffic\x12\x33\n\x08versions\x18\x03 \x03(\x0b\x32!.aimass.inference.v1.ModelVersion\"m\n\x15PublishVersionRequest\x12;\n\x06header\x18\x01 \x01(\x0b\x32).aimass.inference.v1.PublishVersionHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"7\n\x14PublishVersionHeader\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08manifest\x18\x02 \x01(\x0c\"L\n\x16PublishVersionResponse\x12\x32\n\x07version\x18\x01 \x01(\x0b\x32!.aimass.inference.v1.ModelVersion\"$\n\x13ListVersionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\"G\n\x14ListVersionsResponse\x12/\n\x06models\x18\x01 \x03(\x0b\x32\x1f.aimass.inference.v1.ModelState\"\x15\n\x13WatchTrafficRequest\"G\n\x14WatchTrafficResponse\x12/\n\x06models\x18\x01 \x03(\x0b\x32\x1f.aimass.inference.v1.ModelState\"t\n\x11SetTrafficRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x16\n\x0estable_version\x18\x02 \x01(\x03\x12 \n\x13\x65xpected_generation\x18\x03 \x01(\x03H\x00\x88\x01\x01\x42\x16\n\x14_expected_generation\"C\n\x12SetTrafficResponse\x12-\n\x07traffic\x18\x01 \x01(\x0b\x32\x1c.aimass.inference.v1.Traffic2\xaf\x03\n\x15ModelLifecycleService\x12k\n\x0ePublishVersion\x12*.aimass.inference.v1.PublishVersionRequest\x1a+.aimass.inference.v1.PublishVersionResponse(\x01\x12\x63\n\x0cListVersions\x12(.aimass.inference.v1.ListVersionsRequest\x1a).aimass.inference.v1.ListVersionsResponse\x12\x65\n\x0cWatchTraffic\x12(.aimass.inference.v1.WatchTrafficRequest\x1a).aimass.inference.v1.WatchTrafficResponse0\x01\x12]\n\nSetTraffic\x12&.aimass.inference.v1.SetTrafficRequest\x1a\'.aimass.inference.v1.SetTrafficResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#aimass/inference/v1/lifecycle.proto\x12\x13\x61imass.inference.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc4\x03\n\x0cModelVersion\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x36\n\x05state\x18\x02 \x01(\x0e\x32\'.aimass.inference.v1.ModelVersion.State\x12\x14\n\x0cstate_reason\x18\x03 \x01(\t\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12\x17\n\x0fpreprocess_spec\x18\x05 \x01(\x0c\x12\x19\n\x11preprocess_digest\x18\x06 \x01(\t\x12\x14\n\x0cgraph_digest\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12?\n\x07metrics\x18\t \x03(\x0b\x32..aimass.inference.v1.ModelVersion.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"Y\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_LOADING\x10\x01\x12\x0f\n\x0bSTATE_READY\x10\x02\x12\x15\n\x11STATE_UNAVAILABLE\x10\x03\"O\n\x07Traffic\x12\x12\n\ngeneration\x18\x01 \x01(\x03\x12\x16\n\x0estable_version\x18\x02 \x01(\x03\x12\x18\n\x10previous_version\x18\x03 \x01(\x03\"\x7f\n\nModelState\x12\r\n\x05model\x18\x01 \x01(\t\x12-\n\x07traffic\x18\x02 \x01(\x0b\x32\x1c.aimass.inference.v1.Traffic\x12\x33\n\x08versions\x18\x03 \x03(\x0b\x32!.aimass.inference.v1.ModelVersion\"m\n\x15PublishVersionRequest\x12;\n\x06header\x18\x01 \x01(\x0b\x32).aimass.inference.v1.PublishVersionHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"7\n\x14PublishVersionHeader\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08manifest\x18\x02 \x01(\x0c\"L\n\x16PublishVersionResponse\x12\x32\n\x07version\x18\x01 \x01(\x0b\x32!.aimass.inference.v1.ModelVersion\"$\n\x13ListVersionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\"G\n\x14ListVersionsResponse\x12/\n\x06models\x18\x01 \x03(\x0b\x32\x1f.aimass.inference.v1.ModelState\"\x15\n\x13WatchTrafficRequest\"G\n\x14WatchTrafficResponse\x12/\n\x06models\x18\x01 \x03(\x0b\x32\x1f.aimass.inference.v1.ModelState\"t\n\x11SetTrafficRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x16\n\x0estable_version\x18\x02 \x01(\x03\x12 \n\x13\x65xpected_generation\x18\x03 \x01(\x03H\x00\x88\x01\x01\x42\x16\n\x14_expected_generation\"C\n\x12SetTrafficResponse\x12-\n\x07traffic\x18\x01 \x01(\x0b\x32\x1c.aimass.inference.v1.Traffic2\xaf\x03\n\x15ModelLifecycleService\x12k\n\x0ePublishVersion\x12*.aimass.inference.v1.PublishVersionRequest\x1a+.aimass.inference.v1.PublishVersionResponse(\x01\x12\x63\n\x0cListVersions\x12(.aimass.inference.v1.ListVersionsRequest\x1a).aimass.inference.v1.ListVersionsResponse\x12\x65\n\x0cWatchTraffic\x12(.aimass.inference.v1.WatchTrafficRequest\x1a).aimass.inference.v1.WatchTrafficResponse0\x01\x12]\n\nSetTraffic\x12&.aimass.inference.v1.SetTrafficRequest\x1a\'.aimass.inference.v1.SetTrafficResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,27 +41,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODELVERSION_STATE']._serialized_start=457
   _globals['_MODELVERSION_STATE']._serialized_end=546
   _globals['_TRAFFIC']._serialized_start=548
-  _globals['_TRAFFIC']._serialized_end=601
-  _globals['_MODELSTATE']._serialized_start=603
-  _globals['_MODELSTATE']._serialized_end=730
-  _globals['_PUBLISHVERSIONREQUEST']._serialized_start=732
-  _globals['_PUBLISHVERSIONREQUEST']._serialized_end=841
-  _globals['_PUBLISHVERSIONHEADER']._serialized_start=843
-  _globals['_PUBLISHVERSIONHEADER']._serialized_end=898
-  _globals['_PUBLISHVERSIONRESPONSE']._serialized_start=900
-  _globals['_PUBLISHVERSIONRESPONSE']._serialized_end=976
-  _globals['_LISTVERSIONSREQUEST']._serialized_start=978
-  _globals['_LISTVERSIONSREQUEST']._serialized_end=1014
-  _globals['_LISTVERSIONSRESPONSE']._serialized_start=1016
-  _globals['_LISTVERSIONSRESPONSE']._serialized_end=1087
-  _globals['_WATCHTRAFFICREQUEST']._serialized_start=1089
-  _globals['_WATCHTRAFFICREQUEST']._serialized_end=1110
-  _globals['_WATCHTRAFFICRESPONSE']._serialized_start=1112
-  _globals['_WATCHTRAFFICRESPONSE']._serialized_end=1183
-  _globals['_SETTRAFFICREQUEST']._serialized_start=1185
-  _globals['_SETTRAFFICREQUEST']._serialized_end=1301
-  _globals['_SETTRAFFICRESPONSE']._serialized_start=1303
-  _globals['_SETTRAFFICRESPONSE']._serialized_end=1370
-  _globals['_MODELLIFECYCLESERVICE']._serialized_start=1373
-  _globals['_MODELLIFECYCLESERVICE']._serialized_end=1804
+  _globals['_TRAFFIC']._serialized_end=627
+  _globals['_MODELSTATE']._serialized_start=629
+  _globals['_MODELSTATE']._serialized_end=756
+  _globals['_PUBLISHVERSIONREQUEST']._serialized_start=758
+  _globals['_PUBLISHVERSIONREQUEST']._serialized_end=867
+  _globals['_PUBLISHVERSIONHEADER']._serialized_start=869
+  _globals['_PUBLISHVERSIONHEADER']._serialized_end=924
+  _globals['_PUBLISHVERSIONRESPONSE']._serialized_start=926
+  _globals['_PUBLISHVERSIONRESPONSE']._serialized_end=1002
+  _globals['_LISTVERSIONSREQUEST']._serialized_start=1004
+  _globals['_LISTVERSIONSREQUEST']._serialized_end=1040
+  _globals['_LISTVERSIONSRESPONSE']._serialized_start=1042
+  _globals['_LISTVERSIONSRESPONSE']._serialized_end=1113
+  _globals['_WATCHTRAFFICREQUEST']._serialized_start=1115
+  _globals['_WATCHTRAFFICREQUEST']._serialized_end=1136
+  _globals['_WATCHTRAFFICRESPONSE']._serialized_start=1138
+  _globals['_WATCHTRAFFICRESPONSE']._serialized_end=1209
+  _globals['_SETTRAFFICREQUEST']._serialized_start=1211
+  _globals['_SETTRAFFICREQUEST']._serialized_end=1327
+  _globals['_SETTRAFFICRESPONSE']._serialized_start=1329
+  _globals['_SETTRAFFICRESPONSE']._serialized_end=1396
+  _globals['_MODELLIFECYCLESERVICE']._serialized_start=1399
+  _globals['_MODELLIFECYCLESERVICE']._serialized_end=1830
 # @@protoc_insertion_point(module_scope)

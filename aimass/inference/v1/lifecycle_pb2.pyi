@@ -83,7 +83,7 @@ class ModelVersion(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
     version: _builtins.int
-    """Number of the version: 1 or more, given out by inference, never reused."""
+    """Number of the version: 1 or more, given out by inference, never reused while the repository's folders stay."""
     state: Global___ModelVersion.State.ValueType
     """Whether it can serve."""
     state_reason: _builtins.str
@@ -137,19 +137,23 @@ class Traffic(_message.Message):
 
     GENERATION_FIELD_NUMBER: _builtins.int
     STABLE_VERSION_FIELD_NUMBER: _builtins.int
+    PREVIOUS_VERSION_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
     """Counts changes; 0 when no traffic was ever set."""
     stable_version: _builtins.int
     """Version that serves. 0 means the newest READY one."""
+    previous_version: _builtins.int
+    """Version that served before it; 0 when none did. It stays loaded, so that rolling back loads nothing."""
     def __init__(
         self,
         *,
         generation: _builtins.int = ...,
         stable_version: _builtins.int = ...,
+        previous_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "stable_version", b"stable_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "previous_version", b"previous_version", "stable_version", b"stable_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -368,7 +372,7 @@ class SetTrafficRequest(_message.Message):
     model: _builtins.str
     """Name of the model; required."""
     stable_version: _builtins.int
-    """READY version that becomes stable; required."""
+    """Version that becomes stable; required."""
     expected_generation: _builtins.int
     """Generation that the caller has seen; the change is refused when it is no longer the current one. Absent means
     that any will do.

@@ -84,18 +84,20 @@ class ModelLifecycleServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchTraffic(self, request, context):
-        """Sends the state of all models at once and again after each change: versions, specs and traffic. Never ends by
-        itself; a message always holds the whole state, so a follower that missed one has missed nothing.
+        """Sends the state of all models at once and again after each change: versions, specs and traffic. A message always
+        holds the whole state, so a follower that missed one has missed nothing. Ends with UNAVAILABLE when the server
+        stops, and never by itself.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetTraffic(self, request, context):
-        """Changes which version serves. The new traffic is on disk before the answer leaves.
+        """Changes which version serves, and loads it where it is not loaded. The new traffic is on disk before the answer
+        leaves.
 
         Ends with INVALID_ARGUMENT when no version is named, NOT_FOUND when the model or the version is unknown, and
-        FAILED_PRECONDITION when the version is not READY or the generation is not the expected one.
+        FAILED_PRECONDITION when the version cannot be loaded or the generation is not the expected one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

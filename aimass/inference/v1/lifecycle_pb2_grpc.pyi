@@ -47,14 +47,16 @@ class ModelLifecycleServiceStub:
     ListVersions: _grpc.UnaryUnaryMultiCallable[_lifecycle_pb2.ListVersionsRequest, _lifecycle_pb2.ListVersionsResponse]
     """Lists the versions of one model or of all. Ends with NOT_FOUND when the named model is unknown."""
     WatchTraffic: _grpc.UnaryStreamMultiCallable[_lifecycle_pb2.WatchTrafficRequest, _lifecycle_pb2.WatchTrafficResponse]
-    """Sends the state of all models at once and again after each change: versions, specs and traffic. Never ends by
-    itself; a message always holds the whole state, so a follower that missed one has missed nothing.
+    """Sends the state of all models at once and again after each change: versions, specs and traffic. A message always
+    holds the whole state, so a follower that missed one has missed nothing. Ends with UNAVAILABLE when the server
+    stops, and never by itself.
     """
     SetTraffic: _grpc.UnaryUnaryMultiCallable[_lifecycle_pb2.SetTrafficRequest, _lifecycle_pb2.SetTrafficResponse]
-    """Changes which version serves. The new traffic is on disk before the answer leaves.
+    """Changes which version serves, and loads it where it is not loaded. The new traffic is on disk before the answer
+    leaves.
 
     Ends with INVALID_ARGUMENT when no version is named, NOT_FOUND when the model or the version is unknown, and
-    FAILED_PRECONDITION when the version is not READY or the generation is not the expected one.
+    FAILED_PRECONDITION when the version cannot be loaded or the generation is not the expected one.
     """
 
 @_typing.type_check_only
@@ -76,14 +78,16 @@ class ModelLifecycleServiceAsyncStub(ModelLifecycleServiceStub):
     ListVersions: _aio.UnaryUnaryMultiCallable[_lifecycle_pb2.ListVersionsRequest, _lifecycle_pb2.ListVersionsResponse]  # type: ignore[assignment]
     """Lists the versions of one model or of all. Ends with NOT_FOUND when the named model is unknown."""
     WatchTraffic: _aio.UnaryStreamMultiCallable[_lifecycle_pb2.WatchTrafficRequest, _lifecycle_pb2.WatchTrafficResponse]  # type: ignore[assignment]
-    """Sends the state of all models at once and again after each change: versions, specs and traffic. Never ends by
-    itself; a message always holds the whole state, so a follower that missed one has missed nothing.
+    """Sends the state of all models at once and again after each change: versions, specs and traffic. A message always
+    holds the whole state, so a follower that missed one has missed nothing. Ends with UNAVAILABLE when the server
+    stops, and never by itself.
     """
     SetTraffic: _aio.UnaryUnaryMultiCallable[_lifecycle_pb2.SetTrafficRequest, _lifecycle_pb2.SetTrafficResponse]  # type: ignore[assignment]
-    """Changes which version serves. The new traffic is on disk before the answer leaves.
+    """Changes which version serves, and loads it where it is not loaded. The new traffic is on disk before the answer
+    leaves.
 
     Ends with INVALID_ARGUMENT when no version is named, NOT_FOUND when the model or the version is unknown, and
-    FAILED_PRECONDITION when the version is not READY or the generation is not the expected one.
+    FAILED_PRECONDITION when the version cannot be loaded or the generation is not the expected one.
     """
 
 class ModelLifecycleServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -120,8 +124,9 @@ class ModelLifecycleServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _lifecycle_pb2.WatchTrafficRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_lifecycle_pb2.WatchTrafficResponse], _abc.AsyncIterator[_lifecycle_pb2.WatchTrafficResponse]]:
-        """Sends the state of all models at once and again after each change: versions, specs and traffic. Never ends by
-        itself; a message always holds the whole state, so a follower that missed one has missed nothing.
+        """Sends the state of all models at once and again after each change: versions, specs and traffic. A message always
+        holds the whole state, so a follower that missed one has missed nothing. Ends with UNAVAILABLE when the server
+        stops, and never by itself.
         """
 
     @_abc_1.abstractmethod
@@ -130,10 +135,11 @@ class ModelLifecycleServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _lifecycle_pb2.SetTrafficRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_lifecycle_pb2.SetTrafficResponse, _abc.Awaitable[_lifecycle_pb2.SetTrafficResponse]]:
-        """Changes which version serves. The new traffic is on disk before the answer leaves.
+        """Changes which version serves, and loads it where it is not loaded. The new traffic is on disk before the answer
+        leaves.
 
         Ends with INVALID_ARGUMENT when no version is named, NOT_FOUND when the model or the version is unknown, and
-        FAILED_PRECONDITION when the version is not READY or the generation is not the expected one.
+        FAILED_PRECONDITION when the version cannot be loaded or the generation is not the expected one.
         """
 
 def add_ModelLifecycleServiceServicer_to_server(servicer: ModelLifecycleServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

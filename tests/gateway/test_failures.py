@@ -1,0 +1,30 @@
+"""An unexpected exception, over HTTP."""
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from gateway.failures import handle_failures
+from gateway.request_ids import RequestIds
+
+
+@pytest.fixture
+async def client():
+    app = FastAPI()
+
+    @app.get("/")
+    async def fail() -> None:
+        raise ZeroDivisionError("secret")
+
+    handle_failures(app)
+    app.add_middleware(RequestIds)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+        yield client
+
+
+async def test_a_fault_of_ours_is_answered_in_our_form_with_the_request_id_and_without_its_text(client):
+    response = await client.get("/", headers={"x-request-id": "mine"})
+
+    assert response.status_code == 500
+    assert response.json() == {"error": {"code": "INTERNAL", "reason": "INTERNAL", "message": "internal error"}}
+    assert response.headers["x-request-id"] == "mine"
