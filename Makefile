@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install run test check lint types format protos protos-check bench perf-analyzer clean
+.PHONY: help install run test check lint types format protos protos-check bench perf-analyzer starter clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +71,15 @@ $(PERF)/.installed: $(INSTALLED)
 	chmod +x $(PERF)/perf_analyzer
 	rm $(PERF)/*.whl
 	touch $@
+
+STARTER_RUN := build/runs/starter
+
+starter: $(STARTER_RUN)/model.json ## train the starter model anew (an hour on two cores) and put it into the package
+	cp $(STARTER_RUN)/model.onnx $(STARTER_RUN)/model.json aimass/starter/cifar10/1
+
+$(STARTER_RUN)/model.json: | $(INSTALLED)
+	$(BIN)/aimass data fetch cifar10
+	TRAINER_RUNS=$(dir $(STARTER_RUN)) $(BIN)/aimass train --recipe fast --run-id starter
 
 clean: ## remove what make made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist

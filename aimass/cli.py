@@ -1,6 +1,7 @@
 """The command line: `aimass up`, `predict`, `models`, `train`, `data fetch`."""
 
 import json
+import math
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -80,7 +81,8 @@ def up(
     configure_logs("aimass", settings.log_level, settings.log_style)
     install_starter(load_settings(InferenceSettings).repository)
     run = {Mode.pipeline: run_pipeline, Mode.services: run_processes}[mode]
-    run_until_signalled(lambda stop: run(stop, lambda: _greet(settings)))
+    limit = 2 * settings.stop_grace_seconds + settings.drain_seconds if mode is Mode.pipeline else math.inf
+    run_until_signalled(lambda stop: run(stop, lambda: _greet(settings)), limit)
 
 
 def _greet(settings: "GatewaySettings") -> None:
@@ -97,8 +99,8 @@ def _greet(settings: "GatewaySettings") -> None:
 def predict(
     files: Annotated[list[Path], typer.Argument(help="Images.", exists=True, dir_okay=False)],
     model: Annotated[str, typer.Option(help="Name of the model.")] = DEFAULT_MODEL,
-    top: Annotated[int, typer.Option(min=1, help="Labels per image.")] = 3,
-    version: Annotated[int, typer.Option(min=0, help="Version; 0 lets the model's traffic decide.")] = 0,
+    top: Annotated[int, typer.Option(min=1, max=2**31 - 1, help="Labels per image.")] = 3,
+    version: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Version; 0 lets the model's traffic decide.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document per image and line.")] = False,
     address: Address = DEFAULT_ADDRESS,
 ) -> None:

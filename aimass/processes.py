@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import grpc
@@ -68,8 +69,9 @@ async def run_processes(stop: StopSignal, on_ready: Callable[[], None]) -> None:
         SettingsError: The environment is wrong, a port is taken, or a process ended before the suite was ready.
     """
     processes = suite_processes()
-    for process in processes:
-        _require_free_ports(process)
+    with ExitStack() as held:  # all at once, so that two of the same number show too
+        for process in processes:
+            _require_free_ports(process, held)
     environ = {**_addresses(processes), **os.environ, SUPERVISED_VARIABLE: "1"}
     keepers = [_Keeper(process, environ) for process in processes]
     stopping = asyncio.ensure_future(stop.wait())
@@ -105,7 +107,7 @@ def _addresses(processes: Sequence[Process]) -> dict[str, str]:
     }
 
 
-def _require_free_ports(process: Process) -> None:
+def _require_free_ports(process: Process, held: ExitStack) -> None:
     """Make sure that the health to be asked for is our own: another suite's process would say SERVING there.
 
     Raises:
@@ -114,7 +116,8 @@ def _require_free_ports(process: Process) -> None:
     host = process.settings.host
     for port in (process.port, *process.further_ports):
         try:
-            socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            held.enter_context(socket.create_server((host, port), family=family))
         except OSError as error:
             raise SettingsError(
                 f"cannot listen on {host}:{port} for {process.name}: is another suite running? ({error.strerror})"

@@ -60,11 +60,14 @@ async def read_images(request: Request, max_bytes: int, max_images: int, take: C
     chunks = _limited(request, max_bytes, take)
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         return [b"".join([chunk async for chunk in chunks])]
-    parser = MultiPartParser(request.headers, chunks, max_files=max_images, max_fields=max_images)
+    parser = _FormParser(request.headers, chunks, max_files=max_images, max_fields=max_images)
     try:
         form = await parser.parse()
     except MultiPartException as error:
         raise InvalidInput(f"the multipart form cannot be read: {error.message}") from error
+    if not parser.complete:
+        await form.close()
+        raise InvalidInput("the multipart form ends before its closing boundary; send it whole")
     files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
     try:
         if not files:
@@ -72,6 +75,15 @@ async def read_images(request: Request, max_bytes: int, max_images: int, take: C
         return [await file.read() for file in files]
     finally:
         await form.close()
+
+
+class _FormParser(MultiPartParser):
+    """Knows whether a form had its end: one that was cut off would lose images without a word."""
+
+    complete = False
+
+    def on_end(self) -> None:
+        self.complete = True
 
 
 async def _limited(request: Request, max_bytes: int, take: Callable[[int], None]) -> AsyncGenerator[bytes, None]:

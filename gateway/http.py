@@ -18,6 +18,7 @@ from aimass.gateway.v1 import gateway_pb2 as pb
 from gateway import schemas
 from gateway.backends import Backends
 from gateway.bodies import BodyBudget, read_images
+from gateway.draining import BodyDrain
 from gateway.failures import failure_document, handle_failures
 from gateway.models import describe_models
 from gateway.origin import OriginGuard
@@ -109,7 +110,8 @@ def create_app(
             expose_headers=["Server-Timing", REQUEST_ID_KEY],
         )
     app.add_middleware(OriginGuard, hosts=settings.allowed_hosts, origins=settings.allowed_origins)
-    app.add_middleware(RequestIds)  # the last one added is the outermost
+    app.add_middleware(RequestIds)
+    app.add_middleware(BodyDrain)  # the last one added is the outermost
     return app
 
 

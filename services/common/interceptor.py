@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -37,33 +38,46 @@ class AroundInterceptor(grpc.aio.ServerInterceptor):
 
 
 def _wrap(handler: grpc.RpcMethodHandler[Any, Any], method: str, around: Around) -> Handler:
+    # Requests are parsed inside: grpc itself would answer one that is no message as a fault of ours.
+    parse = handler.request_deserializer or _as_it_is
+    if handler.request_streaming:
+        parse = partial(_parse_each, parse)
     if handler.response_streaming:
         if handler.request_streaming:
             make, behavior = grpc.stream_stream_rpc_method_handler, handler.stream_stream
         else:
             make, behavior = grpc.unary_stream_rpc_method_handler, handler.unary_stream
-        wrapped: Any = _around_stream(behavior, method, around)
+        wrapped: Any = _around_stream(behavior, parse, method, around)
     else:
         if handler.request_streaming:
             make, behavior = grpc.stream_unary_rpc_method_handler, handler.stream_unary
         else:
             make, behavior = grpc.unary_unary_rpc_method_handler, handler.unary_unary
-        wrapped = _around_unary(behavior, method, around)
-    return make(wrapped, handler.request_deserializer, handler.response_serializer)
+        wrapped = _around_unary(behavior, parse, method, around)
+    return make(wrapped, None, handler.response_serializer)
 
 
-def _around_unary(behavior: Any, method: str, around: Around) -> Any:
+def _as_it_is(request: bytes) -> bytes:
+    return request
+
+
+async def _parse_each(parse: Any, requests: AsyncIterable[bytes]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield parse(request)
+
+
+def _around_unary(behavior: Any, parse: Any, method: str, around: Around) -> Any:
     async def call(request: Any, context: Context) -> Any:
         async with around(method, context):
-            return await behavior(request, context)
+            return await behavior(parse(request), context)
 
     return call
 
 
-def _around_stream(behavior: Any, method: str, around: Around) -> Any:
+def _around_stream(behavior: Any, parse: Any, method: str, around: Around) -> Any:
     async def call(request: Any, context: Context) -> AsyncIterator[Any]:
         async with around(method, context):
-            async for response in behavior(request, context):
+            async for response in behavior(parse(request), context):
                 yield response
 
     return call

@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -37,7 +38,10 @@ T = TypeVar("T")
 SUPERVISED_VARIABLE = "AIMASS_SUPERVISED"
 """Set for processes that shall not outlive the one that started them."""
 
-
+AGAIN_SECONDS = 1.0
+"""A signal within this time after the first is the same one: a shell and a runner may both pass on one Ctrl-C."""
+STOP_MARGIN_SECONDS = 4.0
+"""How much longer than its settings allow a process may take to stop, before it ends whatever still runs."""
 SETTLE_SECONDS = 0.02
 """What grpc accepted before a server was told to stop reaches its event loop within this time."""
 LAST_SECONDS = 1.0
@@ -279,27 +283,58 @@ def run_process(name: str, settings_type: type[S], main: Callable[[S, StopSignal
     try:
         settings = load_settings(settings_type)
         configure_logs(name, settings.log_level, settings.log_style)
-        run_until_signalled(lambda stop: main(settings, stop))
+        run_until_signalled(lambda stop: main(settings, stop), settings.drain_seconds + settings.stop_grace_seconds)
     except SettingsError as error:
         sys.exit(f"{name}: {error}")
 
 
-def run_until_signalled(main: Callable[[StopSignal], Coroutine[Any, Any, None]]) -> None:
-    """Run *main* on uvloop; SIGTERM, Ctrl-C and the end of a supervising parent ask it to stop."""
+def run_until_signalled(
+    main: Callable[[StopSignal], Coroutine[Any, Any, None]], stop_seconds: float = math.inf
+) -> None:
+    """Run *main* on uvloop; SIGTERM, Ctrl-C and the end of a supervising parent ask it to stop.
+
+    A later second signal ends the process at once. So does the time: where a thread never returns, the interpreter
+    would wait for it without an end.
+
+    Args:
+        main: Returns when it has stopped.
+        stop_seconds: What it is given for that, beside a margin.
+    """
 
     async def signalled() -> None:
         stop = StopSignal()
         loop = asyncio.get_running_loop()
 
+        def ask() -> None:
+            if stop.is_set:
+                return
+            stop.set()
+            loop.call_later(AGAIN_SECONDS, _end_at_the_next_signal)
+            if stop_seconds < math.inf:
+                timer = threading.Timer(stop_seconds + STOP_MARGIN_SECONDS, _end_now)
+                timer.daemon = True
+                timer.start()
+
         def parent_gone() -> None:
             loop.remove_reader(sys.stdin.fileno())  # an ended file stays readable, and the loop would spin on it
-            stop.set()
+            ask()
 
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
+            loop.add_signal_handler(number, ask)
         if os.environ.get(SUPERVISED_VARIABLE):
             # The supervisor holds the other end of standard input and never writes: end of file means it is gone.
             loop.add_reader(sys.stdin.fileno(), parent_gone)
         await main(stop)
 
     uvloop.run(signalled())
+    _end_at_the_next_signal()  # while the interpreter waits for threads
+
+
+def _end_at_the_next_signal() -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _end_now() -> None:
+    log.error("some work does not come to an end, ending without it")
+    os._exit(1)

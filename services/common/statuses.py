@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -62,6 +63,8 @@ def status_of(error: BaseException) -> Status:
         return _backend_status(error)
     if isinstance(error, TimeoutError):
         return status_of(errors.DeadlineExceeded("the deadline passed before the answer was ready"))
+    if isinstance(error, DecodeError):
+        return status_of(errors.InvalidInput("the request is not a message of the method's type"))
     if isinstance(error, NotImplementedError):  # raised by the generated base of a servicer
         return status_of(errors.Unsupported("this server does not implement the method"))
     return _status(grpc.StatusCode.INTERNAL, "internal error", "INTERNAL", [])

@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,11 @@ from services.common.errors import InvalidInput, Unsupported
 
 Device = Literal["auto", "cpu", "cuda"]
 Arrays = Mapping[str, np.ndarray]
+
+ENDLESS = "ENDLESS_GRAPH"
+"""Reason of the error about a graph that was given up."""
+TRIAL_SECONDS = 60.0
+"""How long one run may take while a version is checked and warmed up."""
 
 _DATATYPES = {
     "tensor(bool)": "BOOL",
@@ -68,7 +74,25 @@ class OnnxModel:
         """Whether the graph runs on a GPU."""
         return "CUDAExecutionProvider" in self._session.get_providers()
 
-    def run(self, inputs: Arrays, outputs: Sequence[str]) -> list[np.ndarray]:
+    def try_out(self, inputs: Arrays, outputs: Sequence[str]) -> list[np.ndarray]:
+        """Do as `run`, but give a graph up that does not come to an end.
+
+        Raises:
+            InvalidInput: As `run`, or the graph takes longer than `TRIAL_SECONDS`.
+        """
+        options = ort.RunOptions()
+        timer = threading.Timer(TRIAL_SECONDS, lambda: setattr(options, "terminate", True))
+        timer.start()
+        try:
+            return self.run(inputs, outputs, options)
+        except Exception as error:
+            if options.terminate:
+                raise InvalidInput(f"the graph did not end within {TRIAL_SECONDS:g} s", reason=ENDLESS) from error
+            raise
+        finally:
+            timer.cancel()
+
+    def run(self, inputs: Arrays, outputs: Sequence[str], options: ort.RunOptions | None = None) -> list[np.ndarray]:
         """Run the graph in this thread, without the interpreter lock, and return *outputs* in order.
 
         Raises:
@@ -77,7 +101,7 @@ class OnnxModel:
         """
         inputs = {name: _text(name, array) if array.dtype.hasobject else array for name, array in inputs.items()}
         try:
-            return [np.asarray(array) for array in self._session.run(outputs, inputs)]
+            return [np.asarray(array) for array in self._session.run(outputs, inputs, options)]
         except InvalidArgument as error:
             raise InvalidInput(f"the graph refuses these inputs: {error}", reason="REFUSED_BY_GRAPH") from error
 

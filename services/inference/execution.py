@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
+PARTS_AT_ONCE = 2
+"""Of a large request: one runs and one waits, so that it neither idles nor fills the queue before others."""
+
 
 @dataclass(frozen=True)
 class Executed:
@@ -82,11 +85,14 @@ async def _infer(
     if samples <= largest:
         return await version.infer(inputs, outputs, samples, deadline)
 
+    room = asyncio.Semaphore(PARTS_AT_ONCE)
+
     async def infer_part(start: int) -> Inference:
         stop = min(start + largest, samples)
-        return await version.infer(
-            {name: array[start:stop] for name, array in inputs.items()}, outputs, stop - start, deadline
-        )
+        async with room:
+            return await version.infer(
+                {name: array[start:stop] for name, array in inputs.items()}, outputs, stop - start, deadline
+            )
 
     parts = [asyncio.ensure_future(infer_part(start)) for start in range(0, samples, largest)]
     try:

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from services.common.errors import InvalidInput
@@ -85,11 +85,9 @@ class ModelRepository:
             return Traffic()
         try:
             document = json.loads(path.read_bytes())
-            return Traffic(
-                int(document["generation"]), int(document["stable_version"]), int(document.get("previous_version", 0))
-            )
-        except (ValueError, KeyError, TypeError, OverflowError) as error:
-            raise InvalidInput(f"{path.name} is not valid: it needs integers generation and stable_version") from error
+            return Traffic(**{field.name: _count(document.get(field.name, 0)) for field in fields(Traffic)})
+        except (ValueError, AttributeError) as error:
+            raise InvalidInput(f"{path.name} is not valid: {error}; mend or remove it") from error
 
     def write_traffic(self, model: str, traffic: Traffic) -> None:
         """Make *traffic* the desired one; on disk when this returns, and never half of it."""
@@ -115,7 +113,7 @@ class ModelRepository:
 
     def remove_leftovers(self) -> None:
         """Remove what an earlier process left half done."""
-        for path in self._root.glob(f"*/.{TRAFFIC_FILE}-*"):
+        for path in filter(Path.is_file, self._root.glob(f"*/.{TRAFFIC_FILE}-*")):
             path.unlink()
         for path in self._root.glob("*/.staging-*"):
             self.discard(path)
@@ -136,6 +134,12 @@ class ModelRepository:
         _sync_folder(staging.parent)
         _sync_folder(self._root)  # where the model is new
         return version
+
+
+def _count(value: object) -> int:
+    if not isinstance(value, int) or not 0 <= value < 2**63:
+        raise ValueError(f"{value!r} stands where an integer from 0 to 2^63 - 1 should")
+    return value
 
 
 def _write_durably(path: Path, data: bytes) -> None:

@@ -22,13 +22,13 @@ class InferenceSettings(ServiceSettings):
     """Folder of models."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where graphs run; `auto` takes a GPU where one is found."""
-    threads: int = Field(default=0, ge=0)
+    threads: int = Field(default=0, ge=0, le=1024)
     """Threads that one run of a graph may use; 0 means one per processor."""
     max_batch_size: Positive = 32
     """Largest dynamic batch of models whose config.pbtxt names none and whose graph takes any batch."""
     max_queue_samples: Positive = 2048
     """Samples that may wait for one version; more are refused."""
     loaded_versions: Positive = 3
-    """Newest versions of each model that are kept loaded, beside the stable one."""
+    """Newest versions of each model that are kept loaded, beside the stable one and the one before it."""
     max_model_bytes: Positive = 2 * 1024**3
     """Largest graph that can be published."""

@@ -1,6 +1,7 @@
 """One loaded version: its graph, checked, with a batcher before it."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from services.common.errors import InvalidInput
 from services.common.manifest import GRAPH_FILE, MANIFEST_FILE, Golden, Manifest
 from services.common.tensors import numpy_dtype
 from services.inference.batching import Batcher, Inference
-from services.inference.engine import Arrays, OnnxModel, TensorSpec
+from services.inference.engine import ENDLESS, Arrays, OnnxModel, TensorSpec
 from services.inference.model_config import batch_options, complete_config, read_labels, takes_any_batch
 from services.inference.requests import Signature
 from services.inference.settings import InferenceSettings
@@ -82,6 +83,7 @@ def load_version(
         )
     graph = OnnxModel(path, settings.device, settings.threads)
     _check_manifest(manifest, graph)
+    largest = settings.max_message_bytes // _sample_bytes(graph, settings.max_message_bytes)
     apart = _keeps_samples_apart(graph) if takes_any_batch(graph.inputs, graph.outputs) else None
     if config is not None and config.max_batch_size and apart is False:
         raise InvalidInput(
@@ -89,7 +91,7 @@ def load_version(
             "others in its batch; set max_batch_size to 0"
         )
     completed = complete_config(config, model, graph.inputs, graph.outputs, settings.max_batch_size if apart else 0)
-    _warm_up(graph, completed.max_batch_size if apart else 0)
+    _warm_up(graph, min(completed.max_batch_size, largest) if apart else 0)
     if manifest.golden is not None:
         check_golden(graph, manifest.golden)
     labels = manifest.labels or read_labels(settings.repository / model, completed)
@@ -116,6 +118,23 @@ def _check_manifest(manifest: Manifest, graph: OnnxModel) -> None:
         raise InvalidInput(f"{MANIFEST_FILE} has {len(manifest.labels)} labels; the graph gives {classes[0]} scores")
 
 
+def _sample_bytes(graph: OnnxModel, most: int) -> int:
+    """Return the bytes of one sample's inputs, where free dimensions count as 1.
+
+    Raises:
+        InvalidInput: They are more than *most*, so no request could carry them, nor can a trial.
+    """
+    size = 1
+    for spec in graph.inputs:
+        size += math.prod(abs(side) for side in spec.shape) * numpy_dtype(spec.datatype).itemsize
+        if size > most:
+            raise InvalidInput(
+                f"input {spec.name!r} has shape {list(spec.shape)}: one sample is larger than a message may be, "
+                f"{most:,} bytes; export a smaller input or raise INFERENCE_MAX_MESSAGE_BYTES"
+            )
+    return size
+
+
 def _sample(graph: OnnxModel, seed: int) -> dict[str, np.ndarray]:
     """Return one sample for each input; free dimensions have size 1."""
     random = np.random.default_rng(seed)
@@ -138,16 +157,20 @@ def _keeps_samples_apart(graph: OnnxModel) -> bool | None:
     """Run two samples alone and together: a batch dimension that isn't one shows, whatever the graph declares.
 
     None where the made-up samples don't suit the graph, which proves nothing.
+
+    Raises:
+        InvalidInput: The graph does not come to an end.
     """
     names = [spec.name for spec in graph.outputs]
     first, second = _sample(graph, 0), _sample(graph, 1)
     both = {name: np.concatenate([first[name], second[name]]) for name in first}
     try:
-        alone = [graph.run(first, names), graph.run(second, names)]
-    except Exception:  # whatever it is, ONNX Runtime has a class of its own for each
+        alone = [graph.try_out(first, names), graph.try_out(second, names)]
+    except Exception as error:  # whatever it is, ONNX Runtime has a class of its own for each
+        _raise_if_endless(error)
         return None
     try:
-        together = graph.run(both, names)
+        together = graph.try_out(both, names)
     except Exception:
         return False
     return all(
@@ -174,11 +197,17 @@ def _warm_up(graph: OnnxModel, max_batch_size: int) -> None:
     if max_batch_size:
         sample = {name: np.repeat(array, max_batch_size, 0) for name, array in sample.items()}
     try:
-        graph.run(sample, [spec.name for spec in graph.outputs])
+        graph.try_out(sample, [spec.name for spec in graph.outputs])
     except Exception as error:
+        _raise_if_endless(error)
         if max_batch_size:
             raise InvalidInput(f"the graph fails on a batch of {max_batch_size}: {error}") from error
         # Made-up values don't suit every graph: this one starts cold.
+
+
+def _raise_if_endless(error: Exception) -> None:
+    if isinstance(error, InvalidInput) and error.reason == ENDLESS:
+        raise error
 
 
 def check_golden(graph: OnnxModel, golden: Golden) -> None:
@@ -190,7 +219,7 @@ def check_golden(graph: OnnxModel, golden: Golden) -> None:
     inputs = {tensor.name: tensor.to_array() for tensor in golden.inputs}
     expected = {tensor.name: tensor.to_array() for tensor in golden.outputs}
     try:
-        outputs = graph.run(inputs, list(expected))
+        outputs = graph.try_out(inputs, list(expected))
     except Exception as error:
         raise InvalidInput(f"the golden vectors do not fit the graph: {error}", reason="GOLDEN_MISMATCH") from error
     for (name, wanted), output in zip(expected.items(), outputs, strict=True):

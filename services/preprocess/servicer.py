@@ -18,7 +18,7 @@ from services.common.durations import duration_of
 from services.common.errors import Conflict, InvalidInput, NotFound
 from services.common.manifest import DIGEST_PARAMETER, PreprocessSpec
 from services.common.tensors import numpy_dtype
-from services.common.traffic import TrafficFollower
+from services.common.traffic import NEW_VERSION_SECONDS, TrafficFollower
 from services.preprocess.preparation import Preparer, join_tensors
 
 if TYPE_CHECKING:
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 RESULTS_BYTES = 1024 * 1024
 """Room that a message keeps for what is said beside the tensor."""
-NEW_VERSION_SECONDS = 1.0
-"""How long a version that is not known yet is waited for: the caller may have heard of it a moment earlier."""
 
 
 class PreprocessServicer(PreprocessServiceServicer):

@@ -352,6 +352,34 @@ run_until_signalled(main)
 """
 
 
+ENDLESS = """
+import threading
+from services.common import server
+server.STOP_MARGIN_SECONDS = {margin}
+async def main(stop):
+    threading.Thread(target=threading.Event().wait).start()
+    print("started", flush=True)
+    await stop.wait()
+    print("asked", flush=True)
+server.run_until_signalled(main, 0.0)
+"""
+
+
+@pytest.mark.parametrize("again", [True, False], ids=["asked twice", "time is over"])
+def test_process_ends_though_a_thread_of_it_does_not(again):
+    program = ENDLESS.format(margin=3600 if again else 0.1)
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "started\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == "asked\n"
+        while again and process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.1)
+
+        assert process.wait() == (-signal.SIGTERM if again else 1)
+
+
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT, "supervisor gone"])
 def test_process_ends_in_order_on(end):
     environment = {**os.environ, "AIMASS_SUPERVISED": "1" if end == "supervisor gone" else ""}

@@ -208,6 +208,22 @@ def test_a_deadline_that_has_passed_ends_a_forwarded_call(stub):
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        "/aimass.gateway.v1.GatewayService/Predict",
+        "/aimass.gateway.v1.GatewayService/PredictStream",
+        "/inference.GRPCInferenceService/ModelInfer",
+    ],
+)
+def test_a_request_that_is_no_message_is_an_invalid_argument(suite, channel, method):
+    with pytest.raises(grpc.RpcError) as caught:
+        channel.stream_unary(method)(iter([b"\xff\xff"]))
+
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.details() == "the request is not a message of the method's type"
+
+
 def test_an_unknown_method_is_unimplemented(channel):
     call = channel.unary_unary("/inference.GRPCInferenceService/Guess")
 

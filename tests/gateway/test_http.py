@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import socket
 
 import numpy as np
 import pytest
@@ -451,6 +452,45 @@ def test_a_client_that_hangs_up_while_it_sends_does_no_harm(suite, client):
     connection.close()
 
     assert client.post(PREDICT, content=cat()).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("query", "headers", "size", "code"),
+    [
+        ("?top=0", {}, MAX_BODY_BYTES, 400),
+        ("", {"Origin": "https://foreign.example"}, MAX_BODY_BYTES, 403),
+        ("", {}, 4 * MAX_BODY_BYTES, 413),
+    ],
+)
+def test_a_refusal_reaches_a_client_that_sends_its_whole_body_first(suite, query, headers, size, code):
+    connection = http.client.HTTPConnection("127.0.0.1", suite.ports.http)
+    connection.request("POST", PREDICT + query, body=bytes(size), headers=headers | {"Connection": "close"})
+
+    assert connection.getresponse().status == code
+    connection.close()
+
+
+def test_a_client_that_waits_to_be_asked_for_its_body_gets_a_refusal_without_it(suite):
+    with socket.create_connection(("127.0.0.1", suite.ports.http)) as connection:
+        connection.sendall(
+            f"POST {PREDICT}?top=0 HTTP/1.1\r\nHost: localhost\r\nContent-Length: {MAX_BODY_BYTES}\r\n"
+            "Expect: 100-continue\r\nConnection: close\r\n\r\n".encode()
+        )
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1") == 1
+
+
+def test_a_form_that_was_cut_off_is_refused_whole(client):
+    part = b'--b\r\nContent-Disposition: form-data; name="a"; filename="a.png"\r\n\r\n' + cat() + b"\r\n"
+
+    response = client.post(
+        PREDICT, content=part + part[:-50], headers={"Content-Type": "multipart/form-data; boundary=b"}
+    )
+
+    assert response.status_code == 400
+    assert "ends before its closing boundary" in error_of(response)["message"]
 
 
 def test_an_upload_that_takes_longer_than_the_deadline_ends_with_504(suite):

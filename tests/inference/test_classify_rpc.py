@@ -74,6 +74,13 @@ async def test_graph_that_cannot_batch_classifies_many_images_one_by_one(start_i
     assert response.timings.batch_size == 1
 
 
+async def test_request_larger_than_the_queue_does_not_stand_in_its_own_way(start_inference, images, infer_request):
+    stub = InferenceServiceStub((await start_inference(max_queue_samples=8, max_batch_size=4)).channel)
+    response = await stub.Classify(pb.ClassifyRequest(request=infer_request(np.concatenate([images] * 20)), top=1))
+
+    assert len(response.classifications) == 100
+
+
 async def test_answer_tells_the_generation_of_the_traffic(classify, inference, images):
     await ModelLifecycleServiceStub(inference.channel).SetTraffic(SetTrafficRequest(model="tiny", stable_version=1))
 

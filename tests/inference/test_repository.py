@@ -88,7 +88,16 @@ def test_traffic_survives_a_restart(repository, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"generation": 1}', "\xff", '{"generation": 1e999, "stable_version": 1}']
+    "text",
+    [
+        "",
+        "[]",
+        "\xff",
+        '{"generation": "1"}',
+        '{"generation": 1e999, "stable_version": 1}',
+        '{"generation": 1, "stable_version": 9223372036854775808}',
+        '{"generation": 1, "stable_version": 1, "previous_version": -1}',
+    ],
 )
 def test_malformed_traffic_is_refused(repository, text):
     commit_graph(repository)

@@ -8,6 +8,7 @@ from onnx import TensorProto, helper
 
 from services.common.errors import InvalidInput
 from services.common.manifest import Golden, GoldenTensor, Manifest, PreprocessSpec
+from services.inference import engine
 from services.inference.model_config import read_config
 from services.inference.version import load_version, read_manifest
 
@@ -193,3 +194,40 @@ def test_manifest_on_disk_is_checked(model_repository, content):
     else:
         with pytest.raises(InvalidInput, match=r"model\.json is not a valid manifest"):
             read_manifest(folder)
+
+
+@pytest.mark.parametrize("shape", [[10**6, 10**6], ["batch", 10**9]])
+def test_graph_whose_single_sample_no_message_could_carry_is_refused_before_anything_is_allocated(
+    load, add_model, one_node, shape
+):
+    add_model(one_node("Relu", shape), "huge")
+
+    with pytest.raises(InvalidInput, match=r"one sample is larger than a message may be, 268,435,456 bytes"):
+        load("huge")
+
+
+def test_graph_that_does_not_come_to_an_end_is_given_up(load, add_model, save_graph, monkeypatch):
+    monkeypatch.setattr(engine, "TRIAL_SECONDS", 0.2)
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["go_on"]), helper.make_node("Identity", ["before"], ["after"])],
+        "body",
+        [
+            helper.make_tensor_value_info("round", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("before", TensorProto.FLOAT, ["batch", 2]),
+        ],
+        [
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("after", TensorProto.FLOAT, ["batch", 2]),
+        ],
+    )
+    path = save_graph(
+        [helper.make_node("Loop", ["", "always", "x"], ["y"], body=body)],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 2])],
+        {"always": np.array(True)},
+    )
+    add_model(path, "endless")
+
+    with pytest.raises(InvalidInput, match=r"did not end within 0\.2 s"):
+        load("endless")
