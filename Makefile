@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install run test check lint types format protos protos-check bench perf-analyzer starter clean
+.PHONY: help install run test check lint types format protos protos-check bench soak perf-analyzer starter clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,10 @@ protos-check: protos ## fail where the committed code is not what the contracts 
 bench: $(INSTALLED) ## images per second, latency and CPU of both modes, beside the bare loop; accuracy
 	$(BIN)/python -m benchmarks.images
 	$(BIN)/python -m benchmarks.accuracy
+
+soak: $(INSTALLED) ## a million requests, swaps under load: is memory flat, is anything lost (half an hour)
+	$(BIN)/python -m benchmarks.swaps
+	$(BIN)/python -m benchmarks.soak
 
 PERF := $(VENV)/perf
 

@@ -197,6 +197,43 @@ def models(
 
 
 @app.command()
+def traffic(
+    model: Annotated[str, typer.Argument(help="Name of the model.")] = DEFAULT_MODEL,
+    stable: Annotated[int, typer.Option(min=0, help="Version that shall answer; 0 leaves it as it is.")] = 0,
+    canary: Annotated[int, typer.Option(min=0, help="Version that gets a share; 0 is none.")] = 0,
+    share: Annotated[float, typer.Option(min=0, max=1, help="Of the routing keys, for the canary.")] = 0.05,
+    shadow: Annotated[int, typer.Option(min=0, help="Version that runs along and is compared; 0 is none.")] = 0,
+    end: Annotated[bool, typer.Option("--end", help="End canary and shadow.")] = False,
+) -> None:
+    """Show which versions of a model answer or, with options, change it."""
+    from aimass.traffic import change_traffic, show_traffic
+
+    if stable or canary or shadow or end:
+        change_traffic(out, model, stable, canary, share, shadow)
+    else:
+        show_traffic(out, model)
+
+
+@app.command()
+def promote(
+    model: Annotated[str, typer.Argument(help="Name of the model.")] = DEFAULT_MODEL,
+    version: Annotated[int, typer.Option(min=0, help="Version; 0 is the one on trial.")] = 0,
+) -> None:
+    """Let the version on trial, canary or shadow, take over."""
+    from aimass.traffic import promote
+
+    promote(out, model, version)
+
+
+@app.command()
+def rollback(model: Annotated[str, typer.Argument(help="Name of the model.")] = DEFAULT_MODEL) -> None:
+    """End a trial or, where there is none, go back to the version before. Loads nothing."""
+    from aimass.traffic import roll_back
+
+    roll_back(out, model)
+
+
+@app.command()
 def train(
     recipe: Annotated[
         str | None, typer.Option(help="Named set of options; `quick` (if absent) takes minutes, `fast` an hour.")
@@ -219,6 +256,37 @@ def train(
         train_model(out, recipe, dataset, options or [], model, publish or stable, stable, run_id)
     except KeyboardInterrupt:
         _fail("interrupted; a run that was named above goes on with its --run-id")
+
+
+@app.command()
+def oip_check(
+    address: Annotated[str, typer.Argument(help="host:port of any server of the Open Inference Protocol.")],
+    model: Annotated[str, typer.Option(help="Name of the model to ask; the first that is ready if absent.")] = "",
+    shape: Annotated[
+        list[str] | None, typer.Option(help="input:1,3,224,224, the whole shape, where the metadata leaves it open.")
+    ] = None,
+    write: Annotated[bool, typer.Option("--write", help="Also load the model again and register memory.")] = False,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that any one call may take.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+) -> None:
+    """Check a server for what its stock clients rely on. Ends with 1 when something breaks a client."""
+    from aimass.oip_check.checking import Unreachable, check_server
+    from aimass.oip_check.report import document, print_findings
+    from aimass.oip_check.server import UnknownModel
+    from aimass.oip_check.tensors import parse_shapes
+
+    try:
+        shapes = parse_shapes(shape or [])
+        with err.status("connecting") as status:
+            findings = check_server(address, model, shapes, write=write, timeout=timeout, on_check=status.update)
+    except (Unreachable, UnknownModel, ValueError) as error:
+        _fail(str(error))
+    if as_json:
+        print(json.dumps(document(address, findings)))
+    else:
+        print_findings(out, findings)
+    if any(finding.verdict == "breaks" for finding in findings):
+        sys.exit(1)
 
 
 @data.command()

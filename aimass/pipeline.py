@@ -1,15 +1,16 @@
 """The whole suite in one process: the same components, called directly instead of over sockets."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from aimass.inference.v1 import lifecycle_pb2
 from aimass.open_inference import grpc_service_pb2
+from aimass.open_inference.grpc_service_pb2_grpc import GRPCInferenceServiceServicer
 from aimass.trainer.v1 import trainer_pb2
 from gateway.backends import Backends
 from gateway.service import GatewayComponent
 from gateway.settings import GatewaySettings
-from services.common.direct import direct_call
+from services.common.direct import UnaryCall, direct_call
 from services.common.server import GrpcServer, Service, StopSignal, serve
 from services.common.settings import load_settings
 from services.inference.service import InferenceComponent
@@ -18,6 +19,9 @@ from services.preprocess.service import PreprocessComponent
 from services.preprocess.settings import PreprocessSettings
 from services.trainer.service import TrainerComponent
 from services.trainer.settings import TrainerSettings
+
+if TYPE_CHECKING:
+    from aimass.open_inference.grpc_service_pb2_grpc import GRPCInferenceServiceAsyncStub
 
 
 class Pipeline:
@@ -76,6 +80,7 @@ class Pipeline:
         return Backends(
             preprocess=direct_call(self._preprocess.preprocess.Preprocess),
             classify=direct_call(self._inference.inference.Classify),
+            open_inference=cast("GRPCInferenceServiceAsyncStub", _DirectStub(self._inference.open_inference)),
             watch_traffic=self._watch_traffic,
             ready=_always_ready,
             forwarded=[offered[open_inference], offered[trainer]],
@@ -83,6 +88,18 @@ class Pipeline:
 
     def _watch_traffic(self) -> Any:
         return self._inference.lifecycle.WatchTraffic(lifecycle_pb2.WatchTrafficRequest())
+
+
+class _DirectStub:
+    """Offers the unary methods of the protocol's servicer as its stub does."""
+
+    def __init__(self, servicer: GRPCInferenceServiceServicer) -> None:
+        self._servicer = servicer
+
+    def __getattr__(self, method: str) -> UnaryCall[Any, Any]:
+        if getattr(type(self._servicer), method) is getattr(GRPCInferenceServiceServicer, method):
+            raise NotImplementedError(method)  # the generated one answers a server's context, which there is none of
+        return direct_call(getattr(self._servicer, method))
 
 
 async def _always_ready() -> bool:

@@ -26,11 +26,17 @@ class Suite:
     mode: str
     http_port: int
     grpc_port: int
+    inference_port: int
     pid: int
 
     def cpu_seconds(self) -> float:
         """Return the CPU time of all its processes so far."""
         return sum(_cpu_seconds(pid) for pid in (self.pid, *_children(self.pid)))
+
+    def resident_bytes(self) -> int:
+        """Return the memory of all its processes."""
+        pages = (Path(f"/proc/{pid}/statm").read_text().split()[1] for pid in (self.pid, *_children(self.pid)))
+        return sum(map(int, pages)) * os.sysconf("SC_PAGE_SIZE")
 
 
 @contextmanager
@@ -58,7 +64,7 @@ def running_suite(mode: str, home: Path) -> Iterator[Suite]:
         try:
             for port in (inference, public) if mode == "pipeline" else (preprocess, inference, public):
                 _wait_serving(port, process)
-            yield Suite(mode, http, public, process.pid)
+            yield Suite(mode, http, public, inference, process.pid)
         finally:
             process.send_signal(signal.SIGTERM)
 

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health_pb2
@@ -12,6 +13,7 @@ from aimass.inference.v1 import inference_pb2, lifecycle_pb2
 from aimass.inference.v1.inference_pb2_grpc import InferenceServiceStub
 from aimass.inference.v1.lifecycle_pb2_grpc import ModelLifecycleServiceStub
 from aimass.open_inference import grpc_service_pb2
+from aimass.open_inference.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 from aimass.preprocess.v1 import preprocess_pb2
 from aimass.preprocess.v1.preprocess_pb2_grpc import PreprocessServiceStub
 from aimass.trainer.v1 import trainer_pb2
@@ -20,6 +22,9 @@ from gateway.settings import GatewaySettings
 from services.common.channels import open_channel
 from services.common.direct import UnaryCall
 from services.common.server import Service
+
+if TYPE_CHECKING:
+    from aimass.open_inference.grpc_service_pb2_grpc import GRPCInferenceServiceAsyncStub
 
 HEALTH_SECONDS = 1.0
 """How long a service behind the gateway may take to say that it is well."""
@@ -33,6 +38,8 @@ class Backends:
     """Images -> the request to run."""
     classify: UnaryCall[inference_pb2.ClassifyRequest, inference_pb2.ClassifyResponse]
     """The request -> classes."""
+    open_inference: "GRPCInferenceServiceAsyncStub"
+    """The unary methods of the Open Inference Protocol, for what comes over HTTP."""
     watch_traffic: Callable[[], AsyncIterable[lifecycle_pb2.WatchTrafficResponse]]
     """State of all models, now and after each change."""
     ready: Callable[[], Awaitable[bool]]
@@ -54,6 +61,7 @@ async def connected_backends(settings: GatewaySettings) -> AsyncIterator[Backend
         yield Backends(
             preprocess=PreprocessServiceStub(preprocess).Preprocess,
             classify=InferenceServiceStub(inference).Classify,
+            open_inference=GRPCInferenceServiceStub(inference),
             watch_traffic=lambda: lifecycle.WatchTraffic(lifecycle_pb2.WatchTrafficRequest()),
             ready=lambda: _all_serving(probes),
             forwarded=[

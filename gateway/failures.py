@@ -29,12 +29,22 @@ HTTP_CODES = {
     "UNAVAILABLE": 503,
     "DEADLINE_EXCEEDED": 504,
 }
+PROTOCOL_CODES = {**HTTP_CODES, "FAILED_PRECONDITION": 400}
+"""As Triton maps them, every other code being 400. It has none for a full queue or a passed deadline: 429 and 504 tell
+a proxy or a retrying client what 400 would hide, and stock clients read the sentence of whatever is not 200."""
 BODY_TOO_LARGE = "BODY_TOO_LARGE"
+PROTOCOL_PATH = "/v2"
+"""Where the Open Inference Protocol begins; its clients expect failures in another document than ours."""
 
 
 def failure_document(code: str, reason: str, message: str) -> dict[str, Any]:
     """Return the JSON form of a failure."""
     return {"error": {"code": code, "reason": reason, "message": message}}
+
+
+def is_protocol_path(path: str) -> bool:
+    """Whether stock clients of the Open Inference Protocol send requests to *path*."""
+    return path == PROTOCOL_PATH or path.startswith(f"{PROTOCOL_PATH}/")
 
 
 def handle_failures(app: FastAPI) -> None:
@@ -70,7 +80,7 @@ class _AnswerFailures:
 async def _failed(request: Request, error: Exception) -> Response:
     status = status_of(error)
     log_failure(status, error, path=request.url.path)
-    return _response(status)
+    return _response(request, status)
 
 
 async def _abandoned(request: Request, error: Exception) -> Response:
@@ -90,12 +100,16 @@ async def _refused_by_framework(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     kind = {404: NotFound, 405: Unsupported}.get(error.status_code, InvalidInput)
     status = status_of(kind(f"{request.method} {request.url.path}: {error.detail}; see /openapi.json"))
-    return _response(status, error.status_code, error.headers)
+    return _response(request, status, error.status_code, error.headers)
 
 
-def _response(status: Status, http_code: int | None = None, headers: Any = None) -> Response:
-    code = http_code or (413 if status.reason == BODY_TOO_LARGE else HTTP_CODES.get(status.code.name, 500))
+def _response(request: Request, status: Status, http_code: int | None = None, headers: Any = None) -> Response:
+    is_protocol = is_protocol_path(request.url.path)
+    codes, other = (PROTOCOL_CODES, 400) if is_protocol else (HTTP_CODES, 500)
+    code = http_code or (413 if status.reason == BODY_TOO_LARGE else codes.get(status.code.name, other))
     document = failure_document(status.code.name, status.reason, status.message)
+    if is_protocol:
+        document = {"error": status.message}
     return Response(json.dumps(document), code, {**_retry_after(status), **(headers or {})}, "application/json")
 
 

@@ -9,6 +9,7 @@ import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
 from services.common.logs import REQUEST_ID_KEY, request_id
+from services.common.peers import FORWARDED_PEER_KEY
 from services.common.server import Service
 
 if TYPE_CHECKING:
@@ -54,10 +55,10 @@ def _stream_through(call: Any) -> Any:
 
 
 def _metadata(context: Context) -> list[tuple[str, str | bytes]]:
-    """Return the caller's metadata without what belongs to the connection, and with the request's id."""
+    """Return the caller's metadata without what belongs to the connection, with the request's id and its peer."""
     passed = [
         (key, value)
         for key, value in context.invocation_metadata() or ()
         if not key.startswith(("grpc-", ":")) and key not in ("user-agent", REQUEST_ID_KEY)
     ]
-    return [*passed, (REQUEST_ID_KEY, request_id())]
+    return [*passed, (REQUEST_ID_KEY, request_id()), (FORWARDED_PEER_KEY, context.peer())]

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import math
-from collections.abc import Coroutine
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,26 +11,25 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 from google.protobuf.duration_pb2 import Duration
-from starlette.requests import ClientDisconnect
 
 from aimass.gateway.v1 import gateway_pb2 as pb
 from gateway import schemas
 from gateway.backends import Backends
 from gateway.bodies import BodyBudget, read_images
+from gateway.callers import stated_timeout, unless_disconnected
 from gateway.draining import BodyDrain
 from gateway.failures import failure_document, handle_failures
+from gateway.inference_http import InferenceRoutes
 from gateway.models import describe_models
 from gateway.origin import OriginGuard
 from gateway.prediction import DEFAULT_TOP, Predictor
 from gateway.request_ids import RequestIds
 from gateway.settings import GatewaySettings
-from services.common.errors import InvalidInput
 from services.common.logs import REQUEST_ID_KEY
 from services.common.server import StopSignal
 from services.common.traffic import TrafficFollower
 
 PAGE = Path(__file__).with_name("page")
-TIMEOUT_HEADER = "x-request-timeout"
 _MAX_TOP, _MAX_VERSION = 2**31 - 1, 2**63 - 1  # what the contract's fields hold
 
 _PAGE_HEADERS = {
@@ -68,14 +66,14 @@ def create_app(
         x_routing_key: Annotated[str, Header(description="Same key, same version, while traffic is split.")] = "",
     ) -> Response:
         """Predict the labels of the image that is the body, or of each image of a multipart form."""
-        deadline = predictor.deadline(_timeout(x_request_timeout))
+        deadline = predictor.deadline(stated_timeout(x_request_timeout))
         with bodies.holding() as take:
             async with asyncio.timeout(deadline.remaining()):  # for the upload, which may come in slowly, too
                 images = await read_images(request, settings.max_body_bytes, settings.max_images, take)
             message = pb.PredictRequest(
                 model=model, version=version or 0, images=images, top=top, routing_key=x_routing_key
             )
-            response = await _unless_disconnected(request, predictor.predict(message, deadline))
+            response = await unless_disconnected(request, predictor.predict(message, deadline))
         return _answer(response)
 
     @app.get("/v1/models", response_model=schemas.Models)
@@ -99,6 +97,7 @@ def create_app(
     async def index() -> Response:
         return FileResponse(PAGE / "index.html", headers=_PAGE_HEADERS)
 
+    app.router.routes.extend(InferenceRoutes(backends.open_inference, predictor, bodies, settings.max_body_bytes).all())
     app.mount("/page", _PageFiles(directory=PAGE))
     handle_failures(app)
     if settings.allowed_origins:
@@ -122,44 +121,6 @@ class _PageFiles(StaticFiles):
         response = super().file_response(*args, **options)
         response.headers.update(_PAGE_HEADERS)
         return response
-
-
-def _timeout(header: str | None) -> float | None:
-    if header is None:
-        return None
-    try:
-        seconds = float(header)
-    except ValueError:
-        seconds = math.nan
-    if math.isnan(seconds):
-        raise InvalidInput(f"{TIMEOUT_HEADER} is {header[:40]!r}; give seconds, such as 2.5")
-    return seconds
-
-
-async def _unless_disconnected(
-    request: Request, answering: Coroutine[Any, Any, pb.PredictResponse]
-) -> pb.PredictResponse:
-    """Await *answering*, but cancel it, and with it the work behind it, when the client goes away.
-
-    Raises:
-        ClientDisconnect: The client went away.
-
-    """
-    task = asyncio.create_task(answering)
-    gone = asyncio.create_task(_disconnected(request))
-    try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return await task
-    finally:
-        task.cancel()
-        gone.cancel()
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _answer(response: pb.PredictResponse) -> Response:

@@ -38,7 +38,9 @@ class Predictor:
         """
         begin = time.perf_counter_ns()
         self._check(request)
-        version = await self._choose_version(request, deadline)
+        await self._wait_for_version(request, deadline)
+        state = self._follower.model(request.model)
+        version = choose_version(state, request.version, request.routing_key or uuid.uuid4().hex)
         metadata = ((REQUEST_ID_KEY, request_id()),)
         prepared = await self._backends.preprocess(
             preprocess_pb2.PreprocessRequest(model=request.model, version=version, images=request.images),
@@ -57,9 +59,10 @@ class Predictor:
             version=version,
             results=[_result(each, classified) for each in prepared.results],
             timings=_timings(prepared, classified.timings, time.perf_counter_ns() - begin),
+            traffic_generation=state.traffic.generation,
         )
 
-    async def _choose_version(self, request: pb.PredictRequest, deadline: "Deadline") -> int:
+    async def _wait_for_version(self, request: pb.PredictRequest, deadline: "Deadline") -> None:
         def newest() -> int:
             return max((each.version for each in self._follower.model(request.model).versions), default=0)
 
@@ -67,7 +70,6 @@ class Predictor:
             await self._follower.wait_for(
                 lambda: newest() >= request.version, min(NEW_VERSION_SECONDS, deadline.remaining())
             )
-        return choose_version(self._follower.model(request.model), request.version, request.routing_key)
 
     def _check(self, request: pb.PredictRequest) -> None:
         if not 1 <= len(request.images) <= self._max_images:

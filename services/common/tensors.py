@@ -3,11 +3,12 @@
 import math
 from collections.abc import Sequence
 
+import ml_dtypes
 import numpy as np
 
 from services.common.errors import InvalidInput
 
-_DTYPES = {
+_DTYPES: dict[str, np.dtype] = {
     "BOOL": np.dtype(np.bool_),
     "UINT8": np.dtype(np.uint8),
     "UINT16": np.dtype("<u2"),
@@ -20,6 +21,7 @@ _DTYPES = {
     "FP16": np.dtype("<f2"),
     "FP32": np.dtype("<f4"),
     "FP64": np.dtype("<f8"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
     "BYTES": np.dtype(np.object_),
 }
 _LENGTH = np.dtype("<u4")  # each BYTES element is preceded by its length
@@ -50,12 +52,22 @@ def to_array(name: str, datatype: str, shape: Sequence[int], raw: bytes) -> np.n
     count = math.prod(shape)
     if dtype.hasobject:
         return _unpack_bytes(name, shape, count, raw)
-    if len(raw) != count * dtype.itemsize:
-        raise InvalidInput(
-            f"input {name!r} holds {len(raw)} bytes; shape {list(shape)} of {datatype} "
-            f"needs {count * dtype.itemsize} bytes"
-        )
+    check_byte_count(name, datatype, shape, len(raw))
     return shaped(name, np.frombuffer(raw, dtype), shape)
+
+
+def check_byte_count(name: str, datatype: str, shape: Sequence[int], given: int) -> None:
+    """Refuse contents of *given* bytes where *shape* needs another number; BYTES may have any.
+
+    Raises:
+        InvalidInput: They don't agree.
+    """
+    dtype = numpy_dtype(datatype)
+    needed = math.prod(shape) * dtype.itemsize
+    if not dtype.hasobject and given != needed:
+        raise InvalidInput(
+            f"input {name!r} holds {given} bytes; shape {list(shape)} of {datatype} needs {needed} bytes"
+        )
 
 
 def shaped(name: str, array: np.ndarray, shape: Sequence[int]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 from collections.abc import AsyncIterable, Callable, Iterable
 
 import structlog
@@ -24,17 +25,26 @@ def ready_versions(state: lifecycle_pb2.ModelState) -> list[int]:
     return [version.version for version in state.versions if version.state == READY]
 
 
-def choose_version(state: lifecycle_pb2.ModelState, requested: int = 0, routing_key: str = "") -> int:
+def choose_version(state: lifecycle_pb2.ModelState, requested: int = 0, routing_key: str | None = None) -> int:
     """Return the version that serves a request: the *requested* one, else what the model's traffic says.
 
-    Gateway and inference use this same function, so they agree. *routing_key* will split traffic between stable
-    and canary.
+    Gateway and inference use this same function, so they agree.
+
+    Args:
+        state: Of the model.
+        requested: Version that the request names; 0 means none.
+        routing_key: Decides between stable and canary: the same key gets the same version. Without a key there is no
+            canary, and one that is not ready gets nothing.
 
     Raises:
         NotFound: The requested version does not exist.
         NotReady: The version cannot serve now, or the model has none that can.
     """
     ready = ready_versions(state)
+    canary = state.traffic.canary
+    has_canary = not requested and routing_key is not None and canary.version in ready
+    if has_canary and routing_share(state.model, routing_key or "") < canary.share:
+        return canary.version
     version = requested or state.traffic.stable_version or (ready[-1] if ready else 0)
     if version in ready:
         return version
@@ -50,6 +60,15 @@ def choose_version(state: lifecycle_pb2.ModelState, requested: int = 0, routing_
     raise NotReady(
         f"version {version} of model {state.model!r} is {name}: {known[version].state_reason or 'try again'}"
     )
+
+
+def routing_share(model: str, routing_key: str) -> float:
+    """Return where a key stands among all, from 0 to below 1, evenly spread and the same in every process.
+
+    A canary takes the keys below its share, so a share that grows keeps the keys that it had.
+    """
+    digest = hashlib.blake2b(f"{model}\0{routing_key}".encode(errors="replace"), digest_size=8).digest()
+    return int.from_bytes(digest) / 2**64
 
 
 def can_serve(state: lifecycle_pb2.ModelState) -> bool:

@@ -2,12 +2,14 @@
 
 import ctypes
 import functools
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import ml_dtypes
 import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
@@ -33,10 +35,35 @@ _DATATYPES = {
     "tensor(int32)": "INT32",
     "tensor(int64)": "INT64",
     "tensor(float16)": "FP16",
+    "tensor(bfloat16)": "BF16",
     "tensor(float)": "FP32",
     "tensor(double)": "FP64",
     "tensor(string)": "BYTES",
 }
+
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+_ONNX_BFLOAT16 = 16
+"""`TensorProto.BFLOAT16`."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What a model's config may set of ONNX Runtime; the defaults are the service's own."""
+
+    intra_op_threads: int = 0
+    """Threads of one node; 0 leaves it to the service's setting."""
+    inter_op_threads: int = 1
+    """Nodes at a time, where `parallel`."""
+    parallel: bool = False
+    """Whether branches of a graph run side by side."""
+    memory_arena: bool = True
+    memory_pattern: bool = True
+    optimization: ort.GraphOptimizationLevel = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    session_entries: tuple[tuple[str, str], ...] = ()
+    run_entries: tuple[tuple[str, str], ...] = ()
+    cuda_options: tuple[tuple[str, str], ...] = ()
+    """Of the CUDA provider; without effect on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -51,16 +78,27 @@ class TensorSpec:
 class OnnxModel:
     """A loaded graph."""
 
-    def __init__(self, path: Path, device: Device, threads: int) -> None:
-        """Load the graph at *path*; *threads* 0 means one per processor.
+    def __init__(
+        self, path: Path, device: Device, threads: int, tuning: Tuning | None = None, gpu: int | None = None
+    ) -> None:
+        """Load a graph.
+
+        Args:
+            path: The file.
+            device: Where it shall run.
+            threads: Of one run, where *tuning* names none; 0 means one per processor.
+            tuning: ONNX Runtime's options.
+            gpu: Number of the GPU, where *device* lets it run on one; None takes the first.
 
         Raises:
             InvalidInput: ONNX Runtime cannot load the graph.
             Unsupported: The graph uses a datatype that the protocol does not have, or there is no GPU to use.
         """
-        providers = _providers(device)
+        tuning = tuning or Tuning()
+        self._run_entries = tuning.run_entries
+        providers = _providers(device, {"device_id": str(gpu or 0), **dict(tuning.cuda_options)})
         try:
-            self._session = ort.InferenceSession(path, _session_options(threads), providers=providers)
+            self._session = ort.InferenceSession(path, _session_options(threads, tuning), providers=providers)
         except Exception as error:  # ONNX Runtime raises a class of its own for each kind of bad graph
             text = str(error).replace(str(path), path.name)
             raise InvalidInput(f"{path.name} cannot be loaded: {text}", reason="INVALID_GRAPH") from error
@@ -68,6 +106,7 @@ class OnnxModel:
             raise Unsupported("INFERENCE_DEVICE is cuda, but its libraries were not found; install the extra cuda")
         self.inputs = tuple(_describe(argument) for argument in self._session.get_inputs())
         self.outputs = tuple(_describe(argument) for argument in self._session.get_outputs())
+        self._has_bfloat16 = any(spec.datatype == "BF16" for spec in (*self.inputs, *self.outputs))
 
     @property
     def on_gpu(self) -> bool:
@@ -97,26 +136,67 @@ class OnnxModel:
 
         Raises:
             InvalidInput: The graph refuses these values, such as an index out of range, or text is not UTF-8.
-
         """
         inputs = {name: _text(name, array) if array.dtype.hasobject else array for name, array in inputs.items()}
+        options = self._with_entries(options)
         try:
+            if self._has_bfloat16:
+                return self._run_values(inputs, outputs, options)
             return [np.asarray(array) for array in self._session.run(outputs, inputs, options)]
         except InvalidArgument as error:
             raise InvalidInput(f"the graph refuses these inputs: {error}", reason="REFUSED_BY_GRAPH") from error
 
+    def _with_entries(self, options: ort.RunOptions | None) -> ort.RunOptions | None:
+        if self._run_entries:
+            options = options or ort.RunOptions()
+            for key, value in self._run_entries:
+                options.add_run_config_entry(key, value)
+        return options
 
-def _session_options(threads: int) -> ort.SessionOptions:
+    def _run_values(self, inputs: Arrays, outputs: Sequence[str], options: ort.RunOptions | None) -> list[np.ndarray]:
+        """Run on OrtValues: the binding's arrays have no bfloat16."""
+        feeds = {name: _value_of(array) for name, array in inputs.items()}
+        return [_array_of(value) for value in self._session.run_with_ort_values(outputs, feeds, options)]
+
+
+def _value_of(array: np.ndarray) -> ort.OrtValue:
+    if array.dtype == BFLOAT16:
+        bits = np.ascontiguousarray(array).view(np.uint16)
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, _ONNX_BFLOAT16)
+    return ort.OrtValue.ortvalue_from_numpy(array)
+
+
+def _array_of(value: ort.OrtValue) -> np.ndarray:
+    if value.element_type() != _ONNX_BFLOAT16:
+        return np.asarray(value.numpy())
+    shape = value.shape()
+    size = math.prod(shape)
+    if not size:
+        return np.empty(shape, BFLOAT16)
+    # The binding has no array for it, but says where its memory lies; it is given back with the value.
+    memory = (ctypes.c_uint16 * size).from_address(value.data_ptr())
+    array: np.ndarray = np.frombuffer(memory, BFLOAT16).reshape(shape).copy()
+    return array
+
+
+def _session_options(threads: int, tuning: Tuning) -> ort.SessionOptions:
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
+    options.intra_op_num_threads = tuning.intra_op_threads or threads
+    options.inter_op_num_threads = tuning.inter_op_threads
+    options.execution_mode = ort.ExecutionMode.ORT_PARALLEL if tuning.parallel else ort.ExecutionMode.ORT_SEQUENTIAL
+    options.enable_cpu_mem_arena = tuning.memory_arena
+    options.enable_mem_pattern = tuning.memory_pattern
+    options.graph_optimization_level = tuning.optimization
     options.log_severity_level = 4  # what goes wrong is raised, too
     # Threads that spin between runs take the processors from decoding and from the event loop.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    for key, value in tuning.session_entries:
+        options.add_session_config_entry(key, value)
     return options
 
 
-def _providers(device: Device) -> list[str | tuple[str, dict[str, str]]]:
+def _providers(device: Device, cuda_options: dict[str, str]) -> list[str | tuple[str, dict[str, str]]]:
     if device == "cpu" or (device == "auto" and not gpu_found()):
         return ["CPUExecutionProvider"]
     if not gpu_found():
@@ -124,20 +204,27 @@ def _providers(device: Device) -> list[str | tuple[str, dict[str, str]]]:
     if hasattr(ort, "preload_dlls"):  # finds the CUDA libraries that torch's wheels or the extra `cuda` bring
         ort.preload_dlls()
     # TF32 keeps 10 bits of a float's 23: answers would differ from the golden vectors, and from the CPU's.
-    return [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]
+    return [("CUDAExecutionProvider", {"use_tf32": "0", **cuda_options}), "CPUExecutionProvider"]
+
+
+def gpu_found() -> bool:
+    """Whether a GPU can be used."""
+    return gpu_count() > 0
 
 
 @functools.cache
-def gpu_found() -> bool:
-    """Whether the CUDA driver is here and knows a device; ONNX Runtime's GPU build names its provider regardless."""
+def gpu_count() -> int:
+    """Return how many devices the CUDA driver knows; ONNX Runtime's GPU build names its provider regardless."""
     if "CUDAExecutionProvider" not in ort.get_available_providers():
-        return False
+        return 0
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return False
+        return 0
     count = ctypes.c_int(0)
-    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
 
 
 def _text(name: str, array: np.ndarray) -> np.ndarray:

@@ -13,8 +13,10 @@ from aimass.open_inference import grpc_service_pb2 as pb
 from services.inference.batching import Inference, merge_inferences
 from services.inference.engine import Arrays
 from services.inference.requests import (
+    RequestOptions,
     check_batch_size,
     check_digest,
+    request_options,
     requested_outputs,
     requested_version,
     unpack_inputs,
@@ -69,30 +71,45 @@ async def execute(
         outputs = requested_outputs(request, version.signature)
         if not split:
             check_batch_size(samples, version.signature)
-        inference = await _infer(version, inputs, outputs, samples, deadline)
+        inference = await _infer(version, inputs, outputs, samples, deadline, request_options(request))
     except BaseException:
         version.statistics.record_failure(time.perf_counter_ns() - arrival)
         raise
     total = time.perf_counter_ns() - arrival
     version.statistics.record_success(samples, total, inference.queue, inference.times)
+    if samples <= (version.signature.samples_per_run or samples):  # a shadow runs nothing in parts
+        models.answered(request.model_name, number, inputs, outputs, samples, inference)
     return Executed(number, version, outputs, inference)
 
 
 async def _infer(
-    version: LoadedVersion, inputs: Arrays, outputs: Sequence[str], samples: int, deadline: float
+    version: LoadedVersion,
+    inputs: Arrays,
+    outputs: Sequence[str],
+    samples: int,
+    deadline: float,
+    options: RequestOptions,
 ) -> Inference:
+    async def infer(inputs: Arrays, samples: int) -> Inference:
+        return await version.infer(
+            inputs,
+            outputs,
+            samples,
+            deadline,
+            priority=options.priority,
+            timeout_seconds=options.timeout_seconds,
+        )
+
     largest = version.signature.samples_per_run or samples
     if samples <= largest:
-        return await version.infer(inputs, outputs, samples, deadline)
+        return await infer(inputs, samples)
 
     room = asyncio.Semaphore(PARTS_AT_ONCE)
 
     async def infer_part(start: int) -> Inference:
         stop = min(start + largest, samples)
         async with room:
-            return await version.infer(
-                {name: array[start:stop] for name, array in inputs.items()}, outputs, stop - start, deadline
-            )
+            return await infer({name: array[start:stop] for name, array in inputs.items()}, stop - start)
 
     parts = [asyncio.ensure_future(infer_part(start)) for start in range(0, samples, largest)]
     try:

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from aimass.inference.v1 import lifecycle_pb2 as pb
 from aimass.inference.v1.lifecycle_pb2_grpc import ModelLifecycleServiceServicer
+from services.common.durations import duration_of
 from services.common.errors import InvalidInput, Overloaded
 from services.common.manifest import GRAPH_FILE, Graph, Manifest
 from services.common.server import StopSignal
 from services.common.traffic import model_not_found
 from services.inference.serving import ModelServer
+from services.inference.shadowing import ShadowCounts
 
 if TYPE_CHECKING:
     import grpc
@@ -81,11 +83,62 @@ class LifecycleServicer(ModelLifecycleServiceServicer):
             yield pb.WatchTrafficResponse(models=states)
 
     async def SetTraffic(self, request: pb.SetTrafficRequest, context: Context) -> pb.SetTrafficResponse:
-        """Change the stable version."""
-        expected = request.expected_generation if request.HasField("expected_generation") else None
+        """Replace the traffic by the given one."""
         return pb.SetTrafficResponse(
-            traffic=await self._models.set_traffic(request.model, request.stable_version, expected)
+            traffic=await self._models.set_traffic(
+                request.model,
+                request.stable_version,
+                _expected(request),
+                canary_version=_canary_version(request),
+                canary_share=request.canary.share,
+                shadow_version=request.shadow_version,
+            )
         )
+
+    async def GetTraffic(self, request: pb.GetTrafficRequest, context: Context) -> pb.GetTrafficResponse:
+        """Return the traffic and what the shadow has shown."""
+        counts = self._models.shadow_counts(request.model)
+        return pb.GetTrafficResponse(
+            traffic=self._models.states()[request.model].traffic, shadow=_report(counts) if counts else None
+        )
+
+    async def Promote(self, request: pb.PromoteRequest, context: Context) -> pb.PromoteResponse:
+        """Make what is tried out stable."""
+        return pb.PromoteResponse(
+            traffic=await self._models.promote(request.model, request.version, _expected(request))
+        )
+
+    async def Rollback(self, request: pb.RollbackRequest, context: Context) -> pb.RollbackResponse:
+        """Go back."""
+        return pb.RollbackResponse(traffic=await self._models.roll_back(request.model, _expected(request)))
+
+    async def DeleteVersion(self, request: pb.DeleteVersionRequest, context: Context) -> pb.DeleteVersionResponse:
+        """Remove a version."""
+        await self._models.delete(request.model, request.version)
+        return pb.DeleteVersionResponse()
+
+
+def _expected(request: pb.SetTrafficRequest | pb.PromoteRequest | pb.RollbackRequest) -> int | None:
+    return request.expected_generation if request.HasField("expected_generation") else None
+
+
+def _canary_version(request: pb.SetTrafficRequest) -> int:
+    if request.HasField("canary") and request.canary.version < 1:
+        raise InvalidInput("canary names no version; name one, or leave canary out", field="canary.version")
+    return request.canary.version
+
+
+def _report(counts: ShadowCounts) -> pb.ShadowReport:
+    return pb.ShadowReport(
+        version=counts.version,
+        compared=counts.compared,
+        agreed=counts.agreed,
+        failed=counts.failed,
+        dropped=counts.dropped,
+        skipped=counts.skipped,
+        shadow_time=duration_of(counts.shadow_ns),
+        stable_time=duration_of(counts.stable_ns),
+    )
 
 
 async def _receive_header(requests: AsyncIterator[pb.PublishVersionRequest]) -> pb.PublishVersionHeader:

@@ -1,7 +1,7 @@
 """Protocol messages <-> arrays: what `ModelInfer` and `Classify` have in common."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,8 +9,10 @@ import numpy as np
 from aimass.open_inference import grpc_service_pb2 as pb
 from services.common.errors import Conflict, InvalidInput
 from services.common.manifest import DIGEST_PARAMETER
-from services.common.tensors import numpy_dtype, shaped, to_array, to_raw
+from services.common.tensors import check_byte_count, numpy_dtype, shaped, to_array, to_raw
 from services.inference.engine import TensorSpec
+from services.inference.memory_tensors import BYTE_SIZE, OFFSET, REGION
+from services.inference.shared_memory import MemorySlice
 
 _CONTENTS = {
     "BOOL": "bool_contents",
@@ -42,6 +44,38 @@ class Signature:
         """Samples that one run takes: the largest batch, or 1 where each must run alone; 0 where there are none."""
         alone = all(spec.shape[:1] in ((1,), (-1,)) for spec in (*self.inputs, *self.outputs))
         return self.max_batch_size or int(alone)
+
+
+@dataclass(frozen=True)
+class RequestOptions:
+    """What the protocol's reserved parameters ask for; `sequence_*` and unknown ones change nothing here."""
+
+    timeout_seconds: float = math.inf
+    """Not run later than this after it arrived."""
+    priority: int = 0
+    """1 is the highest; 0 means the model's default."""
+
+
+def request_options(request: pb.ModelInferRequest) -> RequestOptions:
+    """Read the reserved parameters of *request*.
+
+    Raises:
+        InvalidInput: One has a value that it cannot have.
+    """
+    microseconds = _whole_number(request, "timeout")
+    return RequestOptions(microseconds / 1e6 if microseconds else math.inf, _whole_number(request, "priority"))
+
+
+def _whole_number(request: pb.ModelInferRequest, name: str) -> int:
+    """Return an integer parameter; 0 where it is not given. Clients send either kind of integer."""
+    if name not in request.parameters:
+        return 0
+    parameter = request.parameters[name]
+    kind = parameter.WhichOneof("parameter_choice")
+    value = getattr(parameter, kind) if kind in ("int64_param", "uint64_param") else -1
+    if value < 0:
+        raise InvalidInput(f"parameter {name!r} is {str(parameter).strip()[:40]}; give an integer from 0", field=name)
+    return int(value)
 
 
 def requested_version(text: str) -> int:
@@ -112,7 +146,9 @@ def _of_any_number(spec: TensorSpec) -> TensorSpec:
     return TensorSpec(spec.name, spec.datatype, (-1, *spec.shape[1:]))
 
 
-def _array(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None, spec: TensorSpec) -> np.ndarray:
+def _array(
+    tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | MemorySlice | None, spec: TensorSpec
+) -> np.ndarray:
     shape = tuple(tensor.shape)
     if tensor.datatype != spec.datatype:
         raise InvalidInput(
@@ -130,6 +166,9 @@ def _array(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None, spe
         return _typed_array(tensor, shape)
     if tensor.HasField("contents"):
         raise InvalidInput(f"input {spec.name!r} has contents and raw_input_contents; give one of them", field="inputs")
+    if isinstance(raw, MemorySlice):
+        check_byte_count(spec.name, spec.datatype, shape, raw.byte_size)  # before it is read
+        raw = raw.read()
     return to_array(spec.name, spec.datatype, shape, raw)
 
 
@@ -182,10 +221,31 @@ def requested_outputs(request: pb.ModelInferRequest, signature: Signature) -> li
 
 
 def pack_response(
-    response: pb.ModelInferResponse, names: Sequence[str], datatypes: Sequence[str], arrays: Sequence[np.ndarray]
+    response: pb.ModelInferResponse,
+    names: Sequence[str],
+    datatypes: Sequence[str],
+    arrays: Sequence[np.ndarray],
+    memory: Mapping[str, MemorySlice] | None = None,
 ) -> pb.ModelInferResponse:
-    """Add *arrays* to *response*, always raw: stock clients index the raw contents of every output."""
+    """Add *arrays* to *response*, always raw; those that *memory* has a place for go there.
+
+    Raises:
+        InvalidInput: A place in shared memory is too small.
+    """
     for name, datatype, array in zip(names, datatypes, arrays, strict=True):
-        response.outputs.add(name=name, datatype=datatype, shape=array.shape)
-        response.raw_output_contents.append(to_raw(array))
+        output = response.outputs.add(name=name, datatype=datatype, shape=array.shape)
+        raw = to_raw(array)
+        if memory and (part := memory.get(name)):
+            part.write(name, raw)
+            _describe_memory(output, part, len(raw))
+            raw = b""
+        # Stock clients index the raw contents of every output, also of those in shared memory.
+        response.raw_output_contents.append(raw)
     return response
+
+
+def _describe_memory(output: pb.ModelInferResponse.InferOutputTensor, part: MemorySlice, written: int) -> None:
+    output.parameters[REGION].string_param = part.region.name
+    output.parameters[BYTE_SIZE].int64_param = written
+    if part.offset:
+        output.parameters[OFFSET].int64_param = part.offset

@@ -20,7 +20,7 @@ class InferenceComponent:
 
     def __init__(self, settings: InferenceSettings, stop: StopSignal) -> None:
         self._models = ModelServer(settings)
-        self.open_inference = OpenInferenceServicer(self._models)  # type: ignore[abstract]  # extensions end UNIMPLEMENTED
+        self.open_inference = OpenInferenceServicer(self._models, stop, settings.max_message_bytes)
         self.inference = InferenceServicer(self._models)
         self.lifecycle = LifecycleServicer(self._models, stop, settings.max_model_bytes)
 
@@ -51,4 +51,5 @@ class InferenceComponent:
 
     async def close(self) -> None:
         """Free all graphs."""
+        self.open_inference.close()
         await self._models.close()

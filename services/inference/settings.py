@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from services.common.settings import Port, Positive, ServiceSettings, home_folder
+from services.common.settings import Port, Positive, Seconds, ServiceSettings, home_folder
 
 
 class InferenceSettings(ServiceSettings):
@@ -30,5 +30,9 @@ class InferenceSettings(ServiceSettings):
     """Samples that may wait for one version; more are refused."""
     loaded_versions: Positive = 3
     """Newest versions of each model that are kept loaded, beside the stable one and the one before it."""
+    poll_seconds: Seconds = 2.0
+    """How often the repository is looked at for what operators and other replicas changed; 0 means never."""
+    max_memory_bytes: int = Field(default=0, ge=0)
+    """Resident memory of the process beyond which no version is loaded; 0 means any."""
     max_model_bytes: Positive = 2 * 1024**3
     """Largest graph that can be published."""

@@ -4,6 +4,8 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 
+from aimass.open_inference import grpc_service_pb2 as pb
+
 
 @dataclass
 class Duration:
@@ -76,3 +78,37 @@ class Statistics:
     def record_failure(self, total_ns: int) -> None:
         """Count one request that ended in an error."""
         self.fail.add(total_ns)
+
+
+def statistics_message(name: str, number: int, statistics: Statistics) -> pb.ModelStatistics:
+    """Return the contract's form of a version's counters."""
+    return pb.ModelStatistics(
+        name=name,
+        version=str(number),
+        last_inference=statistics.last_inference_ms,
+        inference_count=statistics.inference_count,
+        execution_count=statistics.execution_count,
+        inference_stats=pb.InferStatistics(
+            success=_duration(statistics.success),
+            fail=_duration(statistics.fail),
+            queue=_duration(statistics.queue),
+            compute_input=_duration(statistics.compute_input),
+            compute_infer=_duration(statistics.compute_infer),
+            compute_output=_duration(statistics.compute_output),
+            cache_hit=pb.StatisticDuration(),  # no answer is kept
+            cache_miss=pb.StatisticDuration(),
+        ),
+        batch_stats=[
+            pb.InferBatchStatistics(
+                batch_size=size,
+                compute_input=_duration(batch.compute_input),
+                compute_infer=_duration(batch.compute_infer),
+                compute_output=_duration(batch.compute_output),
+            )
+            for size, batch in sorted(statistics.batches.items())
+        ],
+    )
+
+
+def _duration(duration: Duration) -> pb.StatisticDuration:
+    return pb.StatisticDuration(count=duration.count, ns=duration.ns)

@@ -2,21 +2,34 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from aimass.open_inference import model_config_pb2
 from services.common.errors import InvalidInput
-from services.common.manifest import GRAPH_FILE, MANIFEST_FILE, Golden, Manifest
+from services.common.manifest import MANIFEST_FILE, Golden, Manifest
 from services.common.tensors import numpy_dtype
 from services.inference.batching import Batcher, Inference
-from services.inference.engine import ENDLESS, Arrays, OnnxModel, TensorSpec
-from services.inference.model_config import batch_options, complete_config, read_labels, takes_any_batch
+from services.inference.engine import BFLOAT16, ENDLESS, Arrays, OnnxModel, TensorSpec, gpu_count
+from services.inference.model_config import (
+    batch_options,
+    complete_config,
+    graph_file,
+    read_labels,
+    reshapes_of,
+    served_outputs,
+    signature_of,
+    takes_any_batch,
+)
+from services.inference.placement import Instances, placements
 from services.inference.requests import Signature
+from services.inference.reshape import ReshapedRun
 from services.inference.settings import InferenceSettings
 from services.inference.statistics import Statistics
+from services.inference.tuning import tuning_of
+from services.inference.warmup import read_warmups
 
 
 class LoadedVersion:
@@ -25,24 +38,48 @@ class LoadedVersion:
     def __init__(
         self,
         manifest: Manifest,
-        labels: tuple[str, ...],
+        output_labels: Mapping[str, Sequence[str]],
         graph_digest: str,
-        graph: OnnxModel,
+        graphs: Sequence[OnnxModel],
         config: model_config_pb2.ModelConfig,
         max_queue_samples: int,
     ) -> None:
+        """Put a batcher before *graphs*, of which there is one for each instance; several may be the same."""
         self.manifest = manifest
         self.graph_digest = graph_digest
         self.config = config
-        self.signature = Signature(graph.inputs, graph.outputs, config.max_batch_size)
+        outputs = served_outputs(config, graphs[0].outputs)
+        self.signature = signature_of(config, graphs[0].inputs, outputs)
         self.statistics = Statistics()
-        self.labels = labels
+        self.output_labels = output_labels
+        self.labels = manifest.labels or tuple(next(iter(output_labels.values()), ()))
         self.preprocess_digest = manifest.preprocess.digest if manifest.preprocess else ""
-        self._batcher = Batcher(graph.run, batch_options(config, max_queue_samples), self.statistics)
+        run = graphs[0].run if len(set(graphs)) == 1 else Instances(graphs).run
+        reshapes = reshapes_of(config)
+        self._batcher = Batcher(
+            ReshapedRun(run, reshapes, config.max_batch_size > 0) if reshapes else run,
+            batch_options(config, max_queue_samples, len(graphs)),
+            self.statistics,
+        )
 
-    async def infer(self, inputs: Arrays, outputs: Sequence[str], samples: int, deadline: float) -> Inference:
+    def labels_of(self, output: str) -> Sequence[str]:
+        """Return the labels of an output's classes; none where it has none."""
+        return self.manifest.labels or self.output_labels.get(output, ())
+
+    async def infer(
+        self,
+        inputs: Arrays,
+        outputs: Sequence[str],
+        samples: int,
+        deadline: float,
+        *,
+        priority: int = 0,
+        timeout_seconds: float = math.inf,
+    ) -> Inference:
         """Run the graph; see `Batcher.infer`."""
-        return await self._batcher.infer(inputs, outputs, samples, deadline)
+        return await self._batcher.infer(
+            inputs, outputs, samples, deadline, priority=priority, timeout_seconds=timeout_seconds
+        )
 
     def close(self) -> None:
         """Let go of the graph once what is queued has run."""
@@ -71,37 +108,85 @@ def load_version(
     Raises:
         InvalidInput: The graph or its manifest is broken, or it does not do what they say.
     """
-    path = folder / GRAPH_FILE
-    if not path.is_file():
-        raise InvalidInput(f"{folder.name}/{GRAPH_FILE} is missing")
-    with path.open("rb") as file:
-        graph_digest = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
-    if manifest.graph and manifest.graph.sha256 != graph_digest:
-        raise InvalidInput(
-            f"{GRAPH_FILE} has digest {graph_digest}, but {MANIFEST_FILE} states {manifest.graph.sha256}; "
-            "the file was damaged or exchanged"
-        )
-    graph = OnnxModel(path, settings.device, settings.threads)
-    _check_manifest(manifest, graph)
+    path = folder / graph_file(config)
+    graph_digest = _digest(path, manifest)
+    graphs = _load_graphs(path, config, settings)
+    graph, outputs = graphs[0], served_outputs(config, graphs[0].outputs)
     largest = settings.max_message_bytes // _sample_bytes(graph, settings.max_message_bytes)
-    apart = _keeps_samples_apart(graph) if takes_any_batch(graph.inputs, graph.outputs) else None
+    names = [spec.name for spec in outputs]
+    apart = _keeps_samples_apart(graph, names) if takes_any_batch(graph.inputs, outputs) else None
     if config is not None and config.max_batch_size and apart is False:
         raise InvalidInput(
             f"max_batch_size is {config.max_batch_size}, but the graph's answer for one sample depends on the "
             "others in its batch; set max_batch_size to 0"
         )
-    completed = complete_config(config, model, graph.inputs, graph.outputs, settings.max_batch_size if apart else 0)
-    _warm_up(graph, min(completed.max_batch_size, largest) if apart else 0)
+    own = settings.max_batch_size if apart else 0
+    completed = complete_config(config, model, graph.inputs, graph.outputs, own)
+    signature = signature_of(completed, graph.inputs, outputs)
+    _check_manifest(manifest, signature)
+    for each in dict.fromkeys(graphs):
+        _warm_up(each, min(completed.max_batch_size, largest) if apart else 0)
+        _run_warmups(each, completed, signature, settings, model)
     if manifest.golden is not None:
         check_golden(graph, manifest.golden)
-    labels = manifest.labels or read_labels(settings.repository / model, completed)
-    return LoadedVersion(manifest, labels, graph_digest, graph, completed, settings.max_queue_samples)
+    labels = read_labels(settings.repository / model, completed)
+    return LoadedVersion(manifest, labels, graph_digest, graphs, completed, settings.max_queue_samples)
 
 
-def _check_manifest(manifest: Manifest, graph: OnnxModel) -> None:
+def _digest(path: Path, manifest: Manifest) -> str:
+    """Return the digest of the graph's file, which has to be that of the manifest."""
+    if not path.is_file():
+        raise InvalidInput(f"{path.parent.name}/{path.name} is missing")
+    with path.open("rb") as file:
+        digest = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+    if manifest.graph and manifest.graph.sha256 != digest:
+        raise InvalidInput(
+            f"{path.name} has digest {digest}, but {MANIFEST_FILE} states {manifest.graph.sha256}; "
+            "the file was damaged or exchanged"
+        )
+    return digest
+
+
+def _load_graphs(
+    path: Path, config: model_config_pb2.ModelConfig | None, settings: InferenceSettings
+) -> list[OnnxModel]:
+    """Return the graph of each instance; those on the same device share one."""
+    wanted = placements(config, settings.device, gpu_count())
+    tuning = tuning_of(config)
+    graphs = {
+        place: OnnxModel(path, place.device, settings.threads, tuning, place.gpu) for place in dict.fromkeys(wanted)
+    }
+    return [graphs[place] for place in wanted]
+
+
+def _run_warmups(
+    graph: OnnxModel,
+    config: model_config_pb2.ModelConfig,
+    signature: Signature,
+    settings: InferenceSettings,
+    model: str,
+) -> None:
+    """Run what the config wants run before the first caller comes.
+
+    Raises:
+        InvalidInput: The graph fails on it.
+    """
+    run = ReshapedRun(graph.try_out, reshapes_of(config), config.max_batch_size > 0)
+    names = [spec.name for spec in signature.outputs]
+    folder = settings.repository / model
+    for warmup in read_warmups(config, signature, folder, settings.max_message_bytes):
+        try:
+            for _ in range(warmup.count):
+                run(warmup.inputs, names)
+        except Exception as error:  # ONNX Runtime has a class of its own for each kind
+            _raise_if_endless(error)
+            raise InvalidInput(f"the graph fails on model_warmup {warmup.name!r}: {error}") from error
+
+
+def _check_manifest(manifest: Manifest, signature: Signature) -> None:
     spec = manifest.preprocess
     if spec is not None:
-        tensors = {tensor.name: tensor for tensor in graph.inputs}
+        tensors = {tensor.name: tensor for tensor in signature.inputs}
         wanted = tensors.get(spec.input)
         if wanted is None or len(tensors) != 1:
             raise InvalidInput(f"the preprocess spec makes input {spec.input!r}; the graph takes {list(tensors)}")
@@ -113,7 +198,7 @@ def _check_manifest(manifest: Manifest, graph: OnnxModel) -> None:
                 f"the preprocess spec makes {spec.datatype} {[-1, *spec.shape]}; the graph takes {wanted.datatype} "
                 f"{list(wanted.shape)}"
             )
-    classes = graph.outputs[0].shape[-1:] if len(graph.outputs) == 1 else ()
+    classes = signature.outputs[0].shape[-1:] if len(signature.outputs) == 1 else ()
     if manifest.labels and classes and classes[0] not in (-1, len(manifest.labels)):
         raise InvalidInput(f"{MANIFEST_FILE} has {len(manifest.labels)} labels; the graph gives {classes[0]} scores")
 
@@ -144,7 +229,7 @@ def _sample(graph: OnnxModel, seed: int) -> dict[str, np.ndarray]:
 def _values(random: np.random.Generator, spec: TensorSpec, seed: int) -> np.ndarray:
     shape = [abs(side) for side in spec.shape]
     dtype = numpy_dtype(spec.datatype)
-    if dtype.kind == "f":
+    if dtype.kind == "f" or dtype == BFLOAT16:
         return random.random(shape, np.float32).astype(dtype)
     if spec.datatype == "UINT8":
         return random.integers(0, 256, shape, dtype)
@@ -153,7 +238,7 @@ def _values(random: np.random.Generator, spec: TensorSpec, seed: int) -> np.ndar
     return np.full(shape, seed, dtype)  # small, since integers are often indices
 
 
-def _keeps_samples_apart(graph: OnnxModel) -> bool | None:
+def _keeps_samples_apart(graph: OnnxModel, names: Sequence[str]) -> bool | None:
     """Run two samples alone and together: a batch dimension that isn't one shows, whatever the graph declares.
 
     None where the made-up samples don't suit the graph, which proves nothing.
@@ -161,7 +246,6 @@ def _keeps_samples_apart(graph: OnnxModel) -> bool | None:
     Raises:
         InvalidInput: The graph does not come to an end.
     """
-    names = [spec.name for spec in graph.outputs]
     first, second = _sample(graph, 0), _sample(graph, 1)
     both = {name: np.concatenate([first[name], second[name]]) for name in first}
     try:
@@ -174,7 +258,7 @@ def _keeps_samples_apart(graph: OnnxModel) -> bool | None:
     except Exception:
         return False
     return all(
-        output.shape[:1] == (2,) and all(_close(alone[row][position][0], output[row]) for row in range(2))
+        output.shape[:1] == (2,) and all(_close(alone[row][position], output[row : row + 1]) for row in range(2))
         for position, output in enumerate(together)
     )
 
@@ -182,6 +266,8 @@ def _keeps_samples_apart(graph: OnnxModel) -> bool | None:
 def _close(one: np.ndarray, other: np.ndarray) -> bool:
     if one.shape != other.shape:
         return False
+    if one.dtype == BFLOAT16:  # 8 bits of precision
+        return bool(np.allclose(one.astype(np.float32), other.astype(np.float32), rtol=3e-2, atol=1e-2, equal_nan=True))
     if one.dtype.kind != "f":
         return bool(np.array_equal(one, other))
     return bool(np.allclose(one, other, rtol=1e-2, atol=1e-3, equal_nan=True))

@@ -3,10 +3,12 @@
 import json
 import shutil
 
+import grpc
 import pytest
 
 from aimass.starter import STARTER
 from services.common.manifest import Manifest
+from services.trainer.publishing import publish_version
 from services.trainer.recipes import make_options
 from services.trainer.runs import Run, write_run
 from tests.end_to_end.pictures import SAMPLES, cat
@@ -207,3 +209,35 @@ def test_a_finished_run_is_published_without_training_again(run, suite):
     assert "published as version 1 of from-a-run" in shown.stdout
     assert unreachable.returncode == 1
     assert "--run-id done --publish" in unreachable.stderr
+
+
+@pytest.fixture
+def two_versions(suite):
+    """A model of which two versions were published."""
+    with grpc.insecure_channel(f"127.0.0.1:{suite.ports.inference}") as channel:
+        for _ in range(2):
+            publish_version(channel, "on-trial", STARTER / "cifar10" / "1")
+    return "on-trial"
+
+
+def test_traffic_is_shown_changed_promoted_and_rolled_back(run, suite, two_versions):
+    port = {"INFERENCE_PORT": str(suite.ports.inference)}
+    moves = [
+        run("traffic", two_versions, "--canary", "2", "--share", "0.25", **port),
+        run("promote", two_versions, **port),
+        run("rollback", two_versions, **port),
+    ]
+    shown = run("traffic", two_versions, **port)
+    refused = run("traffic", two_versions, "--stable", "9", **port)
+
+    assert [move.stdout for move in moves] == [
+        "on-trial, generation 2: version 1 is stable, version 2 is canary for 25.0%\n",
+        "on-trial, generation 3: version 2 is stable, version 1 is previous\n",
+        "on-trial, generation 4: version 1 is stable, version 2 is previous\n",
+    ]
+    assert [line.split()[:3] for line in shown.stdout.splitlines()[1:]] == [
+        ["1", "READY", "stable"],
+        ["2", "READY", "previous"],
+    ]
+    assert refused.returncode == 1
+    assert "has no version 9" in refused.stderr

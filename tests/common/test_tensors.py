@@ -9,7 +9,8 @@ from hypothesis.extra import numpy as hnp
 from services.common.errors import InvalidInput
 from services.common.tensors import numpy_dtype, to_array, to_raw
 
-NUMBERS = ["BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64"]
+INTEGERS = ["UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64"]
+NUMBERS = [*INTEGERS, "BOOL", "FP16", "FP32", "FP64"]
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
 
 
@@ -22,6 +23,13 @@ def test_numbers_survive_the_wire(datatype, data):
     back = to_array("x", datatype, array.shape, to_raw(array))
 
     assert (back.dtype, back.shape, back.tobytes()) == (array.dtype, array.shape, array.tobytes())
+
+
+@given(hnp.arrays(np.uint16, SHAPES))
+def test_bf16_survives_the_wire_bit_for_bit(bits):
+    back = to_array("x", "BF16", bits.shape, bits.tobytes())
+
+    assert (back.dtype, back.shape, to_raw(back)) == (numpy_dtype("BF16"), bits.shape, bits.tobytes())
 
 
 @given(hnp.arrays(np.object_, SHAPES, elements=st.binary(max_size=300), fill=st.nothing()))
@@ -51,7 +59,7 @@ def test_array_is_a_view_of_the_message():
     ("datatype", "shape", "raw", "words"),
     [
         ("FLOAT", [1], b"1234", "datatype 'FLOAT' is unknown"),
-        ("BF16", [1], b"12", "datatype 'BF16' is unknown"),
+        ("BF16", [1], b"1", r"holds 1 bytes; shape \[1\] of BF16 needs 2 bytes"),
         ("FP32", [2, -1], b"12345678", r"shape \[2, -1\]; every dimension must be 0 or more"),
         ("FP32", [2], b"1234567", r"holds 7 bytes; shape \[2\] of FP32 needs 8 bytes"),
         ("FP32", [2**40, 2**40], b"", "holds 0 bytes"),

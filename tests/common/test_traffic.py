@@ -3,12 +3,13 @@
 import asyncio
 from collections.abc import AsyncIterator
 
+import numpy as np
 import pytest
 
-from aimass.inference.v1.lifecycle_pb2 import ModelState, ModelVersion, Traffic, WatchTrafficResponse
+from aimass.inference.v1.lifecycle_pb2 import Canary, ModelState, ModelVersion, Traffic, WatchTrafficResponse
 from services.common import traffic
 from services.common.errors import NotFound, NotReady
-from services.common.traffic import TrafficFollower, choose_version, ready_versions
+from services.common.traffic import TrafficFollower, choose_version, ready_versions, routing_share
 
 READY, LOADING, UNAVAILABLE = ModelVersion.STATE_READY, ModelVersion.STATE_LOADING, ModelVersion.STATE_UNAVAILABLE
 
@@ -55,6 +56,31 @@ def test_version_is_the_requested_one_then_the_stable_one_then_the_newest_ready_
 def test_version_that_cannot_serve_is_refused_with_what_could(model, requested, error, words):
     with pytest.raises(error, match=words):
         choose_version(model, requested)
+
+
+def test_a_canary_takes_the_keys_below_its_share_and_only_of_requests_that_name_no_version():
+    model = state(stable=1, v1=READY, v2=READY)
+    model.traffic.canary.CopyFrom(Canary(version=2, share=routing_share("m", "key")))
+    assert choose_version(model, routing_key="key") == 1
+    model.traffic.canary.share += 1e-9
+
+    assert choose_version(model, routing_key="key") == 2
+    assert choose_version(model, 1, "key") == 1
+    assert choose_version(model) == 1
+
+
+def test_a_canary_that_is_not_ready_gets_nothing():
+    model = state(stable=1, v1=READY, v2=UNAVAILABLE)
+    model.traffic.canary.CopyFrom(Canary(version=2, share=1.0))
+
+    assert choose_version(model, routing_key="key") == 1
+
+
+def test_keys_are_spread_evenly_and_each_model_spreads_them_anew():
+    shares = np.array([[routing_share(model, str(key)) for key in range(4000)] for model in ("one", "other")])
+
+    assert np.all(np.abs(np.histogram(shares[0], 10, (0, 1))[0] - 400) < 100)
+    assert abs(np.corrcoef(shares)[0, 1]) < 0.1
 
 
 def test_ready_versions_leave_out_the_rest():

@@ -50,7 +50,8 @@ def add_model(model_repository: Path):
 @pytest.fixture
 def settings(model_repository: Path):
     """A function that returns the service's settings for the repository."""
-    return lambda **fields: InferenceSettings(repository=model_repository, device="cpu", threads=1, **fields)
+    base = {"repository": model_repository, "device": "cpu", "threads": 1, "poll_seconds": 0}
+    return lambda **fields: InferenceSettings(**base | fields)
 
 
 @pytest.fixture

@@ -6,10 +6,15 @@ import threading
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
-from services.common.errors import DeadlineExceeded, InvalidInput, Overloaded
-from services.inference.batching import Batcher, BatchOptions
+from services.common.errors import DeadlineExceeded, InvalidInput, Overloaded, ServiceError
+from services.inference.batching import Batcher, BatchOptions, merge_inferences
+from services.inference.duration_model import FEWEST, DurationModel
 from services.inference.statistics import Statistics
+from services.inference.waiting import QueueOptions, QueuePolicy
 
 
 class Doubling:
@@ -36,12 +41,14 @@ class Bench:
     def __init__(self, graph, **options) -> None:
         self.graph = graph
         self.statistics = Statistics()
-        self.batcher = Batcher(graph, BatchOptions(**{"max_batch_size": 4} | options), self.statistics)
+        self.durations = DurationModel()
+        options = BatchOptions(**{"max_batch_size": 4} | options)
+        self.batcher = Batcher(graph, options, self.statistics, self.durations)
 
-    async def send(self, *values: float, shape=(-1, 1), outputs=("y",), deadline: float = math.inf):
+    async def send(self, *values: float, shape=(-1, 1), outputs=("y",), deadline: float = math.inf, **fields):
         """Queue one request and return it as a task."""
         array = np.array(values, np.float32).reshape(shape)
-        task = asyncio.ensure_future(self.batcher.infer({"x": array}, outputs, len(array), deadline))
+        task = asyncio.ensure_future(self.batcher.infer({"x": array}, outputs, len(array), deadline, **fields))
         await asyncio.sleep(0)  # the task has queued it now
         return task
 
@@ -89,6 +96,7 @@ async def test_requests_that_arrive_during_a_run_share_the_next_one(bench):
     assert [values(each) for each in await asyncio.gather(*waiting)] == [[2], [4, 6], [8]]
     assert bench.graph.batches == [[0], [1, 2, 3, 4]]
     assert {each.result().batch_size for each in waiting} == {4}
+    assert {each.result().batch_requests for each in waiting} == {3}
 
 
 @pytest.mark.parametrize(
@@ -159,11 +167,11 @@ async def test_expired_request_never_runs(bench):
     bench = bench()
     await bench.occupied()
     now = asyncio.get_running_loop().time()
-    expired, waiting = await bench.send(1, deadline=now), await bench.send(2, deadline=now + 3600)
-    bench.graph.gate.set()
+    expired, waiting = await bench.send(1, deadline=now + 0.01), await bench.send(2, deadline=now + 3600)
 
     with pytest.raises(DeadlineExceeded, match="deadline passed while the request waited"):
-        await expired
+        await expired  # while the graph is still busy
+    bench.graph.gate.set()
     assert values(await waiting) == [4]
     assert bench.graph.batches == [[0], [2]]
 
@@ -283,3 +291,271 @@ async def test_times_say_where_a_request_was(bench):
     assert min(inference.times.compute_input, inference.times.compute_infer, inference.times.compute_output) >= 0
     assert bench.statistics.execution_count == 2
     assert {size: batch.compute_infer.count for size, batch in bench.statistics.batches.items()} == {1: 2}
+
+
+async def test_request_larger_than_a_batch_is_refused(bench):
+    with pytest.raises(InvalidInput, match="holds 5 samples; this model takes 1 to 4 at once"):
+        await (await bench().send(1, 2, 3, 4, 5))
+
+
+async def test_array_of_a_request_that_runs_alone_reaches_the_graph_without_a_copy():
+    received = []
+
+    def keep(inputs, outputs):
+        received.append(inputs["x"])
+        return [inputs["x"]]
+
+    batcher = Batcher(keep, BatchOptions(max_batch_size=4), Statistics())
+    array = np.frombuffer(b"\0" * 16, np.float32).reshape(2, 2)
+    inference = await batcher.infer({"x": array}, ["y"], 2, math.inf)
+    batcher.close()
+
+    assert received[0] is array
+    assert inference.outputs[0] is array
+
+
+def learn(durations: DurationModel, seconds: float) -> None:
+    """Teach that a batch of any size takes *seconds*."""
+    for _ in range(FEWEST):
+        durations.record(4, seconds)
+
+
+async def test_request_that_cannot_meet_its_deadline_is_refused_with_the_time_that_it_would_take(bench):
+    bench = bench()
+    learn(bench.durations, 100)
+    await bench.occupied()
+    now = asyncio.get_running_loop().time()
+
+    with pytest.raises(
+        Overloaded, match=r"would take about 200 s and the deadline leaves (60|59\.\d) s; send fewer"
+    ) as caught:
+        await (await bench.send(1, deadline=now + 60))
+    assert caught.value.reason == "DEADLINE_UNREACHABLE"
+    assert caught.value.retry_after_seconds == pytest.approx(200, rel=0.01)
+
+
+@pytest.mark.parametrize(("before", "admitted"), [(0, True), (3, True), (4, False), (7, False)])
+async def test_admission_counts_the_batches_that_run_before(bench, before, admitted):
+    bench = bench()
+    learn(bench.durations, 100)
+    await bench.occupied()
+    for _ in range(before):
+        await bench.send(1)
+    late = await bench.send(2, deadline=asyncio.get_running_loop().time() + 250)
+
+    assert late.done() != admitted
+    bench.graph.gate.set()
+    if admitted:
+        assert values(await late) == [4]
+    else:
+        assert isinstance(late.exception(), Overloaded)
+
+
+async def test_idle_graph_tries_whatever_it_learned(bench):
+    bench = bench()
+    bench.graph.gate.set()
+    learn(bench.durations, 100)
+
+    assert values(await (await bench.send(1, deadline=asyncio.get_running_loop().time() + 50))) == [2]
+
+
+async def test_full_queue_says_when_there_will_be_room(bench):
+    bench = bench(max_queue_samples=4)
+    learn(bench.durations, 100)
+    await bench.occupied()
+    await bench.send(1, 2, 3, 4)
+
+    with pytest.raises(Overloaded) as caught:
+        await (await bench.send(5))
+    assert caught.value.retry_after_seconds == pytest.approx(300, rel=0.01)
+
+
+async def test_higher_priority_runs_first_and_the_rest_in_order(bench):
+    bench = bench(max_batch_size=1, queue=QueueOptions(levels=3, default_level=2))
+    await bench.occupied()
+    sent = [(1, 3), (2, 0), (3, 1), (4, 2), (5, 99), (6, 1)]
+    waiting = [await bench.send(value, priority=priority) for value, priority in sent]
+    bench.graph.gate.set()
+
+    await asyncio.gather(*waiting)
+    assert [batch[0] for batch in bench.graph.batches[1:]] == [3, 6, 2, 4, 5, 1]
+
+
+async def test_queue_of_a_level_is_limited_by_its_own_policy(bench):
+    queue = QueueOptions(levels=2, default_level=2, policies={1: QueuePolicy(max_requests=1)})
+    bench = bench(queue=queue)
+    await bench.occupied()
+    waiting = [await bench.send(1, priority=1), await bench.send(2), await bench.send(3)]
+
+    with pytest.raises(Overloaded, match=r"1 requests of priority 1 wait .* at most 1 wait \(max_queue_size\)"):
+        await (await bench.send(4, priority=1))
+    bench.graph.gate.set()
+    assert [values(each) for each in await asyncio.gather(*waiting)] == [[2], [4], [6]]
+
+
+async def test_request_that_waited_too_long_is_refused_while_the_graph_is_still_busy(bench):
+    bench = bench(queue=QueueOptions(default_policy=QueuePolicy(timeout_seconds=0.01)))
+    await bench.occupied()
+
+    with pytest.raises(DeadlineExceeded, match=r"waited 0\.01 s, which is the longest that it may"):
+        await (await bench.send(1, timeout_seconds=0.001))
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+async def test_request_shortens_its_wait_only_where_the_policy_lets_it(bench, allowed):
+    bench = bench(queue=QueueOptions(default_policy=QueuePolicy(timeout_seconds=3600, allows_override=allowed)))
+    await bench.occupied()
+    hasty, patient = await bench.send(1, timeout_seconds=0.001), await bench.send(2, timeout_seconds=7200)
+    if allowed:
+        with pytest.raises(DeadlineExceeded, match=r"waited 0\.001 s"):
+            await hasty
+    bench.graph.gate.set()
+
+    assert values(await patient) == [4]
+    assert bench.graph.batches == [[0], [2] if allowed else [1, 2]]
+
+
+async def test_request_that_is_put_off_runs_behind_those_of_its_level(bench):
+    delays = QueuePolicy(timeout_seconds=0.001, delays=True)
+    bench = bench(max_batch_size=1, queue=QueueOptions(levels=2, policies={1: delays}))
+    await bench.occupied()
+    first = await bench.send(1, priority=1)
+    with pytest.raises(DeadlineExceeded):  # by then the other's time was over, too
+        await (await bench.send(9, priority=2, deadline=asyncio.get_running_loop().time() + 0.02))
+    second, last = await bench.send(2, priority=1), await bench.send(3, priority=2)
+    bench.graph.gate.set()
+
+    await asyncio.gather(first, second, last)
+    assert bench.graph.batches == [[0], [2], [1], [3]]
+
+
+async def test_preferred_size_is_sent_at_once_and_the_rest_waits_for_another(bench):
+    bench = bench(preferred_batch_sizes=frozenset({2}), max_queue_delay_seconds=3600)
+    bench.graph.gate.set()
+    waiting = [await bench.send(1), await bench.send(2), await bench.send(3)]
+
+    await asyncio.gather(*waiting[:2])
+    assert bench.graph.batches == [[1, 2]]
+    await asyncio.gather(waiting[2], await bench.send(4))
+    assert bench.graph.batches == [[1, 2], [3, 4]]
+
+
+async def test_preferred_size_is_taken_of_what_waits(bench):
+    bench = bench(preferred_batch_sizes=frozenset({2}))
+    await bench.occupied()
+    waiting = [await bench.send(1), await bench.send(2), await bench.send(3)]
+    bench.graph.gate.set()
+
+    await asyncio.gather(*waiting)
+    assert bench.graph.batches == [[0], [1, 2], [3]]
+
+
+async def test_queue_delay_ends_before_it_would_cost_a_deadline(bench):
+    bench = bench(max_queue_delay_seconds=3600)
+    bench.graph.gate.set()
+    learn(bench.durations, 1000)
+
+    assert values(await (await bench.send(1, deadline=asyncio.get_running_loop().time() + 1000.01))) == [2]
+
+
+class Watched(Statistics):
+    """Tells when something was executed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counted = asyncio.Event()
+
+    def record_execution(self, batch_size, times):
+        super().record_execution(batch_size, times)
+        self.counted.set()
+
+
+async def test_answers_keep_the_order_of_arrival_where_the_config_wants_it():
+    gates = {1: threading.Event(), 2: threading.Event()}
+    answered = []
+
+    def run(inputs, outputs):
+        gates[int(inputs["x"][0, 0])].wait()
+        return [inputs["x"]]
+
+    statistics = Watched()
+    batcher = Batcher(run, BatchOptions(max_batch_size=1, instances=2, preserve_ordering=True), statistics)
+
+    async def ask(value: int) -> None:
+        await batcher.infer({"x": np.full((1, 1), value)}, ["y"], 1, math.inf)
+        answered.append(value)
+
+    asked = [asyncio.ensure_future(ask(1)), asyncio.ensure_future(ask(2))]
+    gates[2].set()
+    await statistics.counted.wait()  # the second one has run
+    assert answered == []
+    gates[1].set()
+
+    await asyncio.gather(*asked)
+    assert answered == [1, 2]
+    batcher.close()
+
+
+async def test_parts_of_a_request_are_one_answer(bench):
+    bench = bench()
+    bench.graph.gate.set()
+    parts = [await (await bench.send(1, 2)), await (await bench.send(3))]
+    merged = merge_inferences(parts)
+
+    assert values(merged) == [2, 4, 6]
+    assert merged.batch_size == 2
+    assert merged.times.compute_infer == sum(part.times.compute_infer for part in parts)
+
+
+requests = st.lists(
+    st.tuples(
+        st.integers(1, 4),  # samples
+        st.sampled_from([0, 1, 2, 3]),  # priority
+        st.sampled_from(["stays", "stays", "leaves", "fails", "expires"]),
+        st.booleans(),  # whether the graph goes on afterwards
+    ),
+    max_size=25,
+)
+
+
+@given(requests, st.integers(4, 6), st.integers(1, 2), st.sampled_from([frozenset(), frozenset({2, 4})]))
+@hypothesis_settings(max_examples=60, deadline=None)
+def test_every_request_has_exactly_one_outcome_and_its_own_answer(plan, most, instances, preferred):
+    options = {
+        "max_batch_size": most,
+        "instances": instances,
+        "preferred_batch_sizes": preferred,
+        "queue": QueueOptions(levels=3, default_level=2),
+    }
+    asyncio.run(_play(plan, options))
+
+
+async def _play(plan, options) -> None:
+    """Send the planned requests and compare what came of each with what must."""
+    bench = Bench(Doubling(), **options)
+    loop = asyncio.get_running_loop()
+    tasks = []
+    for number, (samples, priority, fate, goes_on) in enumerate(plan, 1):
+        sent = [float(-number if fate == "fails" else number)] * samples
+        deadline = loop.time() + (0.0005 if fate == "expires" else 3600)
+        tasks.append(await bench.send(*sent, priority=priority, deadline=deadline))
+        if fate == "leaves":
+            tasks[-1].cancel()
+        if goes_on:
+            bench.graph.gate.set()
+    bench.graph.gate.set()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    bench.batcher.close()
+
+    run = [value for batch in bench.graph.batches for value in batch]
+    assert all(len(batch) <= options["max_batch_size"] for batch in bench.graph.batches)
+    assert not bench.batcher._waiting.samples
+    assert not bench.batcher._running
+    for number, (outcome, (samples, _, fate, _)) in enumerate(zip(outcomes, plan, strict=True), 1):
+        if fate == "stays" or (fate == "expires" and not isinstance(outcome, ServiceError)):
+            assert values(outcome) == [2.0 * number] * samples
+            assert number in run
+        else:
+            expected = {"leaves": asyncio.CancelledError, "fails": InvalidInput, "expires": DeadlineExceeded}[fate]
+            assert isinstance(outcome, expected)
+            assert (number in run) <= (fate == "leaves")

@@ -12,6 +12,8 @@ from aimass.inference.v1 import lifecycle_pb2 as pb
 from aimass.inference.v1.lifecycle_pb2_grpc import ModelLifecycleServiceStub
 from aimass.open_inference.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 from services.common.manifest import Golden, GoldenTensor, Manifest
+from services.inference.desired_traffic import Traffic
+from tests.end_to_end.suite import eventually
 
 
 @pytest.fixture
@@ -166,7 +168,7 @@ async def test_traffic_is_on_disk_when_the_answer_comes(stub, model_repository):
     await stub.SetTraffic(pb.SetTrafficRequest(model="tiny", stable_version=1))
 
     written = json.loads((model_repository / "tiny" / "traffic.json").read_text())
-    assert written == {"generation": 1, "stable_version": 1, "previous_version": 0}
+    assert written == vars(Traffic(generation=1, stable_version=1))
 
 
 async def test_watcher_gets_the_whole_state_at_once_and_after_each_change(stub, good, upload):
@@ -210,3 +212,94 @@ async def test_serving_goes_on_while_versions_come_and_go(stub, good, upload, in
 
     assert set.union(*await asyncio.gather(*callers)) <= {str(number) for number in range(1, 8)}
     assert (await infer(infer_request(images))).model_version == "7"
+
+
+async def test_trial_is_told_to_followers_promoted_and_taken_back(stub, good, upload):
+    for _ in range(2):
+        await stub.PublishVersion(iter(upload("tiny", *good)))
+    canary = pb.Canary(version=2, share=0.25)
+    tried = await stub.SetTraffic(
+        pb.SetTrafficRequest(model="tiny", stable_version=1, canary=canary, shadow_version=3, expected_generation=1)
+    )
+    told = (await stub.WatchTraffic(pb.WatchTrafficRequest()).read()).models[0].traffic
+    promoted = (await stub.Promote(pb.PromoteRequest(model="tiny", expected_generation=2))).traffic
+    back = (await stub.Rollback(pb.RollbackRequest(model="tiny"))).traffic
+    got = await stub.GetTraffic(pb.GetTrafficRequest(model="tiny"))
+
+    assert told == tried.traffic == pb.Traffic(generation=2, stable_version=1, canary=canary, shadow_version=3)
+    assert promoted == pb.Traffic(generation=3, stable_version=2, previous_version=1)
+    assert back == got.traffic == pb.Traffic(generation=4, stable_version=1, previous_version=2)
+    assert not got.HasField("shadow")
+
+
+@pytest.mark.parametrize(
+    ("method", "request_message", "code", "words"),
+    [
+        ("Promote", pb.PromoteRequest(model="tiny"), "FAILED_PRECONDITION", "neither canary nor shadow"),
+        ("Promote", pb.PromoteRequest(model="tiny", version=9), "NOT_FOUND", "has no version 9"),
+        ("Promote", pb.PromoteRequest(model="no"), "NOT_FOUND", "model 'no' is unknown"),
+        ("Rollback", pb.RollbackRequest(model="tiny"), "FAILED_PRECONDITION", "has served no other version"),
+        ("Rollback", pb.RollbackRequest(model="tiny", expected_generation=3), "FAILED_PRECONDITION", "not 3"),
+        ("GetTraffic", pb.GetTrafficRequest(model="no"), "NOT_FOUND", "model 'no' is unknown"),
+        ("DeleteVersion", pb.DeleteVersionRequest(model="tiny", version=2), "NOT_FOUND", "has no version 2"),
+        (
+            "SetTraffic",
+            pb.SetTrafficRequest(model="tiny", stable_version=1, canary=pb.Canary(share=0.5)),
+            "INVALID_ARGUMENT",
+            "canary names no version",
+        ),
+        (
+            "SetTraffic",
+            pb.SetTrafficRequest(model="tiny", stable_version=1, canary=pb.Canary(version=1, share=0.5)),
+            "INVALID_ARGUMENT",
+            "the stable version itself",
+        ),
+        (
+            "SetTraffic",
+            pb.SetTrafficRequest(model="tiny", stable_version=1, canary=pb.Canary(version=2, share=1.5)),
+            "INVALID_ARGUMENT",
+            "share is 1.5; give 0 to 1",
+        ),
+    ],
+)
+async def test_move_that_cannot_be_is_refused_with_a_sentence(stub, method, request_message, code, words):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await getattr(stub, method)(request_message)
+
+    assert caught.value.code().name == code
+    assert words in caught.value.details()
+
+
+async def test_deleted_version_is_gone(stub, good, upload):
+    await stub.PublishVersion(iter(upload("tiny", *good)))
+    await stub.DeleteVersion(pb.DeleteVersionRequest(model="tiny", version=2))
+
+    (state,) = (await stub.ListVersions(pb.ListVersionsRequest())).models
+    assert [version.version for version in state.versions] == [1]
+
+
+async def test_shadow_runs_what_was_answered_and_is_compared(stub, good, upload, inference, images, infer_request):
+    infer = GRPCInferenceServiceStub(inference.channel).ModelInfer
+    await stub.PublishVersion(iter(upload("tiny", *good)))
+    await stub.SetTraffic(pb.SetTrafficRequest(model="tiny", stable_version=1, shadow_version=2))
+
+    async def report():
+        return (await stub.GetTraffic(pb.GetTrafficRequest(model="tiny"))).shadow
+
+    answers = [await infer(infer_request(images)) for _ in range(20)]
+    await eventually(report_is_complete(report, 20))
+    shown = await report()
+
+    assert {answer.model_version for answer in answers} == {"1"}
+    assert shown.version == 2
+    assert shown.compared == shown.agreed > 0
+    assert shown.failed == shown.skipped == 0
+    assert shown.shadow_time.ToNanoseconds() > 0
+
+
+def report_is_complete(report, offered):
+    async def complete() -> bool:
+        shown = await report()
+        return shown.compared + shown.dropped == offered
+
+    return complete

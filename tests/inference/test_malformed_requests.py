@@ -1,5 +1,7 @@
 """Whatever a client sends, the answer has a status that tells it what to change, and the service goes on."""
 
+from multiprocessing.shared_memory import SharedMemory
+
 import grpc
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ from aimass.open_inference import grpc_service_pb2 as pb
 from aimass.open_inference.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 
 ACCEPTABLE = {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION"}
+TOO_LATE = {"DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}
+"""What a request with a `timeout` of its own may end in, too."""
 SIDES = st.one_of(st.integers(-2, 5), st.sampled_from([-(2**63), 2**31, 2**62, 2**63 - 1]))
 TEXTS = st.one_of(st.sampled_from(["", "x", "image", "probabilities", "y"]), st.text(max_size=3))
 DATATYPES = st.one_of(st.sampled_from(["UINT8", "FP32", "BYTES", "INT64", "FP16", "BF16", ""]), st.text(max_size=3))
@@ -24,13 +28,27 @@ contents = st.builds(
     bytes_contents=st.lists(st.binary(max_size=4), max_size=4),
 )
 parameters = st.dictionaries(
-    st.sampled_from(["preprocess_digest", "classification", "shared_memory_region", "sequence_id", "x"]),
+    st.sampled_from(
+        [
+            "preprocess_digest",
+            "classification",
+            "shared_memory_region",
+            "shared_memory_byte_size",
+            "shared_memory_offset",
+            "sequence_id",
+            "timeout",
+            "priority",
+            "x",
+        ]
+    ),
     st.one_of(
+        st.builds(pb.InferParameter, string_param=st.just("region")),
+        st.builds(pb.InferParameter, uint64_param=st.integers(0, 2**64 - 1)),
         st.builds(pb.InferParameter, int64_param=st.integers(-(2**63), 2**63 - 1)),
         st.builds(pb.InferParameter, string_param=st.text(max_size=3)),
         st.builds(pb.InferParameter, bool_param=st.booleans()),
     ),
-    max_size=2,
+    max_size=3,
 )
 inputs = st.builds(
     pb.ModelInferRequest.InferInputTensor,
@@ -55,10 +73,16 @@ requests = st.builds(
 
 @pytest.fixture
 async def channel(start_inference, add_model, one_node):
-    """A service with the tiny classifier, a graph with three free dimensions and one of text."""
+    """A service with the tiny classifier, a graph with three free dimensions, one of text and 100 shared bytes."""
     add_model(one_node("Neg", ["n", "h", "w"]), "free")
     add_model(one_node("Identity", ["n", "k"], datatype="STRING"), "text")
-    return (await start_inference()).channel
+    channel = (await start_inference()).channel
+    region = SharedMemory(create=True, size=100)
+    registered = pb.SystemSharedMemoryRegisterRequest(name="region", key=region.name, byte_size=100)
+    await GRPCInferenceServiceStub(channel).SystemSharedMemoryRegister(registered)
+    yield channel
+    region.close()
+    region.unlink()
 
 
 # One service answers all examples: what one of them breaks, the next ones find.
@@ -73,7 +97,12 @@ async def test_malformed_request_never_ends_in_an_internal_error(channel, images
 
     for call in calls:
         code = await call.code()
-        assert code.name in ACCEPTABLE, f"{code}: {await call.details()}"
+        assert code.name in ACCEPTABLE | TOO_LATE, f"{code}: {await call.details()}"
+    stream = stub.ModelStreamInfer(iter([request, infer_request(images)]))
+    first, second = [response async for response in stream]
+    assert first.infer_response.id == request.id
+    assert "internal error" not in first.error_message
+    assert second.infer_response.model_name == "tiny"
     assert (await stub.ModelInfer(infer_request(images))).model_name == "tiny"
 
 
@@ -112,3 +141,18 @@ async def test_error_about_many_long_names_still_reaches_the_client(channel):
     call = GRPCInferenceServiceStub(channel).ModelInfer(request)
     assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert (await call.details()).startswith("the request has inputs ['input 0', 'input 1'")
+
+
+names = st.one_of(st.sampled_from(["", "region", "/", "..", "a/b", "../../etc/passwd"]), st.text(max_size=5))
+sizes = st.one_of(st.integers(0, 200), st.sampled_from([2**62, 2**63, 2**64 - 1]))
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=names, key=names, offset=sizes, byte_size=sizes)
+async def test_any_registration_of_shared_memory_ends_with_an_answer_or_a_reason(channel, name, key, offset, byte_size):
+    stub = GRPCInferenceServiceStub(channel)
+    request = pb.SystemSharedMemoryRegisterRequest(name=name, key=key, offset=offset, byte_size=byte_size)
+    call = stub.SystemSharedMemoryRegister(request)
+
+    assert (await call.code()).name in ACCEPTABLE, await call.details()
+    assert "region" in (await stub.SystemSharedMemoryStatus(pb.SystemSharedMemoryStatusRequest())).regions

@@ -74,15 +74,23 @@ async def test_server_metadata_lists_only_what_is_there(stub):
     metadata = await stub.ServerMetadata(pb.ServerMetadataRequest())
 
     assert metadata.name == "aimass"
-    assert {"classification", "statistics", "model_configuration"} <= set(metadata.extensions)
-    assert not {"sequence", "trace", "logging", "cuda_shared_memory"} & set(metadata.extensions)
+    listed = {"classification", "statistics", "model_configuration", "system_shared_memory", "trace", "logging"}
+    assert listed <= set(metadata.extensions)
+    assert not {"sequence", "cuda_shared_memory"} & set(metadata.extensions)
 
 
-@pytest.mark.parametrize("method", ["RepositoryIndex", "TraceSetting", "CudaSharedMemoryStatus"])
-async def test_extension_that_is_not_listed_is_unimplemented(stub, method):
-    code, _ = await refusal(getattr(stub, method)(getattr(pb, f"{method}Request")()))
+async def test_cuda_shared_memory_has_no_region_and_takes_none_but_can_be_unregistered(stub):
+    assert not (await stub.CudaSharedMemoryStatus(pb.CudaSharedMemoryStatusRequest())).regions
+    await stub.CudaSharedMemoryUnregister(pb.CudaSharedMemoryUnregisterRequest())
+    await stub.CudaSharedMemoryUnregister(pb.CudaSharedMemoryUnregisterRequest(name="any"))
 
-    assert code == "UNIMPLEMENTED"
+    code, words = await refusal(stub.CudaSharedMemoryRegister(pb.CudaSharedMemoryRegisterRequest(name="any")))
+    assert (code, words) == (
+        "UNIMPLEMENTED",
+        "this server takes no CUDA shared memory; use system shared memory",
+    )
+    code, _ = await refusal(stub.CudaSharedMemoryStatus(pb.CudaSharedMemoryStatusRequest(name="any")))
+    assert code == "NOT_FOUND"
 
 
 async def test_metadata_has_the_batch_dimension_and_config_has_not(stub):
@@ -146,9 +154,36 @@ async def test_text_goes_in_and_comes_out(start_inference, add_model, one_node):
 async def test_parameters_that_are_not_ours_are_ignored(stub, images, infer_request):
     request = infer_request(images)
     request.parameters["triton_enable_empty_final_response"].bool_param = True
-    request.parameters["priority"].uint64_param = 1
+    request.parameters["binary_data_output"].bool_param = False
+    request.parameters["sequence_id"].string_param = "a"
+    request.parameters["sequence_start"].bool_param = True
+    request.parameters["no_one_knows"].double_param = 1.5
 
     assert len(output(await stub.ModelInfer(request))) == len(images)
+
+
+async def test_request_may_have_a_priority_and_time_enough(stub, images, infer_request):
+    request = infer_request(images)
+    request.parameters["priority"].uint64_param = 1
+    request.parameters["timeout"].int64_param = 60_000_000
+
+    assert len(output(await stub.ModelInfer(request))) == len(images)
+
+
+async def test_request_that_has_waited_longer_than_its_timeout_is_not_run(start_inference, add_model, one_node):
+    square = np.zeros((1000, 1000), np.float32)
+    add_model(one_node("MatMul", ["n", 1000], after=square), "slow", config="max_batch_size: 0")
+    stub = GRPCInferenceServiceStub((await start_inference()).channel)
+    request = pb.ModelInferRequest(model_name="slow", raw_input_contents=[square.tobytes()])
+    request.inputs.add(name="x", datatype="FP32", shape=[1000, 1000])
+    patient, hasty = (stub.ModelInfer(request), pb.ModelInferRequest())
+    hasty.CopyFrom(request)
+    hasty.parameters["timeout"].int64_param = 1
+
+    codes = await asyncio.gather(*(stub.ModelInfer(hasty).code() for _ in range(4)))
+    assert (await patient).model_name == "slow"
+    assert {code.name for code in codes} <= {"OK", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}
+    assert codes[-1] is not grpc.StatusCode.OK
 
 
 async def test_classification_gives_strings_with_labels(stub, tiny_classifier, images, infer_request):

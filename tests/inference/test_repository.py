@@ -1,12 +1,14 @@
 """The repository on disk: whole versions or none, traffic that lasts, nothing left over."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from services.common.errors import InvalidInput
+from services.common.errors import Conflict, InvalidInput
 from services.common.manifest import Manifest
-from services.inference.repository import ModelRepository, Traffic
+from services.inference.desired_traffic import Traffic
+from services.inference.repository import ModelRepository
 
 
 @pytest.fixture
@@ -78,12 +80,10 @@ def test_folders_that_are_no_models_or_versions_are_not_seen(repository):
 
 def test_traffic_survives_a_restart(repository, tmp_path):
     commit_graph(repository)
-    repository.write_traffic("m", Traffic(1, 1))
-    repository.write_traffic("m", Traffic(2, 7))
+    repository.change_traffic("m", lambda traffic: traffic.moved_to(7))
+    repository.change_traffic("m", lambda traffic: traffic.moved_to(8, 9, 0.25, 10))
 
-    repository.write_traffic("m", Traffic(3, 8, 7))
-
-    assert ModelRepository(tmp_path / "models").traffic("m") == Traffic(3, stable_version=8, previous_version=7)
+    assert ModelRepository(tmp_path / "models").traffic("m") == Traffic(2, 8, 7, 9, 0.25, 10)
     assert {path.name for path in repository.model_folder("m").iterdir()} == {"1", "traffic.json"}
 
 
@@ -107,11 +107,43 @@ def test_malformed_traffic_is_refused(repository, text):
         repository.traffic("m")
 
 
+def test_what_a_living_process_has_staged_is_no_leftover(repository, tmp_path):
+    staging = stage_graph(repository)
+    ModelRepository(tmp_path / "models").remove_leftovers()
+
+    assert repository.commit(staging, Manifest()) == 1
+
+
+def test_two_processes_that_change_traffic_at_once_both_count(repository, tmp_path):
+    commit_graph(repository)
+    other = ModelRepository(tmp_path / "models")
+    with ThreadPoolExecutor(8) as threads:
+        for number in range(20):
+            threads.submit((repository, other)[number % 2].change_traffic, "m", lambda traffic: traffic.moved_to(1))
+
+    assert repository.traffic("m").generation == 20
+
+
+def test_what_a_change_raises_leaves_the_traffic_as_it_was(repository):
+    commit_graph(repository)
+
+    with pytest.raises(Conflict, match="has generation 0, not 5"):
+        repository.change_traffic("m", lambda traffic: traffic.expect("m", 5))
+    assert repository.traffic("m") == Traffic()
+    assert not (repository.model_folder("m") / "traffic.json").exists()
+
+
+@pytest.mark.parametrize("name", ["../other/1/model.onnx", "/etc/passwd", ""])
+def test_files_that_leave_the_models_folder_are_not_written(repository, name):
+    with pytest.raises(InvalidInput, match="leaves the model's folder"):
+        repository.write_aside("m", {name: b""})
+
+
 def test_leftovers_of_a_killed_process_are_removed(repository, tmp_path):
     commit_graph(repository)
-    repository.write_traffic("m", Traffic(1, 1))
-    stage_graph(repository)
-    stage_graph(repository, "unfinished")
+    repository.change_traffic("m", lambda traffic: traffic.moved_to(1))
+    for model in ("m", "unfinished"):
+        (repository.model_folder(model) / ".staging-0123").mkdir(parents=True)
     (repository.model_folder("m") / ".traffic.json-0123").write_text("{")
     repository.remove_leftovers()
 

@@ -1,5 +1,7 @@
 """Protocol messages to arrays: what is taken and what is refused, with the numbers that disagree."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -8,9 +10,11 @@ from services.common.errors import Conflict, InvalidInput
 from services.common.tensors import numpy_dtype
 from services.inference.engine import TensorSpec
 from services.inference.requests import (
+    RequestOptions,
     Signature,
     check_batch_size,
     check_digest,
+    request_options,
     requested_outputs,
     requested_version,
     unpack_inputs,
@@ -75,6 +79,40 @@ def test_inputs_are_matched_by_name_not_by_order():
     arrays, samples = unpack_inputs(request(("b", "INT64", [1]), ("a", "FP32", [1, 2]), raw=raw), PAIR)
 
     assert (arrays["a"].tolist(), arrays["b"].tolist(), samples) == ([[1, 2]], [7], 1)
+
+
+@pytest.mark.parametrize("kind", ["int64_param", "uint64_param"])
+def test_timeout_is_in_microseconds_and_priority_a_number_in_either_kind_of_integer(kind):
+    message = pb.ModelInferRequest()
+    for name, value in (("timeout", 1500), ("priority", 3), ("sequence_id", 7), ("unknown", 8)):
+        setattr(message.parameters[name], kind, value)
+
+    assert request_options(message) == RequestOptions(timeout_seconds=0.0015, priority=3)
+
+
+def test_timeout_of_nothing_or_of_0_is_none():
+    message = pb.ModelInferRequest()
+    assert request_options(message) == RequestOptions(math.inf, 0)
+
+    message.parameters["timeout"].int64_param = 0
+    assert request_options(message) == RequestOptions(math.inf, 0)
+
+
+@pytest.mark.parametrize("name", ["timeout", "priority"])
+@pytest.mark.parametrize("value", [{"int64_param": -1}, {"string_param": "1"}, {"bool_param": True}, {}])
+def test_reserved_parameter_that_is_no_number_is_refused(name, value):
+    message = pb.ModelInferRequest(parameters={name: pb.InferParameter(**value)})
+
+    with pytest.raises(InvalidInput, match=f"parameter '{name}' is .*; give an integer from 0"):
+        request_options(message)
+
+
+def test_bf16_is_taken_raw():
+    arrays, _ = unpack_inputs(request(("x", "BF16", [2]), raw=[b"\x80\x3f\x00\xc0"]), one("BF16"))
+
+    assert arrays["x"].tolist() == [1, -2]
+    with pytest.raises(InvalidInput, match="of BF16 has no typed contents; send it raw"):
+        unpack_inputs(request(("x", "BF16", [2], pb.InferTensorContents(fp32_contents=[1, -2]))), one("BF16"))
 
 
 A, B = ("a", "FP32", [1, 2]), ("b", "INT64", [1])

@@ -6,9 +6,11 @@ import shutil
 import pytest
 
 from aimass.inference.v1.lifecycle_pb2 import ModelVersion
-from services.common.errors import Conflict, InvalidInput, NotFound, NotReady
+from aimass.open_inference.model_config_pb2 import ModelConfig
+from services.common.errors import Conflict, InvalidInput, NotFound, NotReady, Overloaded
 from services.common.manifest import Manifest
 from services.inference.serving import ModelServer
+from tests.end_to_end.suite import eventually
 
 READY, UNAVAILABLE = ModelVersion.STATE_READY, ModelVersion.STATE_UNAVAILABLE
 
@@ -72,10 +74,16 @@ async def test_newest_versions_and_the_stable_one_are_loaded(start, tiny_classif
 
     assert states_of(server) == {1: UNAVAILABLE, 2: READY, 3: UNAVAILABLE, 4: READY, 5: READY}
     assert server.resolve("tiny")[0] == 2
-    with pytest.raises(
-        NotReady, match=r"not loaded: only .* and the newest 2 versions are \(INFERENCE_LOADED_VERSIONS"
-    ):
+    with pytest.raises(NotReady, match=r"not loaded: only the newest 2 versions \(INFERENCE_LOADED_VERSIONS\)"):
         server.resolve("tiny", 3)
+
+
+async def test_config_says_which_versions_are_loaded(start, tiny_classifier, model_repository):
+    for number in range(2, 6):
+        tiny_classifier.install(model_repository, "tiny", number)
+    (model_repository / "tiny" / "config.pbtxt").write_text("version_policy { specific { versions: [2, 4] } }")
+
+    assert states_of(await start()) == {1: UNAVAILABLE, 2: READY, 3: UNAVAILABLE, 4: READY, 5: UNAVAILABLE}
 
 
 async def test_surplus_version_is_unloaded_when_another_is_published(start, publish):
@@ -301,3 +309,183 @@ async def test_watcher_waits_for_the_first_load(settings):
     await server.start()
     assert [state.model for state in await first] == ["tiny"]
     await server.close()
+
+
+async def poll(server: ModelServer, done) -> None:
+    """Wait until the server's own look at the repository has brought it to what *done* asks for."""
+    async with asyncio.timeout(30):
+        async for _ in server.watch():
+            if done():
+                return
+
+
+@pytest.fixture
+def start_polling(start):
+    return lambda **fields: start(poll_seconds=0.05, **fields)
+
+
+async def test_version_that_is_dropped_into_the_folder_is_found(start_polling, tiny_classifier, model_repository):
+    server = await start_polling()
+    tiny_classifier.install(model_repository, "tiny", 2)
+    tiny_classifier.install(model_repository, "new", 1)
+
+    await poll(server, lambda: "new" in server.states() and states_of(server, "new") == {1: READY})
+    await poll(server, lambda: states_of(server) == {1: READY, 2: READY})
+
+
+async def test_version_that_is_still_being_copied_is_tried_again_when_it_changes(
+    start_polling, tiny_classifier, model_repository
+):
+    server = await start_polling()
+    graph = tiny_classifier.install(model_repository, "tiny", 2) / "model.onnx"
+    whole = graph.read_bytes()
+    graph.write_bytes(whole[:-10])
+    await poll(server, lambda: states_of(server) == {1: READY, 2: UNAVAILABLE})
+    graph.write_bytes(whole)
+
+    await poll(server, lambda: states_of(server) == {1: READY, 2: READY})
+
+
+async def test_version_and_model_that_are_removed_are_let_go(start_polling, tiny_classifier, model_repository):
+    tiny_classifier.install(model_repository, "tiny", 2)
+    tiny_classifier.install(model_repository, "other", 1)
+    server = await start_polling()
+    shutil.rmtree(model_repository / "tiny" / "2")
+    shutil.rmtree(model_repository / "other")
+
+    await poll(server, lambda: set(server.states()) == {"tiny"} and states_of(server) == {1: READY})
+    assert server.resolve("tiny")[0] == 1
+
+
+async def test_changed_config_is_taken_over_without_a_gap(start_polling, model_repository):
+    server = await start_polling()
+    before = server.resolve("tiny")[1]
+    (model_repository / "tiny" / "config.pbtxt").write_text("max_batch_size: 5")
+
+    # Nothing is announced, since followers are told the same as before.
+    await eventually(lambda: server.resolve("tiny")[1] is not before)
+    assert server.resolve("tiny")[1].signature.max_batch_size == 5
+
+
+async def test_version_whose_new_files_do_not_load_goes_on_as_it_was_and_says_why(
+    start, model_repository, tiny_classifier
+):
+    server = await start()
+    (model_repository / "tiny" / "1" / "model.onnx").write_bytes(b"garbage")
+
+    with pytest.raises(InvalidInput, match=r"failed to load 'tiny', version 1: .*damaged or exchanged"):
+        await server.load("tiny")
+    assert server.resolve("tiny")[0] == 1
+    assert "damaged or exchanged" in server.states()["tiny"].versions[0].state_reason
+
+
+async def test_two_replicas_on_one_folder_converge(start, start_polling, publish):
+    one, other = await start(), await start_polling()
+    await publish(one)
+    await one.set_traffic("tiny", 2, None)
+    await poll(other, lambda: states_of(other).get(2) == READY and other.resolve("tiny")[0] == 2)
+    assert other.resolve("tiny")[0] == 2
+
+    await other.roll_back("tiny", None)
+    with pytest.raises(Conflict, match="has generation 3, not 2"):
+        await one.set_traffic("tiny", 2, expected_generation=2)
+
+
+async def test_canary_gets_its_share_of_the_keys_and_each_key_stays(start, publish):
+    server = await start()
+    await publish(server)
+    await server.set_traffic("tiny", 1, None, canary_version=2, canary_share=0.3)
+    chosen = {str(key): server.resolve("tiny", routing_key=str(key))[0] for key in range(2000)}
+
+    assert 0.25 < list(chosen.values()).count(2) / len(chosen) < 0.35
+    assert all(server.resolve("tiny", routing_key=key)[0] == version for key, version in chosen.items())
+    assert server.resolve("tiny")[0] == 1
+    assert server.resolve("tiny", 2)[0] == 2
+
+    await server.set_traffic("tiny", 1, None, canary_version=2, canary_share=0.6)
+    assert all(server.resolve("tiny", routing_key=key)[0] == 2 for key, version in chosen.items() if version == 2)
+
+
+async def test_canary_that_cannot_serve_is_refused_and_one_that_is_gone_gets_nothing(start, publish, model_repository):
+    server = await start()
+    with pytest.raises(NotFound, match="has no version 7"):
+        await server.set_traffic("tiny", 1, None, canary_version=7, canary_share=1.0)
+    await publish(server)
+    await server.set_traffic("tiny", 1, None, canary_version=2, canary_share=1.0)
+    assert server.resolve("tiny", routing_key="any")[0] == 2
+    shutil.rmtree(model_repository / "tiny" / "2")
+    await server.load("tiny")
+
+    assert server.resolve("tiny", routing_key="any")[0] == 1
+
+
+async def test_promoting_and_rolling_back_load_nothing(start, publish):
+    server = await start(loaded_versions=1)
+    await publish(server)
+    await server.set_traffic("tiny", 1, None, canary_version=2, canary_share=0.1)
+    both = dict(server._models["tiny"].loaded)
+
+    await server.promote("tiny", 0, None)
+    assert server.resolve("tiny")[0] == 2
+    await server.roll_back("tiny", None)
+    assert server.resolve("tiny")[0] == 1
+    assert server._models["tiny"].loaded == both
+
+
+async def test_version_with_a_part_in_the_traffic_is_not_deleted_and_a_deleted_number_is_not_given_out_again(
+    start, publish, model_repository
+):
+    server = await start()
+    await publish(server)
+    with pytest.raises(Conflict, match="version 1 of model 'tiny' has a part in its traffic"):
+        await server.delete("tiny", 1)
+    await server.delete("tiny", 2)
+    with pytest.raises(NotFound, match="has no version 2"):
+        await server.delete("tiny", 2)
+
+    assert states_of(server) == {1: READY}
+    assert not (model_repository / "tiny" / "2").exists()
+    assert (await publish(await start())).version == 3
+
+
+async def test_unloaded_model_stays_so_until_it_is_loaded(start_polling, tiny_classifier, model_repository):
+    server = await start_polling()
+    await server.unload("tiny")
+    with pytest.raises(NotReady, match="unloaded by request"):
+        server.resolve("tiny", 1)
+    tiny_classifier.install(model_repository, "other", 1)
+    await poll(server, lambda: "other" in server.states())
+    assert states_of(server) == {1: UNAVAILABLE}
+
+    await server.load("tiny")
+    assert server.resolve("tiny")[0] == 1
+
+
+async def test_files_that_come_with_a_load_take_the_folders_place_until_the_next(start, tiny_classifier):
+    server = await start()
+    files = {"5/model.onnx": tiny_classifier.path.read_bytes()}
+    await server.load("tiny", ModelConfig(max_batch_size=3), files)
+    await server.load("fresh", ModelConfig(max_batch_size=2), files)
+
+    assert states_of(server) == {5: READY}
+    assert server.resolve("tiny")[1].signature.max_batch_size == 3
+    assert server.resolve("fresh")[0] == 5
+    await server.load("tiny")
+    assert states_of(server) == {1: READY}
+    assert server.resolve("tiny")[1].signature.max_batch_size == 32
+
+
+async def test_load_of_what_is_not_there_is_refused(start):
+    server = await start()
+
+    with pytest.raises(NotFound, match=r"failed to load 'nothing': the repository has no folder nothing/<version>/"):
+        await server.load("nothing")
+    assert set(server.states()) == {"tiny"}
+
+
+async def test_version_that_does_not_fit_into_the_memory_is_refused(start, publish):
+    server = await start(max_memory_bytes=1)
+
+    assert "INFERENCE_MAX_MEMORY_BYTES" in server.states()["tiny"].versions[0].state_reason
+    with pytest.raises(Overloaded, match="more than 1 "):
+        await publish(server)

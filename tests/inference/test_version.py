@@ -1,6 +1,8 @@
 """What a version must prove before it serves."""
 
+import asyncio
 import json
+import math
 
 import numpy as np
 import pytest
@@ -231,3 +233,99 @@ def test_graph_that_does_not_come_to_an_end_is_given_up(load, add_model, save_gr
 
     with pytest.raises(InvalidInput, match=r"did not end within 0\.2 s"):
         load("endless")
+
+
+async def test_tensors_are_reshaped_between_request_and_graph(load, add_model, one_node):
+    config = """
+        max_batch_size: 4
+        input [ { name: "x" dims: [ 1 ] reshape { shape: [] } } ]
+        output [ { name: "y" dims: [ 1, 1 ] reshape { shape: [] } } ]
+    """
+    add_model(one_node("Neg", ["n"]), "flat", config=config)
+    version = await asyncio.to_thread(load, "flat")
+    inference = await version.infer({"x": np.array([[1], [2]], np.float32)}, ["y"], 2, math.inf)
+    version.close()
+
+    assert [spec.shape for spec in (*version.signature.inputs, *version.signature.outputs)] == [(-1, 1), (-1, 1, 1)]
+    assert inference.outputs[0].tolist() == [[[-1]], [[-2]]]
+
+
+async def test_dimensions_that_vary_keep_their_order_in_a_reshape(load, add_model, one_node):
+    config = 'input [ { name: "x" dims: [ 2, -1, 3, -1 ] reshape { shape: [ 1, 2, -1, 1, 3, -1 ] } } ]'
+    add_model(one_node("Neg", [1, 2, "a", 1, 3, "b"]), "varied", config=config)
+    version = await asyncio.to_thread(load, "varied")
+    inference = await version.infer({"x": np.ones((2, 5, 3, 7), np.float32)}, ["y"], 1, math.inf)
+    version.close()
+
+    assert version.signature.inputs[0].shape == (2, -1, 3, -1)
+    assert inference.outputs[0].shape == (1, 2, 5, 1, 3, 7)
+
+
+async def test_scalar_of_a_graph_without_a_batch_is_reshaped(load, add_model, one_node):
+    config = 'input [ { name: "x" dims: [ 1 ] reshape {} } ] output [ { name: "y" dims: [ 1 ] reshape {} } ]'
+    add_model(one_node("Neg", []), "scalar", config=config)
+    version = await asyncio.to_thread(load, "scalar")
+    inference = await version.infer({"x": np.ones(1, np.float32)}, ["y"], 1, math.inf)
+    version.close()
+
+    assert inference.outputs[0].tolist() == [-1]
+
+
+def test_graph_may_have_another_file_name(load, add_model, one_node):
+    folder = add_model(one_node("Neg", ["n"]), "named", config='default_model_filename: "net.onnx"')
+    (folder / "model.onnx").rename(folder / "net.onnx")
+    assert load("named").config.default_model_filename == "net.onnx"
+
+    (folder / "net.onnx").unlink()
+    with pytest.raises(InvalidInput, match=r"1/net\.onnx is missing"):
+        load("named")
+
+
+WARMUP = 'max_batch_size: 4 model_warmup [ {{ name: "first" batch_size: {size} count: 2 inputs {{ key: "x" value {{ {x} }} }} }} ]'
+
+
+@pytest.mark.parametrize("data", ["zero_data: true", "random_data: true", 'input_data_file: "x.raw"'])
+def test_warm_up_of_the_config_is_run(load, add_model, one_node, data):
+    config = WARMUP.format(size=3, x=f"data_type: TYPE_FP32 dims: [ 2 ] {data}")
+    folder = add_model(one_node("Neg", ["n", 2]), "warm", config=config).parent / "warmup"
+    folder.mkdir()
+    (folder / "x.raw").write_bytes(b"\0" * 8)
+
+    assert load("warm").signature.max_batch_size == 4
+
+
+@pytest.mark.parametrize(
+    ("size", "x", "words"),
+    [
+        (5, "data_type: TYPE_INT64 dims: [ 1 ] zero_data: true", "batch_size 5; use 1 to 4"),
+        (0, "data_type: TYPE_INT64 dims: [ 1 ] zero_data: true", "batch_size 0; use 1 to 4"),
+        (1, "data_type: TYPE_FP32 dims: [ 1 ] zero_data: true", r"FP32 \[1\]; the model takes INT64 \[1\]"),
+        (1, "data_type: TYPE_INT64 dims: [ 2 ] zero_data: true", r"INT64 \[2\]; the model takes INT64 \[1\]"),
+        (1, "data_type: TYPE_INT64 dims: [ 1 ]", "has no data"),
+        (1, 'data_type: TYPE_INT64 dims: [ 1 ] input_data_file: "x.raw"', "not a file in the model's folder warmup/"),
+        (1, 'data_type: TYPE_INT64 dims: [ 1 ] input_data_file: "../config.pbtxt"', "not a file in the model's folder"),
+        (1, "data_type: TYPE_INT64 dims: [ 1 ] random_data: true", "the graph fails on model_warmup 'first'"),
+    ],
+)
+def test_warm_up_that_does_not_fit_the_model_is_refused(load, add_model, one_node, size, x, words):
+    path = one_node("Gather", ["n", 1], datatype="INT64", before=np.arange(5))
+    add_model(path, "cold", config=WARMUP.format(size=size, x=x))
+
+    with pytest.raises(InvalidInput, match=words):
+        load("cold")
+
+
+def test_labels_belong_to_their_output(load, add_model, one_node):
+    config = 'max_batch_size: 4 output [ { name: "y" label_filename: "labels.txt" } ]'
+    folder = add_model(one_node("Neg", ["n", 2]), "labelled", config=config).parent
+    (folder / "labels.txt").write_text("cat\ndog\n")
+    version = load("labelled")
+
+    assert (version.labels_of("y"), version.labels_of("z"), version.labels) == (("cat", "dog"), (), ("cat", "dog"))
+
+
+@pytest.mark.parametrize("shape", [["n"], ["n", 2]])
+def test_text_is_batched(load, add_model, one_node, shape):
+    add_model(one_node("Identity", shape, datatype="STRING"), "text")
+
+    assert load("text").signature.max_batch_size == 32

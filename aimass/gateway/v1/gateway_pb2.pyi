@@ -37,7 +37,7 @@ class PredictRequest(_message.Message):
     top: _builtins.int
     """How many labels to return per image, best first; 0 means 5."""
     routing_key: _builtins.str
-    """Requests with the same key are served by the same version while traffic is split; empty means no preference."""
+    """Requests with the same key are served by the same version while traffic is split; empty means a draw."""
     @_builtins.property
     def images(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Encoded images: JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF, recognised by content; 1 or more."""
@@ -69,10 +69,13 @@ class PredictResponse(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     RESULTS_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
+    TRAFFIC_GENERATION_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model that answered."""
     version: _builtins.int
     """Version that answered."""
+    traffic_generation: _builtins.int
+    """Generation of the model's traffic by which the version was chosen; 0 when no traffic was ever set."""
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___PredictResult]:
         """In the order of the images."""
@@ -88,10 +91,11 @@ class PredictResponse(_message.Message):
         version: _builtins.int = ...,
         results: _abc.Iterable[Global___PredictResult] | None = ...,
         timings: Global___Timings | None = ...,
+        traffic_generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "results", b"results", "timings", b"timings", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "results", b"results", "timings", b"timings", "traffic_generation", b"traffic_generation", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,10 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#aimass/inference/v1/lifecycle.proto\x12\x13\x61imass.inference.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc4\x03\n\x0cModelVersion\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x36\n\x05state\x18\x02 \x01(\x0e\x32\'.aimass.inference.v1.ModelVersion.State\x12\x14\n\x0cstate_reason\x18\x03 \x01(\t\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12\x17\n\x0fpreprocess_spec\x18\x05 \x01(\x0c\x12\x19\n\x11preprocess_digest\x18\x06 \x01(\t\x12\x14\n\x0cgraph_digest\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12?\n\x07metrics\x18\t \x03(\x0b\x32..aimass.inference.v1.ModelVersion.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"Y\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_LOADING\x10\x01\x12\x0f\n\x0bSTATE_READY\x10\x02\x12\x15\n\x11STATE_UNAVAILABLE\x10\x03\"O\n\x07Traffic\x12\x12\n\ngeneration\x18\x01 \x01(\x03\x12\x16\n\x0estable_version\x18\x02 \x01(\x03\x12\x18\n\x10previous_version\x18\x03 \x01(\x03\"\x7f\n\nModelState\x12\r\n\x05model\x18\x01 \x01(\t\x12-\n\x07traffic\x18\x02 \x01(\x0b\x32\x1c.aimass.inference.v1.Traffic\x12\x33\n\x08versions\x18\x03 \x03(\x0b\x32!.aimass.inference.v1.ModelVersion\"m\n\x15PublishVersionRequest\x12;\n\x06header\x18\x01 \x01(\x0b\x32).aimass.inference.v1.PublishVersionHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"7\n\x14PublishVersionHeader\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08manifest\x18\x02 \x01(\x0c\"L\n\x16PublishVersionResponse\x12\x32\n\x07version\x18\x01 \x01(\x0b\x32!.aimass.inference.v1.ModelVersion\"$\n\x13ListVersionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\"G\n\x14ListVersionsResponse\x12/\n\x06models\x18\x01 \x03(\x0b\x32\x1f.aimass.inference.v1.ModelState\"\x15\n\x13WatchTrafficRequest\"G\n\x14WatchTrafficResponse\x12/\n\x06models\x18\x01 \x03(\x0b\x32\x1f.aimass.inference.v1.ModelState\"t\n\x11SetTrafficRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x16\n\x0estable_version\x18\x02 \x01(\x03\x12 \n\x13\x65xpected_generation\x18\x03 \x01(\x03H\x00\x88\x01\x01\x42\x16\n\x14_expected_generation\"C\n\x12SetTrafficResponse\x12-\n\x07traffic\x18\x01 \x01(\x0b\x32\x1c.aimass.inference.v1.Traffic2\xaf\x03\n\x15ModelLifecycleService\x12k\n\x0ePublishVersion\x12*.aimass.inference.v1.PublishVersionRequest\x1a+.aimass.inference.v1.PublishVersionResponse(\x01\x12\x63\n\x0cListVersions\x12(.aimass.inference.v1.ListVersionsRequest\x1a).aimass.inference.v1.ListVersionsResponse\x12\x65\n\x0cWatchTraffic\x12(.aimass.inference.v1.WatchTrafficRequest\x1a).aimass.inference.v1.WatchTrafficResponse0\x01\x12]\n\nSetTraffic\x12&.aimass.inference.v1.SetTrafficRequest\x1a\'.aimass.inference.v1.SetTrafficResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#aimass/inference/v1/lifecycle.proto\x12\x13\x61imass.inference.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc4\x03\n\x0cModelVersion\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x36\n\x05state\x18\x02 \x01(\x0e\x32\'.aimass.inference.v1.ModelVersion.State\x12\x14\n\x0cstate_reason\x18\x03 \x01(\t\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12\x17\n\x0fpreprocess_spec\x18\x05 \x01(\x0c\x12\x19\n\x11preprocess_digest\x18\x06 \x01(\t\x12\x14\n\x0cgraph_digest\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12?\n\x07metrics\x18\t \x03(\x0b\x32..aimass.inference.v1.ModelVersion.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"Y\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_LOADING\x10\x01\x12\x0f\n\x0bSTATE_READY\x10\x02\x12\x15\n\x11STATE_UNAVAILABLE\x10\x03\"\x94\x01\n\x07Traffic\x12\x12\n\ngeneration\x18\x01 \x01(\x03\x12\x16\n\x0estable_version\x18\x02 \x01(\x03\x12\x18\n\x10previous_version\x18\x03 \x01(\x03\x12+\n\x06\x63\x61nary\x18\x04 \x01(\x0b\x32\x1b.aimass.inference.v1.Canary\x12\x16\n\x0eshadow_version\x18\x05 \x01(\x03\"(\n\x06\x43\x61nary\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\r\n\x05share\x18\x02 \x01(\x01\"\x7f\n\nModelState\x12\r\n\x05model\x18\x01 \x01(\t\x12-\n\x07traffic\x18\x02 \x01(\x0b\x32\x1c.aimass.inference.v1.Traffic\x12\x33\n\x08versions\x18\x03 \x03(\x0b\x32!.aimass.inference.v1.ModelVersion\"m\n\x15PublishVersionRequest\x12;\n\x06header\x18\x01 \x01(\x0b\x32).aimass.inference.v1.PublishVersionHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"7\n\x14PublishVersionHeader\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08manifest\x18\x02 \x01(\x0c\"L\n\x16PublishVersionResponse\x12\x32\n\x07version\x18\x01 \x01(\x0b\x32!.aimass.inference.v1.ModelVersion\"$\n\x13ListVersionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\"G\n\x14ListVersionsResponse\x12/\n\x06models\x18\x01 \x03(\x0b\x32\x1f.aimass.inference.v1.ModelState\"\x15\n\x13WatchTrafficRequest\"G\n\x14WatchTrafficResponse\x12/\n\x06models\x18\x01 \x03(\x0b\x32\x1f.aimass.inference.v1.ModelState\"\xb9\x01\n\x11SetTrafficRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x16\n\x0estable_version\x18\x02 \x01(\x03\x12 \n\x13\x65xpected_generation\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12+\n\x06\x63\x61nary\x18\x04 \x01(\x0b\x32\x1b.aimass.inference.v1.Canary\x12\x16\n\x0eshadow_version\x18\x05 \x01(\x03\x42\x16\n\x14_expected_generation\"C\n\x12SetTrafficResponse\x12-\n\x07traffic\x18\x01 \x01(\x0b\x32\x1c.aimass.inference.v1.Traffic\"\"\n\x11GetTrafficRequest\x12\r\n\x05model\x18\x01 \x01(\t\"v\n\x12GetTrafficResponse\x12-\n\x07traffic\x18\x01 \x01(\x0b\x32\x1c.aimass.inference.v1.Traffic\x12\x31\n\x06shadow\x18\x02 \x01(\x0b\x32!.aimass.inference.v1.ShadowReport\"\xd3\x01\n\x0cShadowReport\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x10\n\x08\x63ompared\x18\x02 \x01(\x03\x12\x0e\n\x06\x61greed\x18\x03 \x01(\x03\x12\x0e\n\x06\x66\x61iled\x18\x04 \x01(\x03\x12\x0f\n\x07\x64ropped\x18\x05 \x01(\x03\x12\x0f\n\x07skipped\x18\x06 \x01(\x03\x12.\n\x0bshadow_time\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0bstable_time\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\"j\n\x0ePromoteRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12 \n\x13\x65xpected_generation\x18\x03 \x01(\x03H\x00\x88\x01\x01\x42\x16\n\x14_expected_generation\"@\n\x0fPromoteResponse\x12-\n\x07traffic\x18\x01 \x01(\x0b\x32\x1c.aimass.inference.v1.Traffic\"Z\n\x0fRollbackRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12 \n\x13\x65xpected_generation\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\x16\n\x14_expected_generation\"A\n\x10RollbackResponse\x12-\n\x07traffic\x18\x01 \x01(\x0b\x32\x1c.aimass.inference.v1.Traffic\"6\n\x14\x44\x65leteVersionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"\x17\n\x15\x44\x65leteVersionResponse2\xa5\x06\n\x15ModelLifecycleService\x12k\n\x0ePublishVersion\x12*.aimass.inference.v1.PublishVersionRequest\x1a+.aimass.inference.v1.PublishVersionResponse(\x01\x12\x63\n\x0cListVersions\x12(.aimass.inference.v1.ListVersionsRequest\x1a).aimass.inference.v1.ListVersionsResponse\x12\x65\n\x0cWatchTraffic\x12(.aimass.inference.v1.WatchTrafficRequest\x1a).aimass.inference.v1.WatchTrafficResponse0\x01\x12]\n\nSetTraffic\x12&.aimass.inference.v1.SetTrafficRequest\x1a\'.aimass.inference.v1.SetTrafficResponse\x12]\n\nGetTraffic\x12&.aimass.inference.v1.GetTrafficRequest\x1a\'.aimass.inference.v1.GetTrafficResponse\x12T\n\x07Promote\x12#.aimass.inference.v1.PromoteRequest\x1a$.aimass.inference.v1.PromoteResponse\x12W\n\x08Rollback\x12$.aimass.inference.v1.RollbackRequest\x1a%.aimass.inference.v1.RollbackResponse\x12\x66\n\rDeleteVersion\x12).aimass.inference.v1.DeleteVersionRequest\x1a*.aimass.inference.v1.DeleteVersionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,34 +35,54 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MODELVERSION_METRICSENTRY']._loaded_options = None
   _globals['_MODELVERSION_METRICSENTRY']._serialized_options = b'8\001'
-  _globals['_MODELVERSION']._serialized_start=94
-  _globals['_MODELVERSION']._serialized_end=546
-  _globals['_MODELVERSION_METRICSENTRY']._serialized_start=409
-  _globals['_MODELVERSION_METRICSENTRY']._serialized_end=455
-  _globals['_MODELVERSION_STATE']._serialized_start=457
-  _globals['_MODELVERSION_STATE']._serialized_end=546
-  _globals['_TRAFFIC']._serialized_start=548
-  _globals['_TRAFFIC']._serialized_end=627
-  _globals['_MODELSTATE']._serialized_start=629
-  _globals['_MODELSTATE']._serialized_end=756
-  _globals['_PUBLISHVERSIONREQUEST']._serialized_start=758
-  _globals['_PUBLISHVERSIONREQUEST']._serialized_end=867
-  _globals['_PUBLISHVERSIONHEADER']._serialized_start=869
-  _globals['_PUBLISHVERSIONHEADER']._serialized_end=924
-  _globals['_PUBLISHVERSIONRESPONSE']._serialized_start=926
-  _globals['_PUBLISHVERSIONRESPONSE']._serialized_end=1002
-  _globals['_LISTVERSIONSREQUEST']._serialized_start=1004
-  _globals['_LISTVERSIONSREQUEST']._serialized_end=1040
-  _globals['_LISTVERSIONSRESPONSE']._serialized_start=1042
-  _globals['_LISTVERSIONSRESPONSE']._serialized_end=1113
-  _globals['_WATCHTRAFFICREQUEST']._serialized_start=1115
-  _globals['_WATCHTRAFFICREQUEST']._serialized_end=1136
-  _globals['_WATCHTRAFFICRESPONSE']._serialized_start=1138
-  _globals['_WATCHTRAFFICRESPONSE']._serialized_end=1209
-  _globals['_SETTRAFFICREQUEST']._serialized_start=1211
-  _globals['_SETTRAFFICREQUEST']._serialized_end=1327
-  _globals['_SETTRAFFICRESPONSE']._serialized_start=1329
-  _globals['_SETTRAFFICRESPONSE']._serialized_end=1396
-  _globals['_MODELLIFECYCLESERVICE']._serialized_start=1399
-  _globals['_MODELLIFECYCLESERVICE']._serialized_end=1830
+  _globals['_MODELVERSION']._serialized_start=126
+  _globals['_MODELVERSION']._serialized_end=578
+  _globals['_MODELVERSION_METRICSENTRY']._serialized_start=441
+  _globals['_MODELVERSION_METRICSENTRY']._serialized_end=487
+  _globals['_MODELVERSION_STATE']._serialized_start=489
+  _globals['_MODELVERSION_STATE']._serialized_end=578
+  _globals['_TRAFFIC']._serialized_start=581
+  _globals['_TRAFFIC']._serialized_end=729
+  _globals['_CANARY']._serialized_start=731
+  _globals['_CANARY']._serialized_end=771
+  _globals['_MODELSTATE']._serialized_start=773
+  _globals['_MODELSTATE']._serialized_end=900
+  _globals['_PUBLISHVERSIONREQUEST']._serialized_start=902
+  _globals['_PUBLISHVERSIONREQUEST']._serialized_end=1011
+  _globals['_PUBLISHVERSIONHEADER']._serialized_start=1013
+  _globals['_PUBLISHVERSIONHEADER']._serialized_end=1068
+  _globals['_PUBLISHVERSIONRESPONSE']._serialized_start=1070
+  _globals['_PUBLISHVERSIONRESPONSE']._serialized_end=1146
+  _globals['_LISTVERSIONSREQUEST']._serialized_start=1148
+  _globals['_LISTVERSIONSREQUEST']._serialized_end=1184
+  _globals['_LISTVERSIONSRESPONSE']._serialized_start=1186
+  _globals['_LISTVERSIONSRESPONSE']._serialized_end=1257
+  _globals['_WATCHTRAFFICREQUEST']._serialized_start=1259
+  _globals['_WATCHTRAFFICREQUEST']._serialized_end=1280
+  _globals['_WATCHTRAFFICRESPONSE']._serialized_start=1282
+  _globals['_WATCHTRAFFICRESPONSE']._serialized_end=1353
+  _globals['_SETTRAFFICREQUEST']._serialized_start=1356
+  _globals['_SETTRAFFICREQUEST']._serialized_end=1541
+  _globals['_SETTRAFFICRESPONSE']._serialized_start=1543
+  _globals['_SETTRAFFICRESPONSE']._serialized_end=1610
+  _globals['_GETTRAFFICREQUEST']._serialized_start=1612
+  _globals['_GETTRAFFICREQUEST']._serialized_end=1646
+  _globals['_GETTRAFFICRESPONSE']._serialized_start=1648
+  _globals['_GETTRAFFICRESPONSE']._serialized_end=1766
+  _globals['_SHADOWREPORT']._serialized_start=1769
+  _globals['_SHADOWREPORT']._serialized_end=1980
+  _globals['_PROMOTEREQUEST']._serialized_start=1982
+  _globals['_PROMOTEREQUEST']._serialized_end=2088
+  _globals['_PROMOTERESPONSE']._serialized_start=2090
+  _globals['_PROMOTERESPONSE']._serialized_end=2154
+  _globals['_ROLLBACKREQUEST']._serialized_start=2156
+  _globals['_ROLLBACKREQUEST']._serialized_end=2246
+  _globals['_ROLLBACKRESPONSE']._serialized_start=2248
+  _globals['_ROLLBACKRESPONSE']._serialized_end=2313
+  _globals['_DELETEVERSIONREQUEST']._serialized_start=2315
+  _globals['_DELETEVERSIONREQUEST']._serialized_end=2369
+  _globals['_DELETEVERSIONRESPONSE']._serialized_start=2371
+  _globals['_DELETEVERSIONRESPONSE']._serialized_end=2394
+  _globals['_MODELLIFECYCLESERVICE']._serialized_start=2397
+  _globals['_MODELLIFECYCLESERVICE']._serialized_end=3202
 # @@protoc_insertion_point(module_scope)

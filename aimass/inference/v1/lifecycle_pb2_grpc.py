@@ -55,6 +55,26 @@ class ModelLifecycleServiceStub(object):
                 request_serializer=aimass_dot_inference_dot_v1_dot_lifecycle__pb2.SetTrafficRequest.SerializeToString,
                 response_deserializer=aimass_dot_inference_dot_v1_dot_lifecycle__pb2.SetTrafficResponse.FromString,
                 _registered_method=True)
+        self.GetTraffic = channel.unary_unary(
+                '/aimass.inference.v1.ModelLifecycleService/GetTraffic',
+                request_serializer=aimass_dot_inference_dot_v1_dot_lifecycle__pb2.GetTrafficRequest.SerializeToString,
+                response_deserializer=aimass_dot_inference_dot_v1_dot_lifecycle__pb2.GetTrafficResponse.FromString,
+                _registered_method=True)
+        self.Promote = channel.unary_unary(
+                '/aimass.inference.v1.ModelLifecycleService/Promote',
+                request_serializer=aimass_dot_inference_dot_v1_dot_lifecycle__pb2.PromoteRequest.SerializeToString,
+                response_deserializer=aimass_dot_inference_dot_v1_dot_lifecycle__pb2.PromoteResponse.FromString,
+                _registered_method=True)
+        self.Rollback = channel.unary_unary(
+                '/aimass.inference.v1.ModelLifecycleService/Rollback',
+                request_serializer=aimass_dot_inference_dot_v1_dot_lifecycle__pb2.RollbackRequest.SerializeToString,
+                response_deserializer=aimass_dot_inference_dot_v1_dot_lifecycle__pb2.RollbackResponse.FromString,
+                _registered_method=True)
+        self.DeleteVersion = channel.unary_unary(
+                '/aimass.inference.v1.ModelLifecycleService/DeleteVersion',
+                request_serializer=aimass_dot_inference_dot_v1_dot_lifecycle__pb2.DeleteVersionRequest.SerializeToString,
+                response_deserializer=aimass_dot_inference_dot_v1_dot_lifecycle__pb2.DeleteVersionResponse.FromString,
+                _registered_method=True)
 
 
 class ModelLifecycleServiceServicer(object):
@@ -103,6 +123,41 @@ class ModelLifecycleServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetTraffic(self, request, context):
+        """Returns a model's traffic and what its shadow has shown. Ends with NOT_FOUND when the model is unknown.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Promote(self, request, context):
+        """Makes the version that is tried out the stable one, and ends the trial. One atomic change of the traffic.
+
+        Ends as SetTraffic does, and with FAILED_PRECONDITION when nothing is tried out and no version is named.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rollback(self, request, context):
+        """Ends a trial or, where there is none, makes the previous version the stable one again. One atomic change of the
+        traffic; loads nothing.
+
+        Ends as SetTraffic does, and with FAILED_PRECONDITION when there is nothing to go back to.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteVersion(self, request, context):
+        """Removes a version from the repository; its number is not given out again.
+
+        Ends with NOT_FOUND when it is unknown, and with FAILED_PRECONDITION while it has a part in the traffic.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ModelLifecycleServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -125,6 +180,26 @@ def add_ModelLifecycleServiceServicer_to_server(servicer, server):
                     servicer.SetTraffic,
                     request_deserializer=aimass_dot_inference_dot_v1_dot_lifecycle__pb2.SetTrafficRequest.FromString,
                     response_serializer=aimass_dot_inference_dot_v1_dot_lifecycle__pb2.SetTrafficResponse.SerializeToString,
+            ),
+            'GetTraffic': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTraffic,
+                    request_deserializer=aimass_dot_inference_dot_v1_dot_lifecycle__pb2.GetTrafficRequest.FromString,
+                    response_serializer=aimass_dot_inference_dot_v1_dot_lifecycle__pb2.GetTrafficResponse.SerializeToString,
+            ),
+            'Promote': grpc.unary_unary_rpc_method_handler(
+                    servicer.Promote,
+                    request_deserializer=aimass_dot_inference_dot_v1_dot_lifecycle__pb2.PromoteRequest.FromString,
+                    response_serializer=aimass_dot_inference_dot_v1_dot_lifecycle__pb2.PromoteResponse.SerializeToString,
+            ),
+            'Rollback': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rollback,
+                    request_deserializer=aimass_dot_inference_dot_v1_dot_lifecycle__pb2.RollbackRequest.FromString,
+                    response_serializer=aimass_dot_inference_dot_v1_dot_lifecycle__pb2.RollbackResponse.SerializeToString,
+            ),
+            'DeleteVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteVersion,
+                    request_deserializer=aimass_dot_inference_dot_v1_dot_lifecycle__pb2.DeleteVersionRequest.FromString,
+                    response_serializer=aimass_dot_inference_dot_v1_dot_lifecycle__pb2.DeleteVersionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -236,6 +311,114 @@ class ModelLifecycleService(object):
             '/aimass.inference.v1.ModelLifecycleService/SetTraffic',
             aimass_dot_inference_dot_v1_dot_lifecycle__pb2.SetTrafficRequest.SerializeToString,
             aimass_dot_inference_dot_v1_dot_lifecycle__pb2.SetTrafficResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTraffic(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aimass.inference.v1.ModelLifecycleService/GetTraffic',
+            aimass_dot_inference_dot_v1_dot_lifecycle__pb2.GetTrafficRequest.SerializeToString,
+            aimass_dot_inference_dot_v1_dot_lifecycle__pb2.GetTrafficResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Promote(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aimass.inference.v1.ModelLifecycleService/Promote',
+            aimass_dot_inference_dot_v1_dot_lifecycle__pb2.PromoteRequest.SerializeToString,
+            aimass_dot_inference_dot_v1_dot_lifecycle__pb2.PromoteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rollback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aimass.inference.v1.ModelLifecycleService/Rollback',
+            aimass_dot_inference_dot_v1_dot_lifecycle__pb2.RollbackRequest.SerializeToString,
+            aimass_dot_inference_dot_v1_dot_lifecycle__pb2.RollbackResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aimass.inference.v1.ModelLifecycleService/DeleteVersion',
+            aimass_dot_inference_dot_v1_dot_lifecycle__pb2.DeleteVersionRequest.SerializeToString,
+            aimass_dot_inference_dot_v1_dot_lifecycle__pb2.DeleteVersionResponse.FromString,
             options,
             channel_credentials,
             insecure,

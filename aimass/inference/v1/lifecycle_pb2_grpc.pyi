@@ -58,6 +58,24 @@ class ModelLifecycleServiceStub:
     Ends with INVALID_ARGUMENT when no version is named, NOT_FOUND when the model or the version is unknown, and
     FAILED_PRECONDITION when the version cannot be loaded or the generation is not the expected one.
     """
+    GetTraffic: _grpc.UnaryUnaryMultiCallable[_lifecycle_pb2.GetTrafficRequest, _lifecycle_pb2.GetTrafficResponse]
+    """Returns a model's traffic and what its shadow has shown. Ends with NOT_FOUND when the model is unknown."""
+    Promote: _grpc.UnaryUnaryMultiCallable[_lifecycle_pb2.PromoteRequest, _lifecycle_pb2.PromoteResponse]
+    """Makes the version that is tried out the stable one, and ends the trial. One atomic change of the traffic.
+
+    Ends as SetTraffic does, and with FAILED_PRECONDITION when nothing is tried out and no version is named.
+    """
+    Rollback: _grpc.UnaryUnaryMultiCallable[_lifecycle_pb2.RollbackRequest, _lifecycle_pb2.RollbackResponse]
+    """Ends a trial or, where there is none, makes the previous version the stable one again. One atomic change of the
+    traffic; loads nothing.
+
+    Ends as SetTraffic does, and with FAILED_PRECONDITION when there is nothing to go back to.
+    """
+    DeleteVersion: _grpc.UnaryUnaryMultiCallable[_lifecycle_pb2.DeleteVersionRequest, _lifecycle_pb2.DeleteVersionResponse]
+    """Removes a version from the repository; its number is not given out again.
+
+    Ends with NOT_FOUND when it is unknown, and with FAILED_PRECONDITION while it has a part in the traffic.
+    """
 
 @_typing.type_check_only
 class ModelLifecycleServiceAsyncStub(ModelLifecycleServiceStub):
@@ -88,6 +106,24 @@ class ModelLifecycleServiceAsyncStub(ModelLifecycleServiceStub):
 
     Ends with INVALID_ARGUMENT when no version is named, NOT_FOUND when the model or the version is unknown, and
     FAILED_PRECONDITION when the version cannot be loaded or the generation is not the expected one.
+    """
+    GetTraffic: _aio.UnaryUnaryMultiCallable[_lifecycle_pb2.GetTrafficRequest, _lifecycle_pb2.GetTrafficResponse]  # type: ignore[assignment]
+    """Returns a model's traffic and what its shadow has shown. Ends with NOT_FOUND when the model is unknown."""
+    Promote: _aio.UnaryUnaryMultiCallable[_lifecycle_pb2.PromoteRequest, _lifecycle_pb2.PromoteResponse]  # type: ignore[assignment]
+    """Makes the version that is tried out the stable one, and ends the trial. One atomic change of the traffic.
+
+    Ends as SetTraffic does, and with FAILED_PRECONDITION when nothing is tried out and no version is named.
+    """
+    Rollback: _aio.UnaryUnaryMultiCallable[_lifecycle_pb2.RollbackRequest, _lifecycle_pb2.RollbackResponse]  # type: ignore[assignment]
+    """Ends a trial or, where there is none, makes the previous version the stable one again. One atomic change of the
+    traffic; loads nothing.
+
+    Ends as SetTraffic does, and with FAILED_PRECONDITION when there is nothing to go back to.
+    """
+    DeleteVersion: _aio.UnaryUnaryMultiCallable[_lifecycle_pb2.DeleteVersionRequest, _lifecycle_pb2.DeleteVersionResponse]  # type: ignore[assignment]
+    """Removes a version from the repository; its number is not given out again.
+
+    Ends with NOT_FOUND when it is unknown, and with FAILED_PRECONDITION while it has a part in the traffic.
     """
 
 class ModelLifecycleServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -140,6 +176,48 @@ class ModelLifecycleServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Ends with INVALID_ARGUMENT when no version is named, NOT_FOUND when the model or the version is unknown, and
         FAILED_PRECONDITION when the version cannot be loaded or the generation is not the expected one.
+        """
+
+    @_abc_1.abstractmethod
+    def GetTraffic(
+        self,
+        request: _lifecycle_pb2.GetTrafficRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_lifecycle_pb2.GetTrafficResponse, _abc.Awaitable[_lifecycle_pb2.GetTrafficResponse]]:
+        """Returns a model's traffic and what its shadow has shown. Ends with NOT_FOUND when the model is unknown."""
+
+    @_abc_1.abstractmethod
+    def Promote(
+        self,
+        request: _lifecycle_pb2.PromoteRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_lifecycle_pb2.PromoteResponse, _abc.Awaitable[_lifecycle_pb2.PromoteResponse]]:
+        """Makes the version that is tried out the stable one, and ends the trial. One atomic change of the traffic.
+
+        Ends as SetTraffic does, and with FAILED_PRECONDITION when nothing is tried out and no version is named.
+        """
+
+    @_abc_1.abstractmethod
+    def Rollback(
+        self,
+        request: _lifecycle_pb2.RollbackRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_lifecycle_pb2.RollbackResponse, _abc.Awaitable[_lifecycle_pb2.RollbackResponse]]:
+        """Ends a trial or, where there is none, makes the previous version the stable one again. One atomic change of the
+        traffic; loads nothing.
+
+        Ends as SetTraffic does, and with FAILED_PRECONDITION when there is nothing to go back to.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteVersion(
+        self,
+        request: _lifecycle_pb2.DeleteVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_lifecycle_pb2.DeleteVersionResponse, _abc.Awaitable[_lifecycle_pb2.DeleteVersionResponse]]:
+        """Removes a version from the repository; its number is not given out again.
+
+        Ends with NOT_FOUND when it is unknown, and with FAILED_PRECONDITION while it has a part in the traffic.
         """
 
 def add_ModelLifecycleServiceServicer_to_server(servicer: ModelLifecycleServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,64 @@
+"""What a caller says with its connection: how long it waits, where it is, and that it has gone."""
+
+import asyncio
+import math
+from collections.abc import Awaitable
+from typing import TypeVar
+
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+
+from services.common.errors import InvalidInput
+
+TIMEOUT_HEADER = "x-request-timeout"
+
+T = TypeVar("T")
+
+
+def stated_timeout(header: str | None) -> float | None:
+    """Return the seconds that the timeout header gives; None without one.
+
+    Raises:
+        InvalidInput: It is no number.
+    """
+    if header is None:
+        return None
+    try:
+        seconds = float(header)
+    except ValueError:
+        seconds = math.nan
+    if math.isnan(seconds):
+        raise InvalidInput(f"{TIMEOUT_HEADER} is {header[:40]!r}; give seconds, such as 2.5")
+    return seconds
+
+
+def peer_of(request: Request) -> str:
+    """Return the other end of the connection as grpc writes it: `ipv4:192.0.2.7:40123`."""
+    if request.client is None:
+        return "unknown"
+    host, port = request.client
+    return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"
+
+
+async def unless_disconnected(request: Request, answering: Awaitable[T]) -> T:
+    """Await *answering*, but cancel it, and with it the work behind it, when the client goes away.
+
+    Raises:
+        ClientDisconnect: The client went away.
+
+    """
+    task = asyncio.ensure_future(answering)
+    gone = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return await task
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
