@@ -57,7 +57,7 @@ class Reshape:
             )
         free = iter([own for own, want in zip(sides, self.outside, strict=True) if want == -1])
         target = [next(free) if side == -1 else side for side in self.graph]
-        return array.reshape(*array.shape[:first], *target)
+        return array.reshape((*array.shape[:first], *target))
 
 
 def _runs(shape: tuple[int, ...]) -> list[int]:

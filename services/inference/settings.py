@@ -29,7 +29,7 @@ class InferenceSettings(ServiceSettings):
     max_queue_samples: Positive = 2048
     """Samples that may wait for one version; more are refused."""
     loaded_versions: Positive = 3
-    """Newest versions of each model that are kept loaded, beside the stable one and the one before it."""
+    """Newest versions of each model that are kept loaded, beside those with a part in the traffic."""
     poll_seconds: Seconds = 2.0
     """How often the repository is looked at for what operators and other replicas changed; 0 means never."""
     max_memory_bytes: int = Field(default=0, ge=0)

@@ -12,9 +12,11 @@ import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
+from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException
 
 from tests.end_to_end.pictures import cifar
+from tests.end_to_end.suite import start_suite
 
 PERF = Path(sys.prefix) / "perf"
 ENCODINGS = [None, "gzip", "deflate"]
@@ -194,6 +196,38 @@ def test_the_repository_answers_as_over_grpc(suite, stock, action):
 
     assert outcome(stock.get_model_repository_index) == listed
     assert outcome(lambda: getattr(stock, action)("nothing")) == refused
+
+
+@pytest.fixture
+def own_suite(tmp_path):
+    """A suite whose models may be changed."""
+    suite = start_suite("pipeline", tmp_path)
+    try:
+        suite.wait_until_ready()
+        yield suite
+    finally:
+        suite.end()
+
+
+def test_a_model_can_be_sent_with_the_request_to_load_it(own_suite, save_graph):
+    graph = save_graph(
+        [helper.make_node("Neg", ["x"], ["y"])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 2])],
+    )
+    files = {"file:1/model.onnx": graph.read_bytes()}
+    numbers = np.float32([[1, -2]])
+
+    with triton.InferenceServerClient(server(own_suite)) as client:
+        client.load_model("pushed", config='{"max_batch_size": 4}', files=files)
+        answer = client.infer("pushed", tensors(triton, {"x": numbers})).as_numpy("y")
+        config = client.get_model_config("pushed")
+        client.unload_model("pushed")
+        ready = client.is_model_ready("pushed")
+
+    np.testing.assert_array_equal(answer, -numbers)
+    assert config["max_batch_size"] == 4
+    assert not ready
 
 
 def test_tensors_may_lie_in_shared_memory(stock):

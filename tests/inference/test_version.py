@@ -281,7 +281,10 @@ def test_graph_may_have_another_file_name(load, add_model, one_node):
         load("named")
 
 
-WARMUP = 'max_batch_size: 4 model_warmup [ {{ name: "first" batch_size: {size} count: 2 inputs {{ key: "x" value {{ {x} }} }} }} ]'
+WARMUP = """
+    max_batch_size: 4
+    model_warmup [ {{ name: "first" batch_size: {size} count: 2 inputs {{ key: "x" value {{ {x} }} }} }} ]
+"""
 
 
 @pytest.mark.parametrize("data", ["zero_data: true", "random_data: true", 'input_data_file: "x.raw"'])
