@@ -27,7 +27,7 @@ from gateway.request_ids import RequestIds
 from gateway.settings import GatewaySettings
 from services.common.logs import REQUEST_ID_KEY
 from services.common.server import StopSignal
-from services.common.traffic import TrafficFollower
+from services.common.traffic import TrafficFollower, all_serve
 
 PAGE = Path(__file__).with_name("page")
 _MAX_TOP, _MAX_VERSION = 2**31 - 1, 2**63 - 1  # what the contract's fields hold
@@ -89,8 +89,7 @@ def create_app(
     @app.get("/v2/health/ready", response_model=None)
     async def ready() -> Response:
         """Say whether predictions can be made: 200, or 503 while a service is away or a model is not ready."""
-        states = describe_models(follower.models)
-        well = not stop.is_set and bool(states) and all(each.ready for each in states) and await backends.ready()
+        well = not stop.is_set and all_serve(follower.models.values()) and await backends.ready()
         return Response(status_code=200 if well else 503)
 
     @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)

@@ -71,8 +71,13 @@ def routing_share(model: str, routing_key: str) -> float:
     return int.from_bytes(digest) / 2**64
 
 
-def can_serve(state: lifecycle_pb2.ModelState) -> bool:
-    """Whether a request that names no version would be answered."""
+def all_serve(states: Iterable[lifecycle_pb2.ModelState]) -> bool:
+    """Whether there are models, and each answers requests that name no version; one unloaded on purpose need not."""
+    wanted = [state for state in states if not state.unloaded]
+    return bool(wanted) and all(map(_serves, wanted))
+
+
+def _serves(state: lifecycle_pb2.ModelState) -> bool:
     try:
         choose_version(state)
     except (NotFound, NotReady):

@@ -17,7 +17,7 @@ from services.common.errors import NotFound, NotReady, Unsupported
 from services.common.peers import check_same_machine
 from services.common.server import StopSignal
 from services.common.statuses import log_failure, status_of
-from services.common.traffic import can_serve, model_not_found, ready_versions
+from services.common.traffic import all_serve, model_not_found, ready_versions
 from services.inference.classification import apply_classifications, datatypes_of
 from services.inference.engine import TensorSpec
 from services.inference.execution import Executed, deadline_of, execute
@@ -81,10 +81,10 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
     async def ServerReady(self, request: pb.ServerReadyRequest, context: Context) -> pb.ServerReadyResponse:
         """Say whether every model can serve requests that name no version; a repository without models cannot."""
         try:
-            states = self._models.states().values()
+            ready = all_serve(self._models.states().values())
         except NotReady:
-            return pb.ServerReadyResponse(ready=False)
-        return pb.ServerReadyResponse(ready=bool(states) and all(map(can_serve, states)))
+            ready = False
+        return pb.ServerReadyResponse(ready=ready)
 
     async def ModelReady(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:
         """Say whether a version can serve; one that does not exist cannot."""

@@ -50,6 +50,7 @@ class ServedModel:
             model=self.name,
             traffic=traffic_message(self.traffic),
             versions=[self.versions[number] for number in sorted(self.versions)],
+            unloaded=self.unloaded,
         )
 
     def put(self, number: int, loaded: LoadedVersion) -> None:

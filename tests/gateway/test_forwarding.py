@@ -12,6 +12,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from aimass.gateway.v1 import gateway_pb2
 from aimass.open_inference import grpc_service_pb2 as pb
 from aimass.open_inference.grpc_service_pb2_grpc import GRPCInferenceServiceStub
+from aimass.starter import STARTER
 from aimass.trainer.v1 import trainer_pb2
 from aimass.trainer.v1.trainer_pb2_grpc import TrainerServiceStub
 from services.common.manifest import DIGEST_PARAMETER
@@ -233,11 +234,32 @@ def test_an_unknown_method_is_unimplemented(channel):
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-def test_an_extension_that_is_not_served_is_unimplemented(stub):
+def test_what_is_not_served_is_unimplemented(stub):
     with pytest.raises(grpc.RpcError) as caught:
-        stub.RepositoryIndex(pb.RepositoryIndexRequest())
+        stub.CudaSharedMemoryRegister(pb.CudaSharedMemoryRegisterRequest(name="region"))
 
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert caught.value.details() == "this server takes no CUDA shared memory; use system shared memory"
+
+
+def test_a_stock_client_pushes_lists_and_unloads_a_model(suite, stock):
+    graph = (STARTER / "cifar10" / "1" / "model.onnx").read_bytes()
+    with suite.client() as http:
+        stock.load_model("pushed", config='{"max_batch_size": 8}', files={"file:4/model.onnx": graph})
+        ready = stock.is_model_ready("pushed", "4")
+        answer = stock.infer("pushed", tensors(cifar()[:8]))
+        stock.unload_model("pushed")
+        gone = not stock.is_model_ready("pushed")
+        index = {(each.name, each.version): each for each in stock.get_model_repository_index().models}
+        with pytest.raises(triton.InferenceServerException, match="failed to load 'nothing'"):
+            stock.load_model("nothing")
+
+        assert (ready, gone) == (True, True)
+        assert answer.as_numpy("probabilities").shape == (8, 10)
+        assert (index["cifar10", "1"].state, index["pushed", "4"].state) == ("READY", "UNAVAILABLE")
+        assert "unloaded by request" in index["pushed", "4"].reason
+        assert http.get("/v2/health/ready").status_code == 200  # what somebody unloaded on purpose is not missed
+        assert stock.is_server_ready()
 
 
 def test_reflection_lists_and_describes_what_the_public_port_offers(channel):

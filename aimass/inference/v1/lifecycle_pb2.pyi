@@ -205,8 +205,11 @@ class ModelState(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     TRAFFIC_FIELD_NUMBER: _builtins.int
     VERSIONS_FIELD_NUMBER: _builtins.int
+    UNLOADED_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model."""
+    unloaded: _builtins.bool
+    """Whether somebody asked for the model to be unloaded: that it does not serve is no fault."""
     @_builtins.property
     def traffic(self) -> Global___Traffic:
         """Desired traffic."""
@@ -221,10 +224,11 @@ class ModelState(_message.Message):
         model: _builtins.str = ...,
         traffic: Global___Traffic | None = ...,
         versions: _abc.Iterable[Global___ModelVersion] | None = ...,
+        unloaded: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["traffic", b"traffic"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "traffic", b"traffic", "versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "traffic", b"traffic", "unloaded", b"unloaded", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
