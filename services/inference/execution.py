@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -64,14 +65,17 @@ async def execute(
         ServiceError: As `ModelInfer` documents.
     """
     arrival = time.perf_counter_ns()
-    number, version = models.resolve(request.model_name, requested_version(request.model_version))
+    options = request_options(request)
+    routing_key = options.routing_key or uuid.uuid4().hex
+    number, version = models.resolve(request.model_name, requested_version(request.model_version), routing_key)
     try:
         check_digest(request, version.preprocess_digest)
         inputs, samples = unpack_inputs(request, version.signature, split=split)
         outputs = requested_outputs(request, version.signature)
         if not split:
             check_batch_size(samples, version.signature)
-        inference = await _infer(version, inputs, outputs, samples, deadline, request_options(request))
+        with version.in_use():
+            inference = await _infer(version, inputs, outputs, samples, deadline, options)
     except BaseException:
         version.statistics.record_failure(time.perf_counter_ns() - arrival)
         raise

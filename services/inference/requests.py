@@ -54,6 +54,8 @@ class RequestOptions:
     """Not run later than this after it arrived."""
     priority: int = 0
     """1 is the highest; 0 means the model's default."""
+    routing_key: str = ""
+    """Decides between stable version and canary; the suite's own parameter."""
 
 
 def request_options(request: pb.ModelInferRequest) -> RequestOptions:
@@ -63,7 +65,11 @@ def request_options(request: pb.ModelInferRequest) -> RequestOptions:
         InvalidInput: One has a value that it cannot have.
     """
     microseconds = _whole_number(request, "timeout")
-    return RequestOptions(microseconds / 1e6 if microseconds else math.inf, _whole_number(request, "priority"))
+    return RequestOptions(
+        timeout_seconds=microseconds / 1e6 if microseconds else math.inf,
+        priority=_whole_number(request, "priority"),
+        routing_key=request.parameters["routing_key"].string_param if "routing_key" in request.parameters else "",
+    )
 
 
 def _whole_number(request: pb.ModelInferRequest, name: str) -> int:

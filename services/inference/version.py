@@ -2,7 +2,8 @@
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,8 @@ class LoadedVersion:
         outputs = served_outputs(config, graphs[0].outputs)
         self.signature = signature_of(config, graphs[0].inputs, outputs)
         self.statistics = Statistics()
+        self._users = 0
+        self._closing = False
         self.output_labels = output_labels
         self.labels = manifest.labels or tuple(next(iter(output_labels.values()), ()))
         self.preprocess_digest = manifest.preprocess.digest if manifest.preprocess else ""
@@ -81,9 +84,24 @@ class LoadedVersion:
             inputs, outputs, samples, deadline, priority=priority, timeout_seconds=timeout_seconds
         )
 
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep the graph inside the block: a request that runs in parts must find it for the last of them too."""
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            self._close_when_unused()
+
     def close(self) -> None:
-        """Let go of the graph once what is queued has run."""
-        self._batcher.close()
+        """Let go of the graph once the requests that have begun are answered."""
+        self._closing = True
+        self._close_when_unused()
+
+    def _close_when_unused(self) -> None:
+        if self._closing and not self._users:
+            self._batcher.close()
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -126,10 +144,10 @@ def load_version(
     _check_manifest(manifest, signature)
     for each in dict.fromkeys(graphs):
         _warm_up(each, min(completed.max_batch_size, largest) if apart else 0)
-        _run_warmups(each, completed, signature, settings, model)
+        _run_warmups(each, completed, signature, folder.parent, settings.max_message_bytes)
     if manifest.golden is not None:
         check_golden(graph, manifest.golden)
-    labels = read_labels(settings.repository / model, completed)
+    labels = read_labels(folder.parent, completed)
     return LoadedVersion(manifest, labels, graph_digest, graphs, completed, settings.max_queue_samples)
 
 
@@ -163,18 +181,17 @@ def _run_warmups(
     graph: OnnxModel,
     config: model_config_pb2.ModelConfig,
     signature: Signature,
-    settings: InferenceSettings,
-    model: str,
+    folder: Path,
+    max_bytes: int,
 ) -> None:
-    """Run what the config wants run before the first caller comes.
+    """Run what the config wants run before the first caller comes; its data lies below *folder*, the model's.
 
     Raises:
         InvalidInput: The graph fails on it.
     """
     run = ReshapedRun(graph.try_out, reshapes_of(config), config.max_batch_size > 0)
     names = [spec.name for spec in signature.outputs]
-    folder = settings.repository / model
-    for warmup in read_warmups(config, signature, folder, settings.max_message_bytes):
+    for warmup in read_warmups(config, signature, folder, max_bytes):
         try:
             for _ in range(warmup.count):
                 run(warmup.inputs, names)
