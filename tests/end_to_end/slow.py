@@ -53,11 +53,13 @@ class Slow:
 
     async def occupy(self, shade: int = WHITE) -> grpc.aio.UnaryUnaryCall[pb.ModelInferRequest, pb.ModelInferResponse]:
         """Send a pale picture and return its call as soon as it is being run."""
-        call = self._stub.ModelInfer(_request(shade, 1))
-        self._asked += 1
-        while not await self.is_busy():
-            assert not call.done()
-        return call
+        while True:
+            call = self._stub.ModelInfer(_request(shade, 1))
+            self._asked += 1
+            while not call.done():
+                if await self.is_busy():
+                    return call
+            await call  # it had run before anybody could look, on a machine that held us up; once more
 
     async def finish(self, call: grpc.aio.UnaryUnaryCall[pb.ModelInferRequest, pb.ModelInferResponse]) -> int:
         """Wait until all that was sent before is run or dropped; return how many samples were asked for here."""
