@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Coroutine
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from aimass.gateway.v1 import gateway_pb2 as pb
 from aimass.gateway.v1.gateway_pb2_grpc import GatewayServiceServicer
@@ -12,14 +13,13 @@ from gateway.models import describe_models
 from gateway.prediction import Predictor
 from services.common.server import StopSignal
 from services.common.statuses import log_failure, status_of
+from services.common.streaming import answer_in_order
 from services.common.traffic import TrafficFollower
 
 if TYPE_CHECKING:
     import grpc
 
     Context = grpc.aio.ServicerContext[Any, Any]
-
-T = TypeVar("T")
 
 
 class GatewayServicer(GatewayServiceServicer):
@@ -39,33 +39,11 @@ class GatewayServicer(GatewayServiceServicer):
         self, request_iterator: AsyncIterator[pb.PredictStreamRequest], context: Context
     ) -> AsyncIterator[pb.PredictStreamResponse]:
         """Answer requests in their order, several of them being worked on at once."""
-        answers: asyncio.Queue[asyncio.Task[pb.PredictStreamResponse] | None] = asyncio.Queue()
-        room = asyncio.Semaphore(self._stream_window)
-        working: set[asyncio.Task[Any]] = set()
-
-        def start(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-            task = asyncio.create_task(work)
-            working.add(task)
-            task.add_done_callback(working.discard)
-            return task
-
-        async def accept() -> None:
-            try:
-                async for request in self._stop.until(request_iterator):
-                    await room.acquire()
-                    answers.put_nowait(start(self._answer(request, context)))
-            finally:
-                answers.put_nowait(None)
-
-        accepting = start(accept())
-        try:  # no TaskGroup: a generator that is left at a yield must not wait for its tasks
-            while (answer := await answers.get()) is not None:
-                yield await answer
-                room.release()
-            await accepting  # raises what ended the requests, where that was not their end
-        finally:
-            for task in working:
-                task.cancel()
+        requests = self._stop.until(request_iterator)
+        answer = partial(self._answer, context=context)
+        async with aclosing(answer_in_order(requests, answer, self._stream_window)) as responses:
+            async for response in responses:
+                yield response
 
     async def _answer(self, request: pb.PredictStreamRequest, context: Context) -> pb.PredictStreamResponse:
         try:

@@ -17,6 +17,7 @@ from services.common.errors import NotFound, NotReady, Unsupported
 from services.common.peers import check_same_machine
 from services.common.server import StopSignal
 from services.common.statuses import log_failure, status_of
+from services.common.streaming import answer_in_order
 from services.common.traffic import all_serve, model_not_found, ready_versions
 from services.inference.classification import apply_classifications, datatypes_of
 from services.inference.engine import TensorSpec
@@ -29,7 +30,6 @@ from services.inference.requests import pack_response, request_options, requeste
 from services.inference.serving import ModelServer
 from services.inference.shared_memory import MemorySlice, Region, SharedMemory
 from services.inference.statistics import statistics_message
-from services.inference.streaming import answer_in_order
 from services.inference.traces import Traces, log_trace
 from services.inference.version import LoadedVersion
 

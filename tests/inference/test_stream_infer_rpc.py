@@ -8,8 +8,8 @@ import pytest
 
 from aimass.open_inference import grpc_service_pb2 as pb
 from aimass.open_inference.grpc_service_pb2_grpc import GRPCInferenceServiceStub
+from services.common.streaming import answer_in_order
 from services.inference import open_inference
-from services.inference.streaming import answer_in_order
 
 
 @pytest.fixture
