@@ -19,9 +19,9 @@ import uvloop
 from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 
-from services.inference.batching import Batcher, BatchOptions
+from services.inference.batching.batcher import Batcher, BatchOptions
+from services.inference.batching.statistics import Statistics
 from services.inference.engine import OnnxModel
-from services.inference.statistics import Statistics
 
 BATCH = 16
 Infer = Callable[[], Awaitable[object]]

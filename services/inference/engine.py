@@ -75,6 +75,22 @@ class TensorSpec:
     shape: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Signature:
+    """What a version takes and gives."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    max_batch_size: int
+    """0 where the first dimension is not a batch."""
+
+    @property
+    def samples_per_run(self) -> int:
+        """Samples that one run takes: the largest batch, or 1 where each must run alone; 0 where there are none."""
+        alone = all(spec.shape[:1] in ((1,), (-1,)) for spec in (*self.inputs, *self.outputs))
+        return self.max_batch_size or int(alone)
+
+
 class OnnxModel:
     """A loaded graph."""
 

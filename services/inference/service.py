@@ -8,10 +8,10 @@ from aimass.inference.v1.lifecycle_pb2_grpc import add_ModelLifecycleServiceServ
 from aimass.open_inference import grpc_service_pb2
 from aimass.open_inference.grpc_service_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from services.common.server import Service, StopSignal
-from services.inference.lifecycle import LifecycleServicer
-from services.inference.open_inference import OpenInferenceServicer
-from services.inference.servicer import InferenceServicer
-from services.inference.serving import ModelServer
+from services.inference.contracts.lifecycle import LifecycleServicer
+from services.inference.contracts.open_inference import OpenInferenceServicer
+from services.inference.contracts.servicer import InferenceServicer
+from services.inference.models.serving import ModelServer
 from services.inference.settings import InferenceSettings
 
 

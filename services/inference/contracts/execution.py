@@ -1,0 +1,123 @@
+"""One request from message to arrays: resolve the version, check, unpack, run, count."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from aimass.open_inference import grpc_service_pb2 as pb
+from services.inference.batching.batcher import Inference, merge_inferences
+from services.inference.contracts.requests import (
+    RequestOptions,
+    check_batch_size,
+    check_digest,
+    request_options,
+    requested_outputs,
+    requested_version,
+    unpack_inputs,
+)
+from services.inference.engine import Arrays
+from services.inference.models.serving import ModelServer
+from services.inference.models.version import LoadedVersion
+
+if TYPE_CHECKING:
+    import grpc
+
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+PARTS_AT_ONCE = 2
+"""Of a large request: one runs and one waits, so that it neither idles nor fills the queue before others."""
+
+
+@dataclass(frozen=True)
+class Executed:
+    """An answered request."""
+
+    number: int
+    version: LoadedVersion
+    outputs: list[str]
+    inference: Inference
+
+
+def deadline_of(context: Context) -> float:
+    """Return the event-loop time at which the call's deadline passes; infinity where it has none."""
+    remaining = context.time_remaining()
+    return math.inf if remaining is None else asyncio.get_running_loop().time() + remaining
+
+
+async def execute(
+    models: ModelServer, request: pb.ModelInferRequest, deadline: float, *, split: bool = False
+) -> Executed:
+    """Run *request* before event-loop time *deadline*.
+
+    Args:
+        models: Where the version is found.
+        request: As it came.
+        deadline: Of the call.
+        split: Whether a request that is larger than a batch is run in parts; otherwise it is refused.
+
+    Raises:
+        ServiceError: As `ModelInfer` documents.
+    """
+    arrival = time.perf_counter_ns()
+    options = request_options(request)
+    routing_key = options.routing_key or uuid.uuid4().hex
+    number, version = models.resolve(request.model_name, requested_version(request.model_version), routing_key)
+    try:
+        check_digest(request, version.preprocess_digest)
+        inputs, samples = unpack_inputs(request, version.signature, split=split)
+        outputs = requested_outputs(request, version.signature)
+        if not split:
+            check_batch_size(samples, version.signature)
+        with version.in_use():
+            inference = await _infer(version, inputs, outputs, samples, deadline, options)
+    except BaseException:
+        version.statistics.record_failure(time.perf_counter_ns() - arrival)
+        raise
+    total = time.perf_counter_ns() - arrival
+    version.statistics.record_success(samples, total, inference.queue, inference.times)
+    if samples <= (version.signature.samples_per_run or samples):  # a shadow runs nothing in parts
+        models.answered(request.model_name, number, inputs, outputs, samples, inference)
+    return Executed(number, version, outputs, inference)
+
+
+async def _infer(
+    version: LoadedVersion,
+    inputs: Arrays,
+    outputs: Sequence[str],
+    samples: int,
+    deadline: float,
+    options: RequestOptions,
+) -> Inference:
+    async def infer(inputs: Arrays, samples: int) -> Inference:
+        return await version.infer(
+            inputs,
+            outputs,
+            samples,
+            deadline,
+            priority=options.priority,
+            timeout_seconds=options.timeout_seconds,
+        )
+
+    largest = version.signature.samples_per_run or samples
+    if samples <= largest:
+        return await infer(inputs, samples)
+
+    room = asyncio.Semaphore(PARTS_AT_ONCE)
+
+    async def infer_part(start: int) -> Inference:
+        stop = min(start + largest, samples)
+        async with room:
+            return await infer({name: array[start:stop] for name, array in inputs.items()}, stop - start)
+
+    parts = [asyncio.ensure_future(infer_part(start)) for start in range(0, samples, largest)]
+    try:
+        return merge_inferences(await asyncio.gather(*parts))
+    finally:
+        for part in parts:  # where one failed, the others are of no use
+            part.cancel()

@@ -1,0 +1,241 @@
+"""Protocol messages <-> arrays: what `ModelInfer` and `Classify` have in common."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from aimass.open_inference import grpc_service_pb2 as pb
+from services.common.errors import Conflict, InvalidInput
+from services.common.manifest import DIGEST_PARAMETER
+from services.common.tensors import check_byte_count, numpy_dtype, shaped, to_array, to_raw
+from services.inference.contracts.memory_tensors import BYTE_SIZE, OFFSET, REGION
+from services.inference.contracts.shared_memory import MemorySlice
+from services.inference.engine import Signature, TensorSpec
+
+_CONTENTS = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+
+
+@dataclass(frozen=True)
+class RequestOptions:
+    """What the protocol's reserved parameters ask for; `sequence_*` and unknown ones change nothing here."""
+
+    timeout_seconds: float = math.inf
+    """Not run later than this after it arrived."""
+    priority: int = 0
+    """1 is the highest; 0 means the model's default."""
+    routing_key: str = ""
+    """Decides between stable version and canary; the suite's own parameter."""
+
+
+def request_options(request: pb.ModelInferRequest) -> RequestOptions:
+    """Read the reserved parameters of *request*.
+
+    Raises:
+        InvalidInput: One has a value that it cannot have.
+    """
+    microseconds = _whole_number(request, "timeout")
+    return RequestOptions(
+        timeout_seconds=microseconds / 1e6 if microseconds else math.inf,
+        priority=_whole_number(request, "priority"),
+        routing_key=request.parameters["routing_key"].string_param if "routing_key" in request.parameters else "",
+    )
+
+
+def _whole_number(request: pb.ModelInferRequest, name: str) -> int:
+    """Return an integer parameter; 0 where it is not given. Clients send either kind of integer."""
+    if name not in request.parameters:
+        return 0
+    parameter = request.parameters[name]
+    kind = parameter.WhichOneof("parameter_choice")
+    value = getattr(parameter, kind) if kind in ("int64_param", "uint64_param") else -1
+    if value < 0:
+        raise InvalidInput(f"parameter {name!r} is {str(parameter).strip()[:40]}; give an integer from 0", field=name)
+    return int(value)
+
+
+def requested_version(text: str) -> int:
+    """Parse `model_version`; empty gives 0, which lets traffic decide.
+
+    Raises:
+        InvalidInput: It is not a positive integer.
+    """
+    if not text:
+        return 0
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and 0 < int(text) < 2**63):
+        raise InvalidInput(
+            f"model_version {text[:40]!r} is not a version; versions are integers from 1", field="model_version"
+        )
+    return int(text)
+
+
+def check_digest(request: pb.ModelInferRequest, digest: str) -> None:
+    """Refuse a tensor that another preprocess spec made than the version's.
+
+    Raises:
+        Conflict: The request states another digest.
+    """
+    if DIGEST_PARAMETER not in request.parameters:
+        return
+    stated = request.parameters[DIGEST_PARAMETER].string_param
+    if stated != digest:
+        raise Conflict(
+            f"the tensor was made by preprocess spec {stated or 'of no digest'}, but this version was trained with "
+            f"{digest or 'no preprocess spec'}; preprocess the image again for this version",
+            reason="PREPROCESS_MISMATCH",
+            details={"tensor": stated, "version": digest},
+        )
+
+
+def unpack_inputs(
+    request: pb.ModelInferRequest, signature: Signature, *, split: bool = False
+) -> tuple[dict[str, np.ndarray], int]:
+    """Return the request's arrays by name, and how many samples they hold.
+
+    Args:
+        request: As it came.
+        signature: Of the version.
+        split: Whether the samples may be run in parts, so that any number of them will do.
+
+    Raises:
+        InvalidInput: Names, datatypes, shapes or byte counts do not fit the signature.
+    """
+    given = [tensor.name for tensor in request.inputs]
+    any_number = split and signature.samples_per_run > 0
+    expected = {spec.name: _of_any_number(spec) if any_number else spec for spec in signature.inputs}
+    if len(given) != len(expected) or set(given) != set(expected):
+        raise InvalidInput(f"the request has inputs {given}; this model takes exactly {list(expected)}", field="inputs")
+    raw = request.raw_input_contents
+    if raw and len(raw) != len(given):
+        raise InvalidInput(
+            f"the request has {len(given)} inputs but {len(raw)} raw_input_contents; give one for each input",
+            field="raw_input_contents",
+        )
+    arrays = {
+        tensor.name: _array(tensor, raw[position] if raw else None, expected[tensor.name])
+        for position, tensor in enumerate(request.inputs)
+    }
+    return arrays, _samples(arrays) if signature.max_batch_size or any_number else 1
+
+
+def _of_any_number(spec: TensorSpec) -> TensorSpec:
+    return TensorSpec(spec.name, spec.datatype, (-1, *spec.shape[1:]))
+
+
+def _array(
+    tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | MemorySlice | None, spec: TensorSpec
+) -> np.ndarray:
+    shape = tuple(tensor.shape)
+    if tensor.datatype != spec.datatype:
+        raise InvalidInput(
+            f"input {spec.name!r} has datatype {tensor.datatype!r}; this model takes {spec.datatype}", field="inputs"
+        )
+    fits = len(shape) == len(spec.shape) and all(
+        own == want or want == -1 for own, want in zip(shape, spec.shape, strict=True)
+    )
+    if not fits:
+        raise InvalidInput(
+            f"input {spec.name!r} has shape {list(shape)}; this model takes {list(spec.shape)}, where -1 is any size",
+            field="inputs",
+        )
+    if raw is None:
+        return _typed_array(tensor, shape)
+    if tensor.HasField("contents"):
+        raise InvalidInput(f"input {spec.name!r} has contents and raw_input_contents; give one of them", field="inputs")
+    if isinstance(raw, MemorySlice):
+        check_byte_count(spec.name, spec.datatype, shape, raw.byte_size)  # before it is read
+        raw = raw.read()
+    return to_array(spec.name, spec.datatype, shape, raw)
+
+
+def _typed_array(tensor: pb.ModelInferRequest.InferInputTensor, shape: tuple[int, ...]) -> np.ndarray:
+    if tensor.datatype not in _CONTENTS:
+        raise InvalidInput(f"input {tensor.name!r} of {tensor.datatype} has no typed contents; send it raw")
+    values = getattr(tensor.contents, _CONTENTS[tensor.datatype])
+    if any(side < 0 for side in shape) or len(values) != math.prod(shape):
+        raise InvalidInput(f"input {tensor.name!r} holds {len(values)} values; shape {list(shape)} needs another count")
+    try:
+        array = np.array(values, numpy_dtype(tensor.datatype))
+    except OverflowError as error:
+        raise InvalidInput(f"input {tensor.name!r} holds a value that does not fit {tensor.datatype}") from error
+    return shaped(tensor.name, array, shape)
+
+
+def _samples(arrays: dict[str, np.ndarray]) -> int:
+    sizes = {name: len(array) for name, array in arrays.items()}
+    samples = next(iter(sizes.values()))
+    if set(sizes.values()) != {samples} or samples == 0:
+        raise InvalidInput(f"the inputs have batch dimensions {sizes}; all must be the same, and 1 or more")
+    return samples
+
+
+def check_batch_size(samples: int, signature: Signature) -> None:
+    """Refuse a request of more *samples* than one batch takes.
+
+    Raises:
+        InvalidInput: It holds more.
+    """
+    if samples > signature.max_batch_size > 0:
+        raise InvalidInput(
+            f"the request holds {samples} samples; this model takes 1 to {signature.max_batch_size} at once",
+            field="inputs",
+        )
+
+
+def requested_outputs(request: pb.ModelInferRequest, signature: Signature) -> list[str]:
+    """Return the names of the wanted outputs, in the request's order; all where it names none.
+
+    Raises:
+        InvalidInput: An output is unknown or named twice.
+    """
+    known = [spec.name for spec in signature.outputs]
+    names = [output.name for output in request.outputs] or known
+    unknown = [name for name in names if name not in known]
+    if unknown or len(set(names)) != len(names):
+        raise InvalidInput(f"the request wants outputs {names}; this model gives each of {known} once", field="outputs")
+    return names
+
+
+def pack_response(
+    response: pb.ModelInferResponse,
+    names: Sequence[str],
+    datatypes: Sequence[str],
+    arrays: Sequence[np.ndarray],
+    memory: Mapping[str, MemorySlice] | None = None,
+) -> pb.ModelInferResponse:
+    """Add *arrays* to *response*, always raw; those that *memory* has a place for go there.
+
+    Raises:
+        InvalidInput: A place in shared memory is too small.
+    """
+    for name, datatype, array in zip(names, datatypes, arrays, strict=True):
+        output = response.outputs.add(name=name, datatype=datatype, shape=array.shape)
+        raw = to_raw(array)
+        if memory and (part := memory.get(name)):
+            part.write(name, raw)
+            _describe_memory(output, part, len(raw))
+            raw = b""
+        # Stock clients index the raw contents of every output, also of those in shared memory.
+        response.raw_output_contents.append(raw)
+    return response
+
+
+def _describe_memory(output: pb.ModelInferResponse.InferOutputTensor, part: MemorySlice, written: int) -> None:
+    output.parameters[REGION].string_param = part.region.name
+    output.parameters[BYTE_SIZE].int64_param = written
+    if part.offset:
+        output.parameters[OFFSET].int64_param = part.offset

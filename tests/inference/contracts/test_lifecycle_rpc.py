@@ -1,0 +1,305 @@
+"""Publishing, listing, moving and following traffic over a real channel."""
+
+import asyncio
+import json
+
+import grpc
+import numpy as np
+import pytest
+from grpc_status import rpc_status
+
+from aimass.inference.v1 import lifecycle_pb2 as pb
+from aimass.inference.v1.lifecycle_pb2_grpc import ModelLifecycleServiceStub
+from aimass.open_inference.grpc_service_pb2_grpc import GRPCInferenceServiceStub
+from services.common.manifest import Golden, GoldenTensor, Manifest
+from services.inference.models.desired_traffic import Traffic
+from tests.end_to_end.suite import eventually
+
+
+@pytest.fixture
+def stub(inference):
+    return ModelLifecycleServiceStub(inference.channel)
+
+
+@pytest.fixture
+def good(tiny_classifier):
+    """Manifest and bytes of the tiny classifier."""
+    return tiny_classifier.manifest, tiny_classifier.path.read_bytes()
+
+
+def files(repository) -> set[str]:
+    return {path.relative_to(repository).as_posix() for path in repository.rglob("*") if path.is_file()}
+
+
+async def test_published_version_is_ready_and_complete(stub, good, upload, model_repository):
+    manifest, graph = good
+    version = (await stub.PublishVersion(iter(upload("new", manifest, graph)))).version
+
+    assert (version.version, version.state) == (1, pb.ModelVersion.STATE_READY)
+    assert tuple(version.labels) == manifest.labels
+    folder = model_repository / "new" / "1"
+    assert (folder / "model.onnx").read_bytes() == graph
+    assert Manifest.from_json((folder / "model.json").read_bytes(), "model.json") == manifest
+    assert files(model_repository / "new") == {"1/model.onnx", "1/model.json", "traffic.json"}
+
+
+async def test_published_version_serves_only_when_traffic_says_so(stub, good, upload, inference, images, infer_request):
+    infer = GRPCInferenceServiceStub(inference.channel).ModelInfer
+    await stub.PublishVersion(iter(upload("tiny", *good)))
+    assert (await infer(infer_request(images))).model_version == "1"
+    assert (await infer(infer_request(images, model_version="2"))).model_version == "2"
+
+    traffic = (
+        await stub.SetTraffic(pb.SetTrafficRequest(model="tiny", stable_version=2, expected_generation=1))
+    ).traffic
+    assert (traffic.generation, traffic.stable_version) == (2, 2)
+    assert (await infer(infer_request(images))).model_version == "2"
+    assert (await infer(infer_request(images, model_version="1"))).model_version == "1"
+
+
+def wrong_golden(manifest: Manifest) -> Manifest:
+    outputs = (GoldenTensor.from_array("probabilities", "FP32", np.ones((2, 3), np.float32)),)
+    return manifest.model_copy(update={"golden": Golden(inputs=manifest.golden.inputs, outputs=outputs)})
+
+
+@pytest.mark.parametrize(
+    ("words", "make"),
+    [
+        ("must be its header", lambda up, m, g: []),
+        ("must be its header", lambda up, m, g: up("new", m, g)[1:]),
+        ("must be its header", lambda up, m, g: [pb.PublishVersionRequest()]),
+        ("after the header must be a chunk", lambda up, m, g: up("new", m, g)[:1] * 2),
+        ("bytes of the graph arrived; the manifest states", lambda up, m, g: up("new", m, g)[:-1]),
+        ("bytes of the graph arrived; the manifest states", lambda up, m, g: up("new", m, g + b"0")),
+        ("the graph that arrived has digest sha256:", lambda up, m, g: up("new", m, g[:-1] + b"0")),
+        ("manifest is not a valid manifest", lambda up, m, g: up("new", b"{", g)),
+        ("does not state size and SHA-256", lambda up, m, g: up("new", b"{}", g)),
+        ("golden output 'probabilities' differs by", lambda up, m, g: up("new", wrong_golden(m), g)),
+        ("has 1 labels", lambda up, m, g: up("new", m.model_copy(update={"labels": ("a",)}), g)),
+        ("model name '../new' is not valid", lambda up, m, g: up("../new", m, g)),
+        ("model name '' is not valid", lambda up, m, g: up("", m, g)),
+    ],
+)
+async def test_publication_that_is_not_right_adds_nothing(stub, good, upload, model_repository, words, make):
+    before = files(model_repository)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.PublishVersion(iter(make(upload, *good)))
+
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert words in caught.value.details()
+    assert files(model_repository) == before
+    assert [path.name for path in model_repository.iterdir()] == ["tiny"]
+    assert [state.model for state in (await stub.ListVersions(pb.ListVersionsRequest())).models] == ["tiny"]
+
+
+async def test_graph_over_the_limit_is_refused_before_it_is_sent(start_inference, good, upload):
+    served = await start_inference(max_model_bytes=100)
+    call = ModelLifecycleServiceStub(served.channel).PublishVersion()
+    await call.write(upload("new", *good)[0])
+
+    assert await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "at most 100 are accepted (INFERENCE_MAX_MODEL_BYTES)" in await call.details()
+
+
+@pytest.mark.parametrize("sent", [1, 2])
+async def test_publication_that_the_client_gives_up_leaves_nothing(stub, good, upload, model_repository, sent):
+    call = stub.PublishVersion()
+    for message in upload("new", *good)[:sent]:
+        await call.write(message)
+    while not any(model_repository.glob("new/.staging-*/model.onnx")):  # until the server has begun to write
+        await stub.ListVersions(pb.ListVersionsRequest())
+    call.cancel()
+
+    while any(model_repository.glob("new")):
+        await stub.ListVersions(pb.ListVersionsRequest())
+    assert {path.name for path in model_repository.iterdir()} == {"tiny"}
+
+
+async def test_reason_of_a_refused_publication_is_machine_readable(stub, good, upload):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.PublishVersion(iter(upload("new", wrong_golden(good[0]), good[1])))
+
+    assert b"GOLDEN_MISMATCH" in rpc_status.from_call(caught.value).details[0].value
+
+
+async def test_versions_are_listed_by_model(stub, good, upload):
+    await stub.PublishVersion(iter(upload("another", *good)))
+    listed = (await stub.ListVersions(pb.ListVersionsRequest())).models
+    one = (await stub.ListVersions(pb.ListVersionsRequest(model="tiny"))).models
+
+    assert [state.model for state in listed] == ["another", "tiny"]
+    assert list(one) == [listed[1]]
+    assert [version.version for version in one[0].versions] == [1]
+
+
+async def test_unknown_model_is_not_listed(stub):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.ListVersions(pb.ListVersionsRequest(model="other"))
+
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    assert caught.value.details() == "model 'other' is unknown; this suite has: tiny"
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"model": "other", "stable_version": 1}, "NOT_FOUND"),
+        ({"model": "tiny", "stable_version": 2}, "NOT_FOUND"),
+        ({"model": "tiny"}, "INVALID_ARGUMENT"),
+        ({"model": "tiny", "stable_version": 1, "expected_generation": 5}, "FAILED_PRECONDITION"),
+    ],
+)
+async def test_traffic_that_cannot_be_is_refused(stub, fields, code):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.SetTraffic(pb.SetTrafficRequest(**fields))
+
+    assert caught.value.code().name == code
+
+
+async def test_only_the_first_of_two_who_saw_the_same_generation_moves_traffic(stub, good, upload):
+    await stub.PublishVersion(iter(upload("tiny", *good)))
+    change = pb.SetTrafficRequest(model="tiny", stable_version=2, expected_generation=1)
+    codes = [await call.code() for call in (stub.SetTraffic(change), stub.SetTraffic(change))]
+
+    assert sorted(code.name for code in codes) == ["FAILED_PRECONDITION", "OK"]
+
+
+async def test_traffic_is_on_disk_when_the_answer_comes(stub, model_repository):
+    await stub.SetTraffic(pb.SetTrafficRequest(model="tiny", stable_version=1))
+
+    written = json.loads((model_repository / "tiny" / "traffic.json").read_text())
+    assert written == vars(Traffic(generation=1, stable_version=1))
+
+
+async def test_watcher_gets_the_whole_state_at_once_and_after_each_change(stub, good, upload):
+    watch = stub.WatchTraffic(pb.WatchTrafficRequest())
+    first = await watch.read()
+    await stub.SetTraffic(pb.SetTrafficRequest(model="tiny", stable_version=1))
+    second = await watch.read()
+    await stub.PublishVersion(iter(upload("new", *good)))
+    third = await watch.read()
+
+    assert [state.traffic.generation for state in first.models] == [0]
+    assert [state.traffic.generation for state in second.models] == [1]
+    assert [state.model for state in third.models] == ["new", "tiny"]
+    assert third.models[1].versions == first.models[0].versions
+
+
+async def test_watch_ends_in_order_when_the_service_stops(stub, inference):
+    watch = stub.WatchTraffic(pb.WatchTrafficRequest())
+    await watch.read()
+    inference.stop.set_drained()
+
+    assert await watch.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_serving_goes_on_while_versions_come_and_go(stub, good, upload, inference, images, infer_request):
+    """Each of many callers gets an answer of the version that was in charge, whatever is published and moved."""
+    infer = GRPCInferenceServiceStub(inference.channel).ModelInfer
+    done = asyncio.Event()
+
+    async def call() -> set[str]:
+        seen = set()
+        while not done.is_set():
+            seen.add((await infer(infer_request(images))).model_version)
+        return seen
+
+    callers = [asyncio.ensure_future(call()) for _ in range(4)]
+    for version in range(2, 8):
+        await stub.PublishVersion(iter(upload("tiny", *good)))
+        await stub.SetTraffic(pb.SetTrafficRequest(model="tiny", stable_version=version))
+    done.set()
+
+    assert set.union(*await asyncio.gather(*callers)) <= {str(number) for number in range(1, 8)}
+    assert (await infer(infer_request(images))).model_version == "7"
+
+
+async def test_trial_is_told_to_followers_promoted_and_taken_back(stub, good, upload):
+    for _ in range(2):
+        await stub.PublishVersion(iter(upload("tiny", *good)))
+    canary = pb.Canary(version=2, share=0.25)
+    tried = await stub.SetTraffic(
+        pb.SetTrafficRequest(model="tiny", stable_version=1, canary=canary, shadow_version=3, expected_generation=1)
+    )
+    told = (await stub.WatchTraffic(pb.WatchTrafficRequest()).read()).models[0].traffic
+    promoted = (await stub.Promote(pb.PromoteRequest(model="tiny", expected_generation=2))).traffic
+    back = (await stub.Rollback(pb.RollbackRequest(model="tiny"))).traffic
+    got = await stub.GetTraffic(pb.GetTrafficRequest(model="tiny"))
+
+    assert told == tried.traffic == pb.Traffic(generation=2, stable_version=1, canary=canary, shadow_version=3)
+    assert promoted == pb.Traffic(generation=3, stable_version=2, previous_version=1)
+    assert back == got.traffic == pb.Traffic(generation=4, stable_version=1, previous_version=2)
+    assert not got.HasField("shadow")
+
+
+@pytest.mark.parametrize(
+    ("method", "request_message", "code", "words"),
+    [
+        ("Promote", pb.PromoteRequest(model="tiny"), "FAILED_PRECONDITION", "neither canary nor shadow"),
+        ("Promote", pb.PromoteRequest(model="tiny", version=9), "NOT_FOUND", "has no version 9"),
+        ("Promote", pb.PromoteRequest(model="no"), "NOT_FOUND", "model 'no' is unknown"),
+        ("Rollback", pb.RollbackRequest(model="tiny"), "FAILED_PRECONDITION", "has served no other version"),
+        ("Rollback", pb.RollbackRequest(model="tiny", expected_generation=3), "FAILED_PRECONDITION", "not 3"),
+        ("GetTraffic", pb.GetTrafficRequest(model="no"), "NOT_FOUND", "model 'no' is unknown"),
+        ("DeleteVersion", pb.DeleteVersionRequest(model="tiny", version=2), "NOT_FOUND", "has no version 2"),
+        (
+            "SetTraffic",
+            pb.SetTrafficRequest(model="tiny", stable_version=1, canary=pb.Canary(share=0.5)),
+            "INVALID_ARGUMENT",
+            "canary names no version",
+        ),
+        (
+            "SetTraffic",
+            pb.SetTrafficRequest(model="tiny", stable_version=1, canary=pb.Canary(version=1, share=0.5)),
+            "INVALID_ARGUMENT",
+            "the stable version itself",
+        ),
+        (
+            "SetTraffic",
+            pb.SetTrafficRequest(model="tiny", stable_version=1, canary=pb.Canary(version=2, share=1.5)),
+            "INVALID_ARGUMENT",
+            "share is 1.5; give 0 to 1",
+        ),
+    ],
+)
+async def test_move_that_cannot_be_is_refused_with_a_sentence(stub, method, request_message, code, words):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await getattr(stub, method)(request_message)
+
+    assert caught.value.code().name == code
+    assert words in caught.value.details()
+
+
+async def test_deleted_version_is_gone(stub, good, upload):
+    await stub.PublishVersion(iter(upload("tiny", *good)))
+    await stub.DeleteVersion(pb.DeleteVersionRequest(model="tiny", version=2))
+
+    (state,) = (await stub.ListVersions(pb.ListVersionsRequest())).models
+    assert [version.version for version in state.versions] == [1]
+
+
+async def test_shadow_runs_what_was_answered_and_is_compared(stub, good, upload, inference, images, infer_request):
+    infer = GRPCInferenceServiceStub(inference.channel).ModelInfer
+    await stub.PublishVersion(iter(upload("tiny", *good)))
+    await stub.SetTraffic(pb.SetTrafficRequest(model="tiny", stable_version=1, shadow_version=2))
+
+    async def report():
+        return (await stub.GetTraffic(pb.GetTrafficRequest(model="tiny"))).shadow
+
+    answers = [await infer(infer_request(images)) for _ in range(20)]
+    await eventually(report_is_complete(report, 20))
+    shown = await report()
+
+    assert {answer.model_version for answer in answers} == {"1"}
+    assert shown.version == 2
+    assert shown.compared == shown.agreed > 0
+    assert shown.failed == shown.skipped == 0
+    assert shown.shadow_time.ToNanoseconds() > 0
+
+
+def report_is_complete(report, offered):
+    async def complete() -> bool:
+        shown = await report()
+        return shown.compared + shown.dropped == offered
+
+    return complete
