@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from prometheus_client.registry import Collector
+
 from aimass.inference.v1 import lifecycle_pb2
 from aimass.open_inference import grpc_service_pb2
 from aimass.open_inference.grpc_service_pb2_grpc import GRPCInferenceServiceServicer
@@ -55,6 +57,15 @@ class Pipeline:
     def services(self) -> Sequence[Service]:
         """What the gateway offers."""
         return self._gateway.services
+
+    @property
+    def collectors(self) -> Sequence[Collector]:
+        """What all four count."""
+        return [
+            collector
+            for component in (self._gateway, self._preprocess, self._inference, self._trainer)
+            for collector in component.collectors
+        ]
 
     async def start(self) -> None:
         """Start in the order in which data flows back: models, publishing, specs, the public edge."""
@@ -111,7 +122,7 @@ async def run_pipeline(stop: StopSignal, on_ready: Callable[[], None]) -> None:
     Raises:
         SettingsError: The environment is wrong or a port is taken.
     """
-    gateway = load_settings(GatewaySettings)
+    gateway = load_settings(GatewaySettings).model_copy(update={"metrics_sources": ()})  # all of it is in here
     pipeline = Pipeline(
         gateway,
         load_settings(PreprocessSettings),

@@ -43,7 +43,13 @@ class Process:
     settings: ServiceSettings
     port: int
     """Of the gRPC server, which tells the health."""
-    further_ports: tuple[int, ...] = ()
+    http_port: int = 0
+    """0 where it has none."""
+
+    @property
+    def ports(self) -> list[int]:
+        """All ports that it listens on."""
+        return [port for port in (self.port, self.http_port, self.settings.metrics_port) if port]
 
 
 def suite_processes() -> list[Process]:
@@ -55,7 +61,7 @@ def suite_processes() -> list[Process]:
     gateway, preprocess = load_settings(GatewaySettings), load_settings(PreprocessSettings)
     trainer, inference = load_settings(TrainerSettings), load_settings(InferenceSettings)
     return [
-        Process("gateway", "gateway", gateway, gateway.grpc_port, (gateway.http_port,)),
+        Process("gateway", "gateway", gateway, gateway.grpc_port, gateway.http_port),
         Process("preprocess", "services.preprocess", preprocess, preprocess.port),
         Process("trainer", "services.trainer", trainer, trainer.port),
         Process("inference", "services.inference", inference, inference.port),
@@ -99,7 +105,13 @@ async def run_processes(stop: StopSignal, on_ready: Callable[[], None]) -> None:
 def _addresses(processes: Sequence[Process]) -> dict[str, str]:
     """Return the settings by which the processes find each other, so that a changed port is changed once."""
     at = {each.name: host_and_port(reachable(each.settings.host), each.port) for each in processes}
+    sources = [
+        host_and_port(reachable(each.settings.host), each.settings.metrics_port)
+        for each in processes
+        if each.name != "gateway" and each.settings.metrics_port
+    ]
     return {
+        "GATEWAY_METRICS_SOURCES": ",".join(sources),
         "GATEWAY_PREPROCESS_ADDRESS": at["preprocess"],
         "GATEWAY_INFERENCE_ADDRESS": at["inference"],
         "GATEWAY_TRAINER_ADDRESS": at["trainer"],
@@ -114,7 +126,7 @@ def _require_free_ports(process: Process, held: ExitStack) -> None:
         SettingsError: A port is taken.
     """
     host = process.settings.host
-    for port in (process.port, *process.further_ports):
+    for port in process.ports:
         try:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             held.enter_context(socket.create_server((host, port), family=family))

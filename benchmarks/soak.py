@@ -19,7 +19,7 @@ from aimass.inference.v1.lifecycle_pb2_grpc import ModelLifecycleServiceStub
 from aimass.open_inference import grpc_service_pb2
 from aimass.open_inference.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 from benchmarks.suites import Suite, running_suite
-from benchmarks.swaps import change
+from benchmarks.swaps import change, new_versions
 from benchmarks.telltale import MODEL, write_version
 
 CALLERS, PARTS = 16, 10
@@ -62,8 +62,8 @@ async def run(suite: Suite, requests: int, swaps: int) -> None:
         with tempfile.TemporaryDirectory() as scratch:
 
             async def swap() -> None:
-                for _ in range(swaps // PARTS):
-                    await change(lifecycle, Path(scratch))
+                for folder in await new_versions(lifecycle, swaps // PARTS, Path(scratch)):
+                    await change(lifecycle, folder)
 
             per_swap, sizes = await slope(suite, swap, swaps // PARTS)
         print(f"{suite.mode}: {swaps} swaps: {per_swap:+.0f} bytes per swap; {_mib(sizes)}")

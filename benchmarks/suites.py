@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 START_SECONDS = 60.0
+SERVICES = ("GATEWAY", "PREPROCESS", "INFERENCE", "TRAINER")
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -27,6 +28,7 @@ class Suite:
     http_port: int
     grpc_port: int
     inference_port: int
+    metrics_port: int
     pid: int
 
     def cpu_seconds(self) -> float:
@@ -40,9 +42,9 @@ class Suite:
 
 
 @contextmanager
-def running_suite(mode: str, home: Path) -> Iterator[Suite]:
-    """Start `aimass up --mode MODE` on free ports and stop it at the end."""
-    http, public, preprocess, inference, trainer = _free_ports(5)
+def running_suite(mode: str, home: Path, **settings: str) -> Iterator[Suite]:
+    """Start `aimass up --mode MODE` on free ports, with further *settings*, and stop it at the end."""
+    http, public, preprocess, inference, trainer, *metrics = _free_ports(9)
     environ = os.environ | {
         "AIMASS_HOME": str(home),
         "GATEWAY_HTTP_PORT": str(http),
@@ -58,13 +60,15 @@ def running_suite(mode: str, home: Path) -> Iterator[Suite]:
         "INFERENCE_LOG_LEVEL": "WARNING",
         "TRAINER_PORT": str(trainer),
         "TRAINER_LOG_LEVEL": "WARNING",
+        **{f"{name}_METRICS_PORT": str(port) for name, port in zip(SERVICES, metrics, strict=True)},
+        **settings,
     }
     command = [sys.executable, "-m", "aimass", "up", "--mode", mode]
     with subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL) as process:
         try:
             for port in (inference, public) if mode == "pipeline" else (preprocess, inference, public):
                 _wait_serving(port, process)
-            yield Suite(mode, http, public, inference, process.pid)
+            yield Suite(mode, http, public, inference, metrics[0], process.pid)
         finally:
             process.send_signal(signal.SIGTERM)
 

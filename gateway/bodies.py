@@ -1,6 +1,6 @@
-"""HTTP bodies -> images: the body itself is one, or a multipart form holds several."""
+"""HTTP bodies within limits; as images: the body itself is one, or a multipart form holds several."""
 
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 
 from fastapi import Request
@@ -57,7 +57,7 @@ async def read_images(request: Request, max_bytes: int, max_images: int, take: C
         Overloaded: The body is larger than *max_bytes*, or there is no room for it; the rest of it is not read.
         InvalidInput: The form is malformed, or holds no file or too many.
     """
-    chunks = _limited(request, max_bytes, take)
+    chunks = within_limits(request, request.stream(), max_bytes, take)
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         return [b"".join([chunk async for chunk in chunks])]
     parser = _FormParser(request.headers, chunks, max_files=max_images, max_fields=max_images)
@@ -86,20 +86,34 @@ class _FormParser(MultiPartParser):
         self.complete = True
 
 
-async def _limited(request: Request, max_bytes: int, take: Callable[[int], None]) -> AsyncGenerator[bytes, None]:
-    received = int(length) if (length := request.headers.get("content-length", "")).isdigit() else 0
-    _check(received, max_bytes)
+async def within_limits(
+    request: Request, chunks: AsyncIterator[bytes], max_bytes: int, take: Callable[[int], None]
+) -> AsyncGenerator[bytes, None]:
+    """Yield *chunks*, the body of *request* as it came or unpacked.
+
+    Args:
+        request: Its body is not read yet.
+        chunks: What becomes of the body.
+        max_bytes: Largest body, as it is stated, and as it comes out.
+        take: Asked for room before a chunk is kept; from `BodyBudget`.
+
+    Raises:
+        Overloaded: The body is larger than *max_bytes*, or there is no room for it; the rest of it is not read.
+    """
+    stated = request.headers.get("content-length", "")
+    _check_size(int(stated) if stated.isdigit() else 0, max_bytes)
     received = 0
-    async for chunk in request.stream():
+    async for chunk in chunks:
         received += len(chunk)
-        _check(received, max_bytes)
+        _check_size(received, max_bytes)
         take(len(chunk))
         yield chunk
 
 
-def _check(received: int, max_bytes: int) -> None:
+def _check_size(received: int, max_bytes: int) -> None:
     if received > max_bytes:
         raise Overloaded(
-            f"the body has {received} bytes or more; at most {max_bytes} are accepted (GATEWAY_MAX_BODY_BYTES)",
+            f"the body has {received} bytes or more, unpacked where it is compressed; at most {max_bytes} are accepted "
+            "(GATEWAY_MAX_BODY_BYTES); send less at once",
             reason=BODY_TOO_LARGE,
         )

@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 from services.common.errors import InvalidInput
 
 TIMEOUT_HEADER = "x-request-timeout"
+ROUTING_KEY_HEADER = "x-routing-key"
 
 T = TypeVar("T")
 

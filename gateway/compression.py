@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Callable
 
 from fastapi import Request
 
-from gateway.failures import BODY_TOO_LARGE
-from services.common.errors import InvalidInput, Overloaded
+from gateway.bodies import within_limits
+from services.common.errors import InvalidInput
 
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}  # as zlib names the two formats; "deflate" is zlib's own, as Triton has it
 _STEP_BYTES = 1024 * 1024
@@ -28,15 +28,8 @@ async def read_body(request: Request, max_bytes: int, take: Callable[[int], None
         Overloaded: The body is larger than *max_bytes*, or there is no room for it; the rest of it is not read.
         InvalidInput: It cannot be unpacked.
     """
-    stated = request.headers.get("content-length", "")
-    _check(int(stated) if stated.isdigit() else 0, max_bytes)
-    parts, held = [], 0
-    async for part in _unpacked(request.stream(), request.headers.get("content-encoding", "identity").lower()):
-        held += len(part)
-        _check(held, max_bytes)
-        take(len(part))
-        parts.append(part)
-    return b"".join(parts)
+    chunks = _unpacked(request.stream(), request.headers.get("content-encoding", "identity").lower())
+    return b"".join([chunk async for chunk in within_limits(request, chunks, max_bytes, take)])
 
 
 def compress(body: bytes, encoding: str) -> bytes:
@@ -95,12 +88,3 @@ def _step(unpacker: "zlib._Decompress", data: bytes, encoding: str) -> bytes:
         return unpacker.decompress(data, _STEP_BYTES)
     except zlib.error as error:
         raise InvalidInput(f"the body cannot be unpacked as {encoding}: {error}") from error
-
-
-def _check(received: int, max_bytes: int) -> None:
-    if received > max_bytes:
-        raise Overloaded(
-            f"the body has {received} bytes or more; at most {max_bytes} are accepted, counted as they are unpacked "
-            "(GATEWAY_MAX_BODY_BYTES)",
-            reason=BODY_TOO_LARGE,
-        )

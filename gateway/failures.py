@@ -42,6 +42,11 @@ def failure_document(code: str, reason: str, message: str) -> dict[str, Any]:
     return {"error": {"code": code, "reason": reason, "message": message}}
 
 
+def failure_answer(path: str, code: str, reason: str, message: str) -> dict[str, Any]:
+    """Return what a failed request to *path* is answered with: ours, or the protocol's document for its clients."""
+    return {"error": message} if is_protocol_path(path) else failure_document(code, reason, message)
+
+
 def is_protocol_path(path: str) -> bool:
     """Whether stock clients of the Open Inference Protocol send requests to *path*."""
     return path == PROTOCOL_PATH or path.startswith(f"{PROTOCOL_PATH}/")
@@ -104,12 +109,10 @@ async def _refused_by_framework(request: Request, error: Exception) -> Response:
 
 
 def _response(request: Request, status: Status, http_code: int | None = None, headers: Any = None) -> Response:
-    is_protocol = is_protocol_path(request.url.path)
-    codes, other = (PROTOCOL_CODES, 400) if is_protocol else (HTTP_CODES, 500)
+    path = request.url.path
+    codes, other = (PROTOCOL_CODES, 400) if is_protocol_path(path) else (HTTP_CODES, 500)
     code = http_code or (413 if status.reason == BODY_TOO_LARGE else codes.get(status.code.name, other))
-    document = failure_document(status.code.name, status.reason, status.message)
-    if is_protocol:
-        document = {"error": status.message}
+    document = failure_answer(path, status.code.name, status.reason, status.message)
     return Response(json.dumps(document), code, {**_retry_after(status), **(headers or {})}, "application/json")
 
 

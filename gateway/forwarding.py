@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
-from services.common.logs import REQUEST_ID_KEY, request_id
+from services.common.logs import REQUEST_ID_KEY
 from services.common.peers import FORWARDED_PEER_KEY
 from services.common.server import Service
+from services.common.tracing import TRACEPARENT, call_metadata
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[bytes, bytes]
@@ -59,6 +60,6 @@ def _metadata(context: Context) -> list[tuple[str, str | bytes]]:
     passed = [
         (key, value)
         for key, value in context.invocation_metadata() or ()
-        if not key.startswith(("grpc-", ":")) and key not in ("user-agent", REQUEST_ID_KEY)
+        if not key.startswith(("grpc-", ":")) and key not in ("user-agent", REQUEST_ID_KEY, TRACEPARENT)
     ]
-    return [*passed, (REQUEST_ID_KEY, request_id()), (FORWARDED_PEER_KEY, context.peer())]
+    return [*passed, *call_metadata(), (FORWARDED_PEER_KEY, context.peer())]

@@ -19,13 +19,14 @@ from gateway.bodies import BodyBudget, read_images
 from gateway.callers import stated_timeout, unless_disconnected
 from gateway.draining import BodyDrain
 from gateway.failures import failure_document, handle_failures
-from gateway.inference_http import InferenceRoutes
+from gateway.inference_http import JSON_SIZE_HEADER, InferenceRoutes
 from gateway.models import describe_models
 from gateway.origin import OriginGuard
 from gateway.prediction import DEFAULT_TOP, Predictor
-from gateway.request_ids import RequestIds
+from gateway.request_tracking import RequestTracking
 from gateway.settings import GatewaySettings
 from services.common.logs import REQUEST_ID_KEY
+from services.common.metrics import LabelledCounts
 from services.common.server import StopSignal
 from services.common.traffic import TrafficFollower, all_serve
 
@@ -41,7 +42,12 @@ _PAGE_HEADERS = {
 
 
 def create_app(
-    settings: GatewaySettings, predictor: Predictor, follower: TrafficFollower, backends: Backends, stop: StopSignal
+    settings: GatewaySettings,
+    predictor: Predictor,
+    follower: TrafficFollower,
+    backends: Backends,
+    stop: StopSignal,
+    responses: LabelledCounts,
 ) -> FastAPI:
     """Return the ASGI application."""
     bodies = BodyBudget(settings.max_bodies_bytes)
@@ -105,10 +111,10 @@ def create_app(
             allow_origins=settings.allowed_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=["Server-Timing", REQUEST_ID_KEY],
+            expose_headers=["Server-Timing", "Retry-After", JSON_SIZE_HEADER, REQUEST_ID_KEY],
         )
     app.add_middleware(OriginGuard, hosts=settings.allowed_hosts, origins=settings.allowed_origins)
-    app.add_middleware(RequestIds)
+    app.add_middleware(RequestTracking, responses=responses)
     app.add_middleware(BodyDrain)  # the last one added is the outermost
     return app
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,7 +14,7 @@ from starlette.routing import Route
 from aimass.open_inference import grpc_service_pb2 as pb
 from gateway import control_json
 from gateway.bodies import BodyBudget
-from gateway.callers import TIMEOUT_HEADER, peer_of, stated_timeout, unless_disconnected
+from gateway.callers import ROUTING_KEY_HEADER, TIMEOUT_HEADER, peer_of, stated_timeout, unless_disconnected
 from gateway.compression import chosen_encoding, compressed, read_body
 from gateway.control_json import document_of
 from gateway.documents import member, parse_object
@@ -21,8 +22,9 @@ from gateway.inference_json import Wanted, format_response, parse_request, raw_r
 from gateway.prediction import Deadline, Predictor
 from services.common.direct import UnaryCall
 from services.common.errors import InvalidInput, NotReady
-from services.common.logs import REQUEST_ID_KEY, request_id
 from services.common.peers import FORWARDED_PEER_KEY
+from services.common.tensors import numpy_dtype
+from services.common.tracing import call_metadata
 
 if TYPE_CHECKING:
     from aimass.open_inference.grpc_service_pb2_grpc import GRPCInferenceServiceAsyncStub
@@ -32,6 +34,8 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 JSON_SIZE_HEADER = "Inference-Header-Content-Length"
 """How much of a body is JSON; binary tensors follow."""
+ROUTING_KEY = "routing_key"
+"""The suite's own parameter: the same key, the same version, while traffic is split."""
 JSON_WEIGHT = 7
 """Further bytes of memory that a byte of JSON takes while it is numbers in lists: `0,` becomes a pointer of eight."""
 LARGE_BYTES = 32 * 1024
@@ -85,16 +89,19 @@ class InferenceRoutes:
         """Run a model on tensors."""
         deadline = self._deadline(request)
         with self._bodies.holding() as take:
-            async with asyncio.timeout(deadline.remaining()):  # for the upload, which may come in slowly, too
-                body = await read_body(request, self._max_body_bytes, take)
-            message, wanted = await self._message(request, body, take, deadline)
+            message, wanted = await self._message(request, take, deadline)
+            if (key := request.headers.get(ROUTING_KEY_HEADER)) and ROUTING_KEY not in message.parameters:
+                message.parameters[ROUTING_KEY].string_param = key
             response = await self._call(request, self._stub.ModelInfer, message, deadline.remaining())
             return await _answer(request, response, wanted)
 
     async def _message(
-        self, request: Request, body: bytes, take: Callable[[int], None], deadline: Deadline
+        self, request: Request, take: Callable[[int], None], deadline: Deadline
     ) -> tuple[pb.ModelInferRequest, Wanted]:
+        """Read the body here, so that nothing holds it any longer while the message, a copy of it, is worked on."""
         model, version = _model_of(request)
+        async with asyncio.timeout(deadline.remaining()):  # for the upload, which may come in slowly, too
+            body = await read_body(request, self._max_body_bytes, take)
         json_size = _json_size(request, body)
         if json_size:
             take(json_size * JSON_WEIGHT)
@@ -206,7 +213,7 @@ class InferenceRoutes:
         return Response()
 
     async def _call(self, request: Request, call: UnaryCall[Any, T], message: object, timeout: float | None) -> T:
-        metadata = ((REQUEST_ID_KEY, request_id()), (FORWARDED_PEER_KEY, peer_of(request)))
+        metadata = (*call_metadata(), (FORWARDED_PEER_KEY, peer_of(request)))
         return await unless_disconnected(request, call(message, timeout=timeout, metadata=metadata))
 
     def _deadline(self, request: Request) -> Deadline:
@@ -246,7 +253,8 @@ def _json_size(request: Request, body: bytes) -> int:
 
 
 async def _answer(request: Request, response: pb.ModelInferResponse, wanted: Wanted) -> Response:
-    size = sum(map(len, response.raw_output_contents))
+    # Told by the shapes: to look at the contents themselves copies them.
+    size = sum(math.prod(each.shape) * numpy_dtype(each.datatype).itemsize for each in response.outputs)
     body, json_size = await _convert(size, format_response, response, wanted)
     headers = {} if json_size is None else {JSON_SIZE_HEADER: str(json_size)}
     if encoding := chosen_encoding(request.headers.get("accept-encoding", "")):

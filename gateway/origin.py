@@ -14,7 +14,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway.failures import failure_document
+from gateway.failures import failure_answer
 
 
 class OriginGuard:
@@ -28,7 +28,7 @@ class OriginGuard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer it."""
         if scope["type"] == "http" and (problem := self._problem(Headers(scope=scope))):
-            document = failure_document("PERMISSION_DENIED", "FOREIGN_ORIGIN", problem)
+            document = failure_answer(scope["path"], "PERMISSION_DENIED", "FOREIGN_ORIGIN", problem)
             await Response(json.dumps(document), 403, media_type="application/json")(scope, receive, send)
             return
         await self._app(scope, receive, send)

@@ -10,7 +10,8 @@ from aimass.preprocess.v1 import preprocess_pb2
 from gateway.backends import Backends
 from services.common.durations import duration_of
 from services.common.errors import DeadlineExceeded, InvalidInput
-from services.common.logs import REQUEST_ID_KEY, request_id
+from services.common.metrics import LabelledLatencies
+from services.common.tracing import call_metadata
 from services.common.traffic import NEW_VERSION_SECONDS, TrafficFollower, choose_version
 
 DEFAULT_TOP = 5
@@ -20,8 +21,16 @@ DEFAULT_TOP = 5
 class Predictor:
     """The composition `classify(preprocess(images))`, the same over every protocol and in both deployments."""
 
-    def __init__(self, backends: Backends, follower: TrafficFollower, timeout_seconds: float, max_images: int) -> None:
+    def __init__(
+        self,
+        backends: Backends,
+        follower: TrafficFollower,
+        stages: LabelledLatencies,
+        timeout_seconds: float,
+        max_images: int,
+    ) -> None:
         self._backends = backends
+        self._stages = stages
         self._follower = follower
         self._timeout_seconds = timeout_seconds
         self._max_images = max_images
@@ -41,12 +50,14 @@ class Predictor:
         await self._wait_for_version(request, deadline)
         state = self._follower.model(request.model)
         version = choose_version(state, request.version, request.routing_key or uuid.uuid4().hex)
-        metadata = ((REQUEST_ID_KEY, request_id()),)
+        metadata = call_metadata()
+        chosen = time.perf_counter_ns()
         prepared = await self._backends.preprocess(
             preprocess_pb2.PreprocessRequest(model=request.model, version=version, images=request.images),
             timeout=deadline.remaining(),
             metadata=metadata,
         )
+        ready = time.perf_counter_ns()
         classified = inference_pb2.ClassifyResponse()
         if prepared.HasField("request"):
             classified = await self._backends.classify(
@@ -54,11 +65,14 @@ class Predictor:
                 timeout=deadline.remaining(),
                 metadata=metadata,
             )
+        end = time.perf_counter_ns()
+        for stage, took in (("preprocess", ready - chosen), ("inference", end - ready), ("total", end - begin)):
+            self._stages.add((request.model, str(version), stage), took)
         return pb.PredictResponse(
             model=request.model,
             version=version,
             results=[_result(each, classified) for each in prepared.results],
-            timings=_timings(prepared, classified.timings, time.perf_counter_ns() - begin),
+            timings=_timings(prepared, classified.timings, end - begin),
             traffic_generation=state.traffic.generation,
         )
 

@@ -7,15 +7,18 @@ from contextlib import contextmanager
 
 import structlog
 import uvicorn
+from prometheus_client.registry import Collector
 
 from aimass.gateway.v1 import gateway_pb2
 from aimass.gateway.v1.gateway_pb2_grpc import add_GatewayServiceServicer_to_server
 from gateway.backends import Backends
 from gateway.http import create_app
+from gateway.metrics import GatewayFigures
 from gateway.prediction import Predictor
 from gateway.servicer import GatewayServicer
 from gateway.settings import GatewaySettings
 from services.common.errors import SettingsError
+from services.common.metrics import Sources
 from services.common.server import Service, StopSignal
 from services.common.traffic import TrafficFollower
 
@@ -30,9 +33,12 @@ class GatewayComponent:
         self._stop = stop
         self._backends = backends
         self._follower = TrafficFollower(backends.watch_traffic)
-        predictor = Predictor(backends, self._follower, settings.request_timeout_seconds, settings.max_images)
+        self._figures = GatewayFigures(self._follower)
+        predictor = Predictor(
+            backends, self._follower, self._figures.stages, settings.request_timeout_seconds, settings.max_images
+        )
         self._servicer = GatewayServicer(predictor, self._follower, stop, settings.stream_window)
-        app = create_app(settings, predictor, self._follower, backends, stop)
+        app = create_app(settings, predictor, self._follower, backends, stop, self._figures.http)
         self._http = _HttpServer(
             uvicorn.Config(
                 app,
@@ -57,6 +63,11 @@ class GatewayComponent:
             ),
             *self._backends.forwarded,
         )
+
+    @property
+    def collectors(self) -> Sequence[Collector]:
+        """What is counted at the edge, and what the services behind tell."""
+        return (self._figures.stages, self._figures.http, Sources(self._settings.metrics_sources))
 
     async def start(self) -> None:
         """Answer HTTP at once, so that liveness shows, and wait for the models.

@@ -3,7 +3,7 @@
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from services.common.settings import Names, Port, Positive, ServiceSettings
+from services.common.settings import Names, OptionalPort, Port, Positive, ServiceSettings
 
 
 class GatewaySettings(ServiceSettings):
@@ -15,12 +15,16 @@ class GatewaySettings(ServiceSettings):
     """Port of the page and of the HTTP interface."""
     grpc_port: Port = 8001
     """Port of the gRPC interface and of the Open Inference Protocol."""
+    metrics_port: OptionalPort = 8002
+    """Port of the metrics of all services in Prometheus form; 0 means none."""
     preprocess_address: str = "127.0.0.1:8101"
     """Where the preprocess service listens."""
     inference_address: str = "127.0.0.1:8201"
     """Where the inference service listens."""
     trainer_address: str = "127.0.0.1:8301"
     """Where the trainer service listens."""
+    metrics_sources: Names = ("127.0.0.1:8102", "127.0.0.1:8202", "127.0.0.1:8302")
+    """Metrics of other services, with commas between, that the gateway tells beside its own."""
     request_timeout_seconds: float = Field(default=30.0, gt=0)
     """Longest time for one prediction; a caller's own deadline can only shorten it."""
     max_body_bytes: Positive = 64 * 1024 * 1024

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
+from services.common.tracing import span
+
 Request = TypeVar("Request", contravariant=True)
 Response = TypeVar("Response", covariant=True)
 Metadata = Sequence[tuple[str, str]]
@@ -36,9 +38,11 @@ class DirectContext:
 
 def direct_call(behavior: Callable[[Any, Any], Awaitable[Response]]) -> UnaryCall[Any, Response]:
     """Return *behavior*, a unary method of a servicer, as something that is called like a stub's method."""
+    name = behavior.__name__
 
     async def call(request: Any, *, timeout: float | None = None, metadata: Metadata | None = None) -> Response:
-        async with asyncio.timeout(timeout):
-            return await behavior(request, DirectContext(timeout, metadata))
+        with span(name):
+            async with asyncio.timeout(timeout):
+                return await behavior(request, DirectContext(timeout, metadata))
 
     return call

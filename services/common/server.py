@@ -20,13 +20,16 @@ import uvloop
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from prometheus_client.registry import Collector
 
 from services.common.channels import PING_SECONDS, host_and_port
 from services.common.errors import NotReady, SettingsError
 from services.common.interceptor import GRPC_INTERNAL, AroundInterceptor
 from services.common.logs import configure_logs
+from services.common.metrics import ProcessFigures, metrics_endpoint
 from services.common.settings import ServiceSettings, load_settings
-from services.common.statuses import ending_with_status
+from services.common.statuses import CALLS, ending_with_status
+from services.common.tracing import exporting_spans
 
 if TYPE_CHECKING:
     from services.common.interceptor import Handler
@@ -130,6 +133,10 @@ class Component(Protocol):
     @property
     def services(self) -> Sequence[Service]:
         """What the component offers over gRPC."""
+
+    @property
+    def collectors(self) -> Sequence[Collector]:
+        """What is counted inside, beside what every process counts."""
 
     async def start(self) -> None:
         """Return when calls can be answered."""
@@ -240,6 +247,17 @@ async def serve(
     on_ready: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve *component* on *port* until *stop*: listen, start, say SERVING, wait, drain, close."""
+    figures = (ProcessFigures(settings.service(), CALLS), *component.collectors)
+    with (
+        exporting_spans(settings.service()),
+        metrics_endpoint(settings.host, settings.metrics_port, figures),
+    ):
+        await _serve(component, settings, port, stop, on_ready)
+
+
+async def _serve(
+    component: Component, settings: ServiceSettings, port: int, stop: StopSignal, on_ready: Callable[[], None]
+) -> None:
     server = GrpcServer(
         settings.host,
         port,

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from services.common.errors import SettingsError
 
 Port = Annotated[int, Field(ge=1, le=65535)]
+OptionalPort = Annotated[int, Field(ge=0, le=65535)]
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -48,10 +49,17 @@ class ServiceSettings(BaseSettings):
     """After SIGTERM: how long the service says NOT_SERVING and still accepts calls. Behind a load balancer, a few."""
     stop_grace_seconds: Seconds = 30.0
     """After that: how long calls in flight may take to finish."""
+    metrics_port: OptionalPort = 0
+    """Port on which `GET /metrics` answers in Prometheus form; 0 means that it does not."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Least level that is logged."""
     log_style: Literal["auto", "json", "console"] = "auto"
     """`auto` writes colours on a terminal and JSON lines elsewhere."""
+
+    @classmethod
+    def service(cls) -> str:
+        """Return the name of the service, as the prefix has it."""
+        return cls.model_config["env_prefix"].rstrip("_").lower()
 
 
 S = TypeVar("S", bound=ServiceSettings)

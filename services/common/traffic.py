@@ -99,6 +99,11 @@ def model_not_found(name: str, known: Iterable[str]) -> NotFound:
 class TrafficFollower:
     """Keeps the newest state of all models, as inference streams it; survives inference's restarts."""
 
+    def knows(self, model: str, version: str) -> bool:
+        """Whether a model has this version, as far as is known."""
+        state = (self._models or {}).get(model)
+        return state is not None and any(str(each.version) == version for each in state.versions)
+
     def __init__(self, watch: Callable[[], AsyncIterable[lifecycle_pb2.WatchTrafficResponse]]) -> None:
         self._watch = watch
         self._models: dict[str, lifecycle_pb2.ModelState] | None = None

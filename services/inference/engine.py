@@ -12,15 +12,20 @@ from typing import Literal
 import ml_dtypes
 import numpy as np
 import onnxruntime as ort
-from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument, get_all_operator_schema
 
 from services.common.errors import InvalidInput, Unsupported
+from services.inference.memory import give_back_memory
 
 Device = Literal["auto", "cpu", "cuda"]
 Arrays = Mapping[str, np.ndarray]
+Operator = tuple[str, str]
+"""Domain and name; the domain of the standard operators is empty."""
 
 ENDLESS = "ENDLESS_GRAPH"
 """Reason of the error about a graph that was given up."""
+REFUSED_BY_GRAPH = "REFUSED_BY_GRAPH"
+"""Reason of the error about inputs that a graph fails on."""
 TRIAL_SECONDS = 60.0
 """How long one run may take while a version is checked and warmed up."""
 
@@ -118,6 +123,7 @@ class OnnxModel:
         except Exception as error:  # ONNX Runtime raises a class of its own for each kind of bad graph
             text = str(error).replace(str(path), path.name)
             raise InvalidInput(f"{path.name} cannot be loaded: {text}", reason="INVALID_GRAPH") from error
+        give_back_memory()
         if device == "cuda" and not self.on_gpu:  # ONNX Runtime falls back without a word
             raise Unsupported("INFERENCE_DEVICE is cuda, but its libraries were not found; install the extra cuda")
         self.inputs = tuple(_describe(argument) for argument in self._session.get_inputs())
@@ -160,7 +166,7 @@ class OnnxModel:
                 return self._run_values(inputs, outputs, options)
             return [np.asarray(array) for array in self._session.run(outputs, inputs, options)]
         except InvalidArgument as error:
-            raise InvalidInput(f"the graph refuses these inputs: {error}", reason="REFUSED_BY_GRAPH") from error
+            raise InvalidInput(f"the graph refuses these inputs: {error}", reason=REFUSED_BY_GRAPH) from error
 
     def _with_entries(self, options: ort.RunOptions | None) -> ort.RunOptions | None:
         if self._run_entries:
@@ -241,6 +247,12 @@ def gpu_count() -> int:
     if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
         return 0
     return count.value
+
+
+@functools.cache
+def known_operators() -> frozenset[Operator]:
+    """Return the operators that ONNX Runtime has, of any version of theirs."""
+    return frozenset((schema.domain, schema.name) for schema in get_all_operator_schema())
 
 
 def _text(name: str, array: np.ndarray) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from prometheus_client.registry import Collector
+
 from aimass.inference.v1 import inference_pb2, lifecycle_pb2
 from aimass.inference.v1.inference_pb2_grpc import add_InferenceServiceServicer_to_server
 from aimass.inference.v1.lifecycle_pb2_grpc import add_ModelLifecycleServiceServicer_to_server
@@ -11,6 +13,7 @@ from services.common.server import Service, StopSignal
 from services.inference.contracts.lifecycle import LifecycleServicer
 from services.inference.contracts.open_inference import OpenInferenceServicer
 from services.inference.contracts.servicer import InferenceServicer
+from services.inference.metrics import ModelFigures
 from services.inference.models.serving import ModelServer
 from services.inference.settings import InferenceSettings
 
@@ -44,6 +47,11 @@ class InferenceComponent:
                 self.lifecycle,
             ),
         )
+
+    @property
+    def collectors(self) -> Sequence[Collector]:
+        """What is counted of each version."""
+        return (ModelFigures(self._models),)
 
     async def start(self) -> None:
         """Load all models."""

@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from services.common.settings import Port, Positive, Seconds, ServiceSettings, home_folder
+from services.common.settings import OptionalPort, Port, Positive, Seconds, ServiceSettings, home_folder
 
 
 class InferenceSettings(ServiceSettings):
@@ -16,6 +16,8 @@ class InferenceSettings(ServiceSettings):
 
     port: Port = 8201
     """gRPC port."""
+    metrics_port: OptionalPort = 8202
+    """Port of the metrics in Prometheus form; 0 means none."""
     max_message_bytes: Positive = 256 * 1024 * 1024
     """Largest gRPC message, in and out: the tensor of a whole request of images."""
     repository: Path = Field(default_factory=lambda: home_folder() / "models")
@@ -35,4 +37,4 @@ class InferenceSettings(ServiceSettings):
     max_memory_bytes: int = Field(default=0, ge=0)
     """Resident memory of the process beyond which no version is loaded; 0 means any."""
     max_model_bytes: Positive = 2 * 1024**3
-    """Largest graph that can be published."""
+    """Largest graph that is loaded or published, external data included."""

@@ -2,9 +2,11 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,6 +17,18 @@ from services.preprocess.decoding import DecodeLimits, decode_image, inspect_ima
 
 JOIN_AT_ONCE_BYTES = 1024 * 1024
 """Less takes the event loop half a millisecond; from here on, `bytes.join` lets other threads run meanwhile."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What became of one image, and how long that took (nanoseconds)."""
+
+    outcome: np.ndarray | InvalidInput
+    """A tensor of `spec.shape`, or what is wrong with the image."""
+    waited: int
+    """For a thread."""
+    took: int
+    """In the thread, where it may have waited for memory."""
 
 
 class MemoryBudget:
@@ -68,8 +82,8 @@ class Preparer:
         self._waiting_images = 0
         self._waiting_bytes = 0
 
-    async def prepare(self, images: Sequence[bytes], spec: PreprocessSpec) -> list[np.ndarray | InvalidInput]:
-        """Return a tensor of `spec.shape`, or what is wrong, for each image.
+    async def prepare(self, images: Sequence[bytes], spec: PreprocessSpec) -> list[Prepared]:
+        """Return what became of each image.
 
         Raises:
             Overloaded: Too many images wait already, or images of too many bytes.
@@ -77,8 +91,9 @@ class Preparer:
         loop = asyncio.get_running_loop()
         with self._room(len(images), sum(map(len, images))):
             # A cancelled call cancels what has not begun; what has begun runs to its end in its thread.
+            begin = time.perf_counter_ns()
             return await asyncio.gather(
-                *(loop.run_in_executor(self._threads, self._prepare_one, image, spec) for image in images)
+                *(loop.run_in_executor(self._threads, self._prepare_one, image, spec, begin) for image in images)
             )
 
     def close(self) -> None:
@@ -99,7 +114,12 @@ class Preparer:
             self._waiting_images -= images
             self._waiting_bytes -= size
 
-    def _prepare_one(self, data: bytes, spec: PreprocessSpec) -> np.ndarray | InvalidInput:
+    def _prepare_one(self, data: bytes, spec: PreprocessSpec, arrival: int) -> Prepared:
+        begin = time.perf_counter_ns()
+        outcome = self._transform(data, spec)
+        return Prepared(outcome, begin - arrival, time.perf_counter_ns() - begin)
+
+    def _transform(self, data: bytes, spec: PreprocessSpec) -> np.ndarray | InvalidInput:
         try:
             header = inspect_image(data, self._limits)
             with self._budget.taking(header.decode_bytes):

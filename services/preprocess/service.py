@@ -2,12 +2,15 @@
 
 from collections.abc import AsyncIterable, Callable, Sequence
 
+from prometheus_client.registry import Collector
+
 from aimass.inference.v1 import lifecycle_pb2
 from aimass.preprocess.v1 import preprocess_pb2
 from aimass.preprocess.v1.preprocess_pb2_grpc import add_PreprocessServiceServicer_to_server
 from services.common.server import Service
 from services.common.traffic import TrafficFollower
 from services.preprocess.decoding import DecodeLimits
+from services.preprocess.metrics import PreprocessFigures
 from services.preprocess.preparation import MemoryBudget, Preparer
 from services.preprocess.servicer import PreprocessServicer
 from services.preprocess.settings import PreprocessSettings
@@ -29,8 +32,9 @@ class PreprocessComponent:
             settings.max_waiting_images,
             settings.max_waiting_bytes,
         )
+        self._figures = PreprocessFigures(self._follower)
         self.preprocess = PreprocessServicer(
-            self._preparer, self._follower, settings.max_images, settings.max_message_bytes
+            self._preparer, self._follower, self._figures, settings.max_images, settings.max_message_bytes
         )
 
     @property
@@ -43,6 +47,11 @@ class PreprocessComponent:
                 self.preprocess,
             ),
         )
+
+    @property
+    def collectors(self) -> Sequence[Collector]:
+        """What is counted of requests and images."""
+        return (self._figures.stages, self._figures.images)
 
     async def start(self) -> None:
         """Wait for the specs."""

@@ -18,7 +18,9 @@ from services.common.durations import duration_of
 from services.common.errors import Conflict, InvalidInput, NotFound
 from services.common.manifest import DIGEST_PARAMETER, PreprocessSpec
 from services.common.tensors import numpy_dtype
+from services.common.tracing import span
 from services.common.traffic import NEW_VERSION_SECONDS, TrafficFollower
+from services.preprocess.metrics import PreprocessFigures
 from services.preprocess.preparation import Preparer, join_tensors
 
 if TYPE_CHECKING:
@@ -33,8 +35,16 @@ RESULTS_BYTES = 1024 * 1024
 class PreprocessServicer(PreprocessServiceServicer):
     """Unpacks, calls, packs."""
 
-    def __init__(self, preparer: Preparer, follower: TrafficFollower, max_images: int, max_message_bytes: int) -> None:
+    def __init__(
+        self,
+        preparer: Preparer,
+        follower: TrafficFollower,
+        figures: PreprocessFigures,
+        max_images: int,
+        max_message_bytes: int,
+    ) -> None:
         self._preparer = preparer
+        self._figures = figures
         self._follower = follower
         self._max_images = max_images
         self._max_tensor_bytes = max_message_bytes - RESULTS_BYTES
@@ -48,14 +58,18 @@ class PreprocessServicer(PreprocessServiceServicer):
         version = await self._version(request.model, request.version)
         spec = _spec_of(request.model, version)
         self._check_tensor_bytes(count, spec)
-        prepared = await self._preparer.prepare(request.images, spec)
-        tensors = [each for each in prepared if isinstance(each, np.ndarray)]
-        response = pb.PreprocessResponse(results=_results(prepared))
+        with span("decode", {"images": count}):
+            prepared = await self._preparer.prepare(request.images, spec)
+        outcomes = [each.outcome for each in prepared]
+        tensors = [outcome for outcome in outcomes if isinstance(outcome, np.ndarray)]
+        response = pb.PreprocessResponse(results=_results(outcomes))
         if tensors:
             response.request.CopyFrom(_infer_request(request, spec, version.preprocess_digest, len(tensors)))
             # Added last: protobuf copies messages by writing and reading them, which takes seconds for a GB.
             response.request.raw_input_contents.append(await join_tensors(tensors))
-        response.duration.CopyFrom(duration_of(time.perf_counter_ns() - begin))
+        took = time.perf_counter_ns() - begin
+        self._figures.record((request.model, str(request.version)), took, prepared)
+        response.duration.CopyFrom(duration_of(took))
         return response
 
     def _check_tensor_bytes(self, count: int, spec: PreprocessSpec) -> None:

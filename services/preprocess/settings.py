@@ -4,7 +4,7 @@ import os
 
 from pydantic_settings import SettingsConfigDict
 
-from services.common.settings import Port, Positive, ServiceSettings
+from services.common.settings import OptionalPort, Port, Positive, ServiceSettings
 
 
 class PreprocessSettings(ServiceSettings):
@@ -16,6 +16,8 @@ class PreprocessSettings(ServiceSettings):
     """gRPC port."""
     max_message_bytes: Positive = 256 * 1024 * 1024
     """Largest gRPC message, in and out: the tensor of a whole request of images."""
+    metrics_port: OptionalPort = 8102
+    """Port of the metrics in Prometheus form; 0 means none."""
     inference_address: str = "127.0.0.1:8201"
     """Where the specs of all versions come from."""
     threads: Positive = os.cpu_count() or 1

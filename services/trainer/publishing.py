@@ -1,5 +1,7 @@
 """Sends a finished run's model to inference."""
 
+import math
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -7,9 +9,21 @@ import grpc
 
 from aimass.inference.v1 import lifecycle_pb2 as pb
 from aimass.inference.v1.lifecycle_pb2_grpc import ModelLifecycleServiceStub
-from services.common.manifest import GRAPH_FILE, MANIFEST_FILE
+from services.common.manifest import GRAPH_FILE, MANIFEST_FILE, Manifest
 
 CHUNK_BYTES = 1024 * 1024
+PATIENCE_SECONDS = 120
+"""How long a broken upload is tried again without a further byte arriving: inference may have to load its models, or
+to find out that the connection before is dead."""
+RETRY_SECONDS = 1.0
+RESUMED_AFTER = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.CANCELLED,  # by a server that stops
+        grpc.StatusCode.DEADLINE_EXCEEDED,  # it heard nothing for long, as after a laptop's sleep
+        grpc.StatusCode.FAILED_PRECONDITION,  # the call before was still writing when we asked where to go on
+    }
+)
 
 
 def publish_version(
@@ -17,11 +31,30 @@ def publish_version(
 ) -> pb.ModelVersion:
     """Publish the graph and the manifest in *folder* as the next version of *model*; it gets no traffic.
 
+    Goes on with what an earlier upload of the graph has left, also when it breaks off on the way.
+
     Raises:
         grpc.RpcError: Inference is away or refuses the version; its sentence says why.
     """
-    answer = ModelLifecycleServiceStub(channel).PublishVersion(_parts(model, folder, on_progress))
-    return answer.version
+    stub = ModelLifecycleServiceStub(channel)
+    graph = Manifest.from_json((folder / MANIFEST_FILE).read_bytes(), MANIFEST_FILE).graph
+    query = pb.GetUploadRequest(model=model, graph_digest=graph.sha256 if graph else "")
+    before = {version.version for version in _versions(stub, query)}
+    received, failing_since = -1, -math.inf  # what is away from the beginning is not waited for
+    while True:
+        try:
+            for version in _versions(stub, query):
+                if version.version not in before:  # it was only the answer that got lost
+                    return version
+            offset = stub.GetUpload(query).received_bytes
+            if offset > received:
+                received, failing_since = offset, math.inf
+            return stub.PublishVersion(_parts(model, folder, offset, on_progress)).version
+        except grpc.RpcError as error:
+            failing_since = min(failing_since, time.monotonic())
+            if error.code() not in RESUMED_AFTER or time.monotonic() - failing_since > PATIENCE_SECONDS:
+                raise
+            time.sleep(RETRY_SECONDS)
 
 
 def set_stable(channel: grpc.Channel, model: str, version: int) -> pb.Traffic:
@@ -30,11 +63,20 @@ def set_stable(channel: grpc.Channel, model: str, version: int) -> pb.Traffic:
     return ModelLifecycleServiceStub(channel).SetTraffic(request).traffic
 
 
-def _parts(model: str, folder: Path, on_progress: Callable[[float], None]) -> Iterator[pb.PublishVersionRequest]:
-    header = pb.PublishVersionHeader(model=model, manifest=(folder / MANIFEST_FILE).read_bytes())
-    yield pb.PublishVersionRequest(header=header)
+def _versions(stub: ModelLifecycleServiceStub, graph: pb.GetUploadRequest) -> list[pb.ModelVersion]:
+    """Return the versions of the model that have the graph."""
+    models = {state.model: state.versions for state in stub.ListVersions(pb.ListVersionsRequest()).models}
+    return [version for version in models.get(graph.model, ()) if version.graph_digest == graph.graph_digest]
+
+
+def _parts(
+    model: str, folder: Path, offset: int, on_progress: Callable[[float], None]
+) -> Iterator[pb.PublishVersionRequest]:
+    manifest = (folder / MANIFEST_FILE).read_bytes()
+    yield pb.PublishVersionRequest(header=pb.PublishVersionHeader(model=model, manifest=manifest, offset=offset))
     size = (folder / GRAPH_FILE).stat().st_size
     with (folder / GRAPH_FILE).open("rb") as file:
+        file.seek(offset)
         while chunk := file.read(CHUNK_BYTES):
             yield pb.PublishVersionRequest(chunk=chunk)
             on_progress(file.tell() / size)

@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 
+from prometheus_client.registry import Collector
+
 from aimass.trainer.v1 import trainer_pb2
 from aimass.trainer.v1.trainer_pb2_grpc import add_TrainerServiceServicer_to_server
 from services.common.server import Service
+from services.trainer.metrics import RunFigures
 from services.trainer.servicer import TrainerServicer
 from services.trainer.settings import TrainerSettings
 
@@ -26,6 +29,11 @@ class TrainerComponent:
                 self.trainer,
             ),
         )
+
+    @property
+    def collectors(self) -> Sequence[Collector]:
+        """How many runs there are."""
+        return (RunFigures(self._runs_dir),)
 
     async def start(self) -> None:
         """Make sure that the folder of runs exists."""

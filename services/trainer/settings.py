@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from services.common.settings import Port, ServiceSettings, home_folder
+from services.common.settings import OptionalPort, Port, ServiceSettings, home_folder
 
 
 class TrainerSettings(ServiceSettings):
@@ -15,6 +15,8 @@ class TrainerSettings(ServiceSettings):
 
     port: Port = 8301
     """gRPC port."""
+    metrics_port: OptionalPort = 8302
+    """Port of the metrics in Prometheus form; 0 means none."""
     inference_address: str = "127.0.0.1:8201"
     """Where `aimass train --publish` sends a model."""
     runs: Path = Field(default_factory=lambda: home_folder() / "runs")

@@ -6,10 +6,13 @@ import grpc
 import pytest
 
 from services.common.server import GrpcServer, Service
+from tests.collector import running_collector
 
 
 class Handlers:
     """A component that offers `test.Test` with the given method handlers."""
+
+    collectors = ()
 
     def __init__(self, handlers: dict[str, grpc.RpcMethodHandler]) -> None:
         generic = grpc.method_handlers_generic_handler("test.Test", handlers)
@@ -55,3 +58,10 @@ async def start_server():
 def handlers() -> type[Handlers]:
     """The component that offers handlers as `test.Test`."""
     return Handlers
+
+
+@pytest.fixture
+def collector():
+    """A collector of traces."""
+    with running_collector() as collector:
+        yield collector

@@ -293,7 +293,7 @@ async def test_server_listens_on_an_ipv6_address(start_server):
 class Slowly:
     """A component that needs a gate opened to start."""
 
-    services = ()
+    services = collectors = ()
 
     def __init__(self) -> None:
         self.starting, self.gate, self.closed = asyncio.Event(), asyncio.Event(), False

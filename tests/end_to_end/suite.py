@@ -46,6 +46,10 @@ class Ports:
     preprocess: int
     inference: int
     trainer: int
+    metrics: int
+    preprocess_metrics: int
+    inference_metrics: int
+    trainer_metrics: int
 
     @classmethod
     def free(cls) -> "Ports":
@@ -73,12 +77,16 @@ class Ports:
             "PREPROCESS_INFERENCE_ADDRESS": inference,
             "INFERENCE_PORT": str(self.inference),
             "TRAINER_PORT": str(self.trainer),
+            "GATEWAY_METRICS_PORT": str(self.metrics),
+            "PREPROCESS_METRICS_PORT": str(self.preprocess_metrics),
+            "INFERENCE_METRICS_PORT": str(self.inference_metrics),
+            "TRAINER_METRICS_PORT": str(self.trainer_metrics),
         }
 
 
 def clean_environment(**settings: str) -> dict[str, str]:
     """Return this process's environment with *settings*, and without any other of the suite's."""
-    prefixes = ("AIMASS_", "GATEWAY_", "PREPROCESS_", "INFERENCE_", "TRAINER_")
+    prefixes = ("AIMASS_", "GATEWAY_", "PREPROCESS_", "INFERENCE_", "TRAINER_", "OTEL_")
     return {key: value for key, value in os.environ.items() if not key.startswith(prefixes)} | settings
 
 

@@ -1,6 +1,8 @@
 """A new version comes and takes over while the suite serves."""
 
 import asyncio
+import os
+import signal
 from pathlib import Path
 
 import grpc
@@ -9,9 +11,12 @@ import pytest
 import aimass.starter
 from aimass.gateway.v1 import gateway_pb2 as pb
 from aimass.gateway.v1.gateway_pb2_grpc import GatewayServiceStub
-from services.trainer.publishing import publish_version, set_stable
+from aimass.inference.v1.lifecycle_pb2 import GetUploadRequest
+from aimass.inference.v1.lifecycle_pb2_grpc import ModelLifecycleServiceStub
+from services.common.manifest import digest_of
+from services.trainer.publishing import CHUNK_BYTES, publish_version, set_stable
 from tests.end_to_end.pictures import cat
-from tests.end_to_end.suite import eventually
+from tests.end_to_end.suite import eventually, wait_for_end
 
 RUN = Path(aimass.starter.__file__).parent / "cifar10" / "1"
 """Holds what a finished run holds: graph and manifest."""
@@ -81,3 +86,24 @@ def test_a_version_that_is_not_what_its_manifest_says_is_refused(suite, inferenc
     assert "sha256:" in caught.value.details()
     with suite.client() as client:
         assert "broken" not in {each["name"] for each in client.get("/v1/models").json()["models"]}
+
+
+def test_an_upload_goes_on_by_itself_when_the_server_is_killed_in_the_middle(start):
+    suite, progress, killed = start("services"), [], []
+    graph = (RUN / "model.onnx").read_bytes()
+    upload = GetUploadRequest(model="resumed", graph_digest=digest_of(graph))
+
+    def kill_once(fraction):
+        progress.append(fraction)
+        while not killed and stub.GetUpload(upload).received_bytes >= CHUNK_BYTES:
+            os.kill(suite.pids()["inference"], signal.SIGKILL)
+            assert wait_for_end(suite.pids()["inference"])
+            killed.append(len(progress))
+
+    with grpc.insecure_channel(f"127.0.0.1:{suite.ports.inference}") as channel:
+        stub = ModelLifecycleServiceStub(channel)
+        version = publish_version(channel, "resumed", RUN, kill_once)
+
+    assert (version.version, version.graph_digest) == (1, upload.graph_digest)
+    assert progress[killed[0]] > CHUNK_BYTES / len(graph)
+    assert progress[-1] == 1.0

@@ -18,9 +18,8 @@ async def test_no_request_is_lost_and_no_answer_mixes_versions_while_they_change
     with grpc.insecure_channel(address) as channel:
         await asyncio.to_thread(publish_version, channel, MODEL, write_version(tmp_path, 1))
     async with grpc.aio.insecure_channel(suite.address) as public, grpc.aio.insecure_channel(address) as inference:
-        stub, lifecycle = GatewayServiceStub(public), ModelLifecycleServiceStub(inference)
-        await eventually(lambda: is_known(stub))
-        own, other = await load(stub, 4, lifecycle)
+        await eventually(lambda: is_known(GatewayServiceStub(public)))
+        own, other = await load(suite.address, 4, ModelLifecycleServiceStub(inference))
 
     assert own.failed == other.failed == []
     assert own.mixed == 0

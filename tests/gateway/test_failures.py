@@ -5,7 +5,8 @@ import pytest
 from fastapi import FastAPI
 
 from gateway.failures import handle_failures
-from gateway.request_ids import RequestIds
+from gateway.request_tracking import RequestTracking
+from services.common.metrics import LabelledCounts
 
 
 @pytest.fixture
@@ -17,7 +18,7 @@ async def client():
         raise ZeroDivisionError("secret")
 
     handle_failures(app)
-    app.add_middleware(RequestIds)
+    app.add_middleware(RequestTracking, responses=LabelledCounts("responses", "By status.", ("code",)))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         yield client
 

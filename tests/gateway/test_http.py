@@ -520,7 +520,8 @@ def test_an_allowed_foreign_page_can_call_and_read_the_answer(client):
     assert asked.status_code == 200
     assert asked.headers["access-control-allow-origin"] == ORIGIN
     assert listed.headers["access-control-allow-origin"] == ORIGIN
-    assert "Server-Timing" in listed.headers["access-control-expose-headers"]
+    exposed = listed.headers["access-control-expose-headers"]
+    assert exposed == "Server-Timing, Retry-After, Inference-Header-Content-Length, x-request-id"
 
 
 def test_every_answer_carries_a_request_id(client):

@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import json
 import math
+import shutil
 import zlib
 
 import grpc
@@ -21,6 +22,7 @@ from gateway.control_json import document_of, index_documents, load_request, log
 from gateway.inference_http import JSON_WEIGHT
 from gateway.inference_json import Wanted, format_response, parse_request
 from services.common.errors import InvalidInput
+from services.common.traffic import routing_share
 from tests.end_to_end.slow import Slow
 from tests.end_to_end.suite import MAX_BODY_BYTES, MIB, start_suite
 
@@ -41,11 +43,15 @@ ONNX_TYPES = {
     "BYTES": TensorProto.STRING,
 }
 MAX_BODIES_BYTES = 40 * MIB
+CANARY_SHARE = 0.5
 
 
 @pytest.fixture(scope="module")
 def echoes(save_graph, tmp_path_factory):
-    """A suite with a model for each datatype, `echo_FP32` and so on, that answers with what it is sent."""
+    """A suite with a model for each datatype, `echo_FP32` and so on, that answers with what it is sent.
+
+    A further one, `split`, has two versions between which its traffic is split.
+    """
     home = tmp_path_factory.mktemp("home")
     for datatype, kind in ONNX_TYPES.items():
         graph = save_graph(
@@ -56,6 +62,11 @@ def echoes(save_graph, tmp_path_factory):
         folder = home / "models" / f"echo_{datatype}" / "1"
         folder.mkdir(parents=True)
         (folder / "model.onnx").write_bytes(graph.read_bytes())
+    split = home / "models" / "split"
+    for version in (1, 2):
+        shutil.copytree(home / "models" / "echo_FP32" / "1", split / str(version))
+    traffic = {"generation": 1, "stable_version": 1, "canary_version": 2, "canary_share": CANARY_SHARE}
+    (split / "traffic.json").write_text(json.dumps(traffic))
     suite = start_suite("pipeline", home, GATEWAY_MAX_BODIES_BYTES=str(MAX_BODIES_BYTES))
     try:
         suite.wait_until_ready()
@@ -354,7 +365,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_unpacked(client, encoding)
 
     assert len(bomb) < MAX_BODY_BYTES
     assert response.status_code == 413
-    assert f"at most {MAX_BODY_BYTES} are accepted" in sentence_of(response)
+    assert f"unpacked where it is compressed; at most {MAX_BODY_BYTES} are accepted" in sentence_of(response)
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
@@ -433,9 +444,52 @@ def test_a_timeout_that_is_no_number_is_refused(client):
     assert "x-request-timeout is 'soon'" in sentence_of(response)
 
 
+def version_of(key):
+    return "2" if routing_share("split", key) < CANARY_SHARE else "1"
+
+
+KEYS = [f"user {number}" for number in range(20)]
+
+
+@pytest.mark.parametrize("raw", [False, True], ids=["JSON", "raw body"])
+def test_the_routing_key_of_the_header_chooses_the_version(client, raw):
+    content, headers = (bytes(8), {HEADER: "0"}) if raw else (TEXT, {})
+    answers = [
+        client.post("/v2/models/split/infer", content=content, headers=headers | {"X-Routing-Key": key}) for key in KEYS
+    ]
+
+    sizes = [int(each.headers.get(HEADER, len(each.content))) for each in answers]
+    versions = [json.loads(each.content[:size])["model_version"] for each, size in zip(answers, sizes, strict=True)]
+    assert versions == [version_of(key) for key in KEYS]
+    assert set(versions) == {"1", "2"}
+
+
+def test_the_routing_key_of_the_request_stands_before_that_of_the_header(client):
+    one, other = (next(key for key in KEYS if version_of(key) == version) for version in ("1", "2"))
+    content = document("FP32", data=[1, 2, 3, 4]) | {"parameters": {"routing_key": one}}
+
+    response = client.post("/v2/models/split/infer", json=content, headers={"X-Routing-Key": other})
+
+    assert response.json()["model_version"] == "1"
+
+
+def test_an_answer_says_where_the_time_went_if_asked_to(client):
+    content = document("FP32", data=[1, 2, 3, 4]) | {"parameters": {"aimass_timings": True}}
+
+    figures = infer(client, "FP32", content).json()["parameters"]
+
+    assert (figures["batch_size"], figures["batch_requests"]) == (2, 1)
+    assert figures["compute_infer_ns"] > 0
+    assert figures.keys() >= {"queue_ns", "compute_input_ns", "compute_output_ns"}
+    assert "parameters" not in infer(client, "FP32", TEXT).json()
+
+
 @pytest.mark.parametrize("headers", [{"Origin": "https://evil.example"}, {"Host": "evil.example"}], ids=str)
 def test_a_foreign_page_is_refused(client, headers):
-    assert infer(client, "FP32", TEXT, **headers).status_code == 403
+    response = infer(client, "FP32", TEXT, **headers)
+
+    assert response.status_code == 403
+    assert "is not" in sentence_of(response)
 
 
 def test_an_answer_carries_the_callers_request_id(client):
@@ -461,6 +515,40 @@ def test_every_failure_under_v2_is_the_protocols_document(client, method, path, 
 
     assert response.status_code == code
     assert len(sentence_of(response)) > 10
+
+
+MODEL_PATHS = [f"/v2/models/echo_FP32{version}" for version in ("", "/versions/1")]
+PATHS = [
+    ("GET", "/v2", 200),
+    ("GET", "/v2/health/live", 200),
+    ("GET", "/v2/health/ready", 200),
+    ("GET", "/v2/models/stats", 200),
+    *(("GET", path + part, 200) for path in MODEL_PATHS for part in ("", "/ready", "/config", "/stats")),
+    *(("POST", path + "/infer", 200) for path in MODEL_PATHS),
+    ("POST", "/v2/repository/index", 200),
+    ("POST", "/v2/repository/models/nothing/load", 404),
+    ("POST", "/v2/repository/models/nothing/unload", 404),
+    *(("GET", f"/v2/{kind}sharedmemory/status", 200) for kind in ("system", "cuda")),
+    *(("GET", f"/v2/{kind}sharedmemory/region/nothing/status", 404) for kind in ("system", "cuda")),
+    *(("POST", f"/v2/{kind}sharedmemory/unregister", 200) for kind in ("system", "cuda")),
+    *(("POST", f"/v2/{kind}sharedmemory/region/nothing/unregister", 200) for kind in ("system", "cuda")),
+    ("POST", "/v2/cudasharedmemory/region/new/register", 501),
+    *((method, path, 200) for method in ("GET", "POST") for path in ("/v2/trace/setting", "/v2/logging")),
+    ("GET", "/v2/models/echo_FP32/trace/setting", 200),
+    ("GET", "/v2/models/nothing/trace/setting", 404),
+]
+REGION = {"raw_handle": {"b64": "AAEC"}, "device_id": 0, "byte_size": 4}
+
+
+@pytest.mark.parametrize(("method", "path", "code"), PATHS)
+def test_every_path_that_stock_clients_use_is_there(client, method, path, code):
+    content = TEXT if path.endswith("/infer") else json.dumps(REGION if path.endswith("/register") else {})
+
+    response = client.request(method, path, content=content if method == "POST" else None)
+
+    assert response.status_code == code
+    if code != 200:
+        assert len(sentence_of(response)) > 10
 
 
 def test_other_paths_keep_our_own_document(client):

@@ -1,5 +1,9 @@
 """ONNX Runtime behind arrays."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import ml_dtypes
 import numpy as np
 import onnxruntime as ort
@@ -125,66 +129,6 @@ def test_bfloat16_stands_beside_other_datatypes(one_node):
     np.testing.assert_array_equal(output, array.astype(ml_dtypes.bfloat16))
 
 
-@pytest.fixture(scope="session")
-def half_network(save_graph):
-    """Convolution, pooling and a dense layer in fp16."""
-    random = np.random.default_rng(0)
-    return save_graph(
-        [
-            helper.make_node("Conv", ["x", "kernel"], ["c"], pads=[1, 1, 1, 1]),
-            helper.make_node("Relu", ["c"], ["r"]),
-            helper.make_node("GlobalAveragePool", ["r"], ["p"]),
-            helper.make_node("Flatten", ["p"], ["f"]),
-            helper.make_node("MatMul", ["f", "dense"], ["y"]),
-        ],
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT16, ["n", 3, 8, 8])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT16, ["n", 5])],
-        {
-            "kernel": random.normal(size=(4, 3, 3, 3)).astype(np.float16),
-            "dense": random.normal(size=(4, 5)).astype(np.float16),
-        },
-    )
-
-
-@pytest.fixture(scope="session")
-def quantized_network(save_graph):
-    """A convolution in int8, as quantizers write it: between QuantizeLinear and DequantizeLinear."""
-    random = np.random.default_rng(0)
-    return save_graph(
-        [
-            helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["xq"]),
-            helper.make_node("DequantizeLinear", ["xq", "scale", "zero"], ["xd"]),
-            helper.make_node("DequantizeLinear", ["kernel", "kernel_scale", "kernel_zero"], ["kd"], axis=0),
-            helper.make_node("Conv", ["xd", "kd"], ["c"], pads=[1, 1, 1, 1]),
-            helper.make_node("QuantizeLinear", ["c", "out_scale", "zero"], ["cq"]),
-            helper.make_node("DequantizeLinear", ["cq", "out_scale", "zero"], ["y"]),
-        ],
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4, 8, 8])],
-        {
-            "scale": np.float32(0.02),
-            "zero": np.uint8(128),
-            "kernel": random.integers(-127, 128, (4, 3, 3, 3), np.int8),
-            "kernel_scale": np.full(4, 0.01, np.float32),
-            "kernel_zero": np.zeros(4, np.int8),
-            "out_scale": np.float32(0.1),
-        },
-    )
-
-
-@pytest.mark.parametrize("batch", [1, 7])
-@pytest.mark.parametrize(("network", "dtype"), [("half_network", np.float16), ("quantized_network", np.float32)])
-def test_answer_is_that_of_bare_onnx_runtime_bit_for_bit(request, network, dtype, batch):
-    path = request.getfixturevalue(network)
-    array = np.random.default_rng(1).normal(size=(batch, 3, 8, 8)).astype(dtype)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    (expected,) = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"]).run(None, {"x": array})
-    (output,) = OnnxModel(path, "cpu", 1).run({"x": array}, ["y"])
-
-    assert output.tobytes() == expected.tobytes()
-
-
 def test_options_of_the_config_reach_onnx_runtime(one_node):
     tuning = Tuning(
         intra_op_threads=2,
@@ -204,3 +148,43 @@ def test_options_of_the_config_reach_onnx_runtime(one_node):
     assert not options.enable_mem_pattern
     assert options.get_session_config_entry("session.use_device_allocator_for_initializers") == "1"
     assert graph.run({"x": np.array([-1, 1], np.float32)}, ["y"])[0].tolist() == [0, 1]
+
+
+LOADS = """
+import sys
+from services.inference.engine import OnnxModel
+from services.inference.memory import resident_bytes
+
+OnnxModel(sys.argv[2], "cpu", 1)
+before = resident_bytes()
+graphs = [OnnxModel(sys.argv[1], "cpu", 1) for _ in range(2)]
+print(resident_bytes() - before)
+"""
+
+
+def test_memory_that_loading_has_freed_goes_back_to_the_system(save_graph, one_node):
+    random = np.random.default_rng(0)
+    weights = {f"w{layer}": random.normal(size=(1024, 1024)).astype(np.float32) for layer in range(16)}
+    names = ["x", *(f"h{layer}" for layer in range(1, 16)), "y"]
+    path = save_graph(
+        [helper.make_node("MatMul", [names[layer], f"w{layer}"], [names[layer + 1]]) for layer in range(16)],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 1024])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 1024])],
+        weights,
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", LOADS, path, one_node("Neg", ["n"])], check=True, capture_output=True, text=True
+    )
+
+    assert int(process.stdout) < 2.5 * sum(array.nbytes for array in weights.values())
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="this system does not list threads")
+@pytest.mark.parametrize(("setting", "own", "threads"), [(1, 0, 1), (3, 0, 3), (1, 4, 4), (3, 1, 1)])
+def test_model_has_the_threads_that_its_config_or_else_the_service_gives_it(one_node, setting, own, threads):
+    before = set(Path("/proc/self/task").iterdir())
+    graph = OnnxModel(one_node("Neg", ["n"]), "cpu", setting, Tuning(intra_op_threads=own))
+    started = set(Path("/proc/self/task").iterdir()) - before
+
+    assert graph.inputs
+    assert len(started) == threads - 1  # the caller's is one of them

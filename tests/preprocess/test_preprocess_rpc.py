@@ -361,7 +361,7 @@ async def test_a_request_of_more_bytes_than_may_wait_is_accepted_when_nobody_wai
 
     prepared = await preparer.prepare([SMALL_PNG, *[bytes(400_000)] * 3], SMALL)
 
-    assert isinstance(prepared[0], np.ndarray)
+    assert isinstance(prepared[0].outcome, np.ndarray)
     assert len(prepared) == 4
 
 

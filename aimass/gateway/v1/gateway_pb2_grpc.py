@@ -60,10 +60,12 @@ class GatewayServiceServicer(object):
         """Predicts the labels of one or more images.
 
         Each image succeeds or fails by itself; a bad image is an error in its result, not of the RPC. Ends with:
-        - INVALID_ARGUMENT when the request is malformed: no images, too many, a negative `top`,
+        - INVALID_ARGUMENT when the request is malformed: no images, too many of them for one tensor or at all, a negative
+        `top` or `version`,
         - NOT_FOUND when the model or the version is unknown,
-        - FAILED_PRECONDITION when the model takes tensors only,
-        - RESOURCE_EXHAUSTED when the request is over a size limit or the suite is overloaded,
+        - FAILED_PRECONDITION when the model takes tensors only, or is no classifier,
+        - RESOURCE_EXHAUSTED when the request is over a size limit, or when the suite is overloaded: too much waits, or so
+        much that the deadline cannot be met; then `google.rpc.RetryInfo` says when to try again,
         - UNAVAILABLE when a service behind the gateway is away or the model is not ready; trying again helps,
         - DEADLINE_EXCEEDED when the call's deadline, or the gateway's own, has passed.
         """

@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from aimass.open_inference import grpc_service_pb2 as grpc__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#aimass/inference/v1/inference.proto\x12\x13\x61imass.inference.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x12grpc_service.proto\"M\n\x0f\x43lassifyRequest\x12-\n\x07request\x18\x01 \x01(\x0b\x32\x1c.inference.ModelInferRequest\x12\x0b\n\x03top\x18\x02 \x01(\x05\"\xc0\x01\n\x10\x43lassifyResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12<\n\x0f\x63lassifications\x18\x03 \x03(\x0b\x32#.aimass.inference.v1.Classification\x12\x32\n\x07timings\x18\x04 \x01(\x0b\x32!.aimass.inference.v1.StageTimings\x12\x1a\n\x12traffic_generation\x18\x05 \x01(\x03\"C\n\x0e\x43lassification\x12\x31\n\x07\x63lasses\x18\x01 \x03(\x0b\x32 .aimass.inference.v1.ScoredClass\"@\n\x0bScoredClass\x12\r\n\x05index\x18\x01 \x01(\x05\x12\r\n\x05label\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\"\xe3\x01\n\x0cStageTimings\x12(\n\x05queue\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\rcompute_input\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\rcompute_infer\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x0e\x63ompute_output\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nbatch_size\x18\x05 \x01(\x05\x32k\n\x10InferenceService\x12W\n\x08\x43lassify\x12$.aimass.inference.v1.ClassifyRequest\x1a%.aimass.inference.v1.ClassifyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#aimass/inference/v1/inference.proto\x12\x13\x61imass.inference.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x12grpc_service.proto\"M\n\x0f\x43lassifyRequest\x12-\n\x07request\x18\x01 \x01(\x0b\x32\x1c.inference.ModelInferRequest\x12\x0b\n\x03top\x18\x02 \x01(\x05\"\xc0\x01\n\x10\x43lassifyResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12<\n\x0f\x63lassifications\x18\x03 \x03(\x0b\x32#.aimass.inference.v1.Classification\x12\x32\n\x07timings\x18\x04 \x01(\x0b\x32!.aimass.inference.v1.StageTimings\x12\x1a\n\x12traffic_generation\x18\x05 \x01(\x03\"C\n\x0e\x43lassification\x12\x31\n\x07\x63lasses\x18\x01 \x03(\x0b\x32 .aimass.inference.v1.ScoredClass\"@\n\x0bScoredClass\x12\r\n\x05index\x18\x01 \x01(\x05\x12\r\n\x05label\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\"\xfb\x01\n\x0cStageTimings\x12(\n\x05queue\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\rcompute_input\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\rcompute_infer\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x0e\x63ompute_output\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nbatch_size\x18\x05 \x01(\x05\x12\x16\n\x0e\x62\x61tch_requests\x18\x06 \x01(\x05\x32k\n\x10InferenceService\x12W\n\x08\x43lassify\x12$.aimass.inference.v1.ClassifyRequest\x1a%.aimass.inference.v1.ClassifyResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,7 +42,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SCOREDCLASS']._serialized_start=455
   _globals['_SCOREDCLASS']._serialized_end=519
   _globals['_STAGETIMINGS']._serialized_start=522
-  _globals['_STAGETIMINGS']._serialized_end=749
-  _globals['_INFERENCESERVICE']._serialized_start=751
-  _globals['_INFERENCESERVICE']._serialized_end=858
+  _globals['_STAGETIMINGS']._serialized_end=773
+  _globals['_INFERENCESERVICE']._serialized_start=775
+  _globals['_INFERENCESERVICE']._serialized_end=882
 # @@protoc_insertion_point(module_scope)

@@ -146,7 +146,9 @@ Global___ScoredClass: _TypeAlias = ScoredClass  # noqa: Y015
 
 @_typing.final
 class StageTimings(_message.Message):
-    """Splits the time a request spent inside inference."""
+    """Splits the time a request spent inside inference. Of a request that is larger than a batch, and so is run in parts,
+    these are the longest wait, the times of all runs together, and the fullest batch.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -155,8 +157,11 @@ class StageTimings(_message.Message):
     COMPUTE_INFER_FIELD_NUMBER: _builtins.int
     COMPUTE_OUTPUT_FIELD_NUMBER: _builtins.int
     BATCH_SIZE_FIELD_NUMBER: _builtins.int
+    BATCH_REQUESTS_FIELD_NUMBER: _builtins.int
     batch_size: _builtins.int
     """Samples in the batch that the request ran in, its own included."""
+    batch_requests: _builtins.int
+    """Requests in that batch, this one included."""
     @_builtins.property
     def queue(self) -> _duration_pb2.Duration:
         """From arrival to the start of the batch it ran in."""
@@ -181,10 +186,11 @@ class StageTimings(_message.Message):
         compute_infer: _duration_pb2.Duration | None = ...,
         compute_output: _duration_pb2.Duration | None = ...,
         batch_size: _builtins.int = ...,
+        batch_requests: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["compute_infer", b"compute_infer", "compute_input", b"compute_input", "compute_output", b"compute_output", "queue", b"queue"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "compute_infer", b"compute_infer", "compute_input", b"compute_input", "compute_output", b"compute_output", "queue", b"queue"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_requests", b"batch_requests", "batch_size", b"batch_size", "compute_infer", b"compute_infer", "compute_input", b"compute_input", "compute_output", b"compute_output", "queue", b"queue"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

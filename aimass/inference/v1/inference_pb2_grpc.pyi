@@ -37,13 +37,17 @@ class InferenceServiceStub:
     """Runs a model that has one output of class scores and returns the best classes with their labels.
 
     Ends with:
-      - INVALID_ARGUMENT when a tensor's name, shape, datatype or byte count is wrong, or `top` is negative,
+      - INVALID_ARGUMENT when a tensor's name, shape, datatype or byte count is wrong, when the graph refuses its values,
+        when a parameter has a value that it cannot have, or `top` is negative,
       - NOT_FOUND when the model or the version is unknown,
       - FAILED_PRECONDITION when the parameter `preprocess_digest` is present and belongs to another spec than the
         version's, or when the model is not a classifier,
-      - RESOURCE_EXHAUSTED when more samples wait for the version than `INFERENCE_MAX_QUEUE_SAMPLES`,
-      - UNAVAILABLE while the version loads,
-      - DEADLINE_EXCEEDED when the deadline passes in the queue; such a request is not run.
+      - RESOURCE_EXHAUSTED when more samples would wait for the version than `INFERENCE_MAX_QUEUE_SAMPLES`, or more
+        requests than `max_queue_size` in its config, or when so much waits that the deadline cannot be met;
+        `google.rpc.RetryInfo` says when to try again,
+      - UNAVAILABLE when the version is not ready: it loads, could not be loaded or is unloaded,
+      - DEADLINE_EXCEEDED when the deadline, or the longest wait in the version's config, passes in the queue; such a
+        request is not run. A deadline that passes later ends the call, not the run.
     """
 
 @_typing.type_check_only
@@ -55,13 +59,17 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """Runs a model that has one output of class scores and returns the best classes with their labels.
 
     Ends with:
-      - INVALID_ARGUMENT when a tensor's name, shape, datatype or byte count is wrong, or `top` is negative,
+      - INVALID_ARGUMENT when a tensor's name, shape, datatype or byte count is wrong, when the graph refuses its values,
+        when a parameter has a value that it cannot have, or `top` is negative,
       - NOT_FOUND when the model or the version is unknown,
       - FAILED_PRECONDITION when the parameter `preprocess_digest` is present and belongs to another spec than the
         version's, or when the model is not a classifier,
-      - RESOURCE_EXHAUSTED when more samples wait for the version than `INFERENCE_MAX_QUEUE_SAMPLES`,
-      - UNAVAILABLE while the version loads,
-      - DEADLINE_EXCEEDED when the deadline passes in the queue; such a request is not run.
+      - RESOURCE_EXHAUSTED when more samples would wait for the version than `INFERENCE_MAX_QUEUE_SAMPLES`, or more
+        requests than `max_queue_size` in its config, or when so much waits that the deadline cannot be met;
+        `google.rpc.RetryInfo` says when to try again,
+      - UNAVAILABLE when the version is not ready: it loads, could not be loaded or is unloaded,
+      - DEADLINE_EXCEEDED when the deadline, or the longest wait in the version's config, passes in the queue; such a
+        request is not run. A deadline that passes later ends the call, not the run.
     """
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -76,13 +84,17 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         """Runs a model that has one output of class scores and returns the best classes with their labels.
 
         Ends with:
-          - INVALID_ARGUMENT when a tensor's name, shape, datatype or byte count is wrong, or `top` is negative,
+          - INVALID_ARGUMENT when a tensor's name, shape, datatype or byte count is wrong, when the graph refuses its values,
+            when a parameter has a value that it cannot have, or `top` is negative,
           - NOT_FOUND when the model or the version is unknown,
           - FAILED_PRECONDITION when the parameter `preprocess_digest` is present and belongs to another spec than the
             version's, or when the model is not a classifier,
-          - RESOURCE_EXHAUSTED when more samples wait for the version than `INFERENCE_MAX_QUEUE_SAMPLES`,
-          - UNAVAILABLE while the version loads,
-          - DEADLINE_EXCEEDED when the deadline passes in the queue; such a request is not run.
+          - RESOURCE_EXHAUSTED when more samples would wait for the version than `INFERENCE_MAX_QUEUE_SAMPLES`, or more
+            requests than `max_queue_size` in its config, or when so much waits that the deadline cannot be met;
+            `google.rpc.RetryInfo` says when to try again,
+          - UNAVAILABLE when the version is not ready: it loads, could not be loaded or is unloaded,
+          - DEADLINE_EXCEEDED when the deadline, or the longest wait in the version's config, passes in the queue; such a
+            request is not run. A deadline that passes later ends the call, not the run.
         """
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#aimass/inference/v1/lifecycle.proto\x12\x13\x61imass.inference.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc4\x03\n\x0cModelVersion\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x36\n\x05state\x18\x02 \x01(\x0e\x32\'.aimass.inference.v1.ModelVersion.State\x12\x14\n\x0cstate_reason\x18\x03 \x01(\t\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12\x17\n\x0fpreprocess_spec\x18\x05 \x01(\x0c\x12\x19\n\x11preprocess_digest\x18\x06 \x01(\t\x12\x14\n\x0cgraph_digest\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12?\n\x07metrics\x18\t \x03(\x0b\x32..aimass.inference.v1.ModelVersion.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"Y\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_LOADING\x10\x01\x12\x0f\n\x0bSTATE_READY\x10\x02\x12\x15\n\x11STATE_UNAVAILABLE\x10\x03\"\x94\x01\n\x07Traffic\x12\x12\n\ngeneration\x18\x01 \x01(\x03\x12\x16\n\x0estable_version\x18\x02 \x01(\x03\x12\x18\n\x10previous_version\x18\x03 \x01(\x03\x12+\n\x06\x63\x61nary\x18\x04 \x01(\x0b\x32\x1b.aimass.inference.v1.Canary\x12\x16\n\x0eshadow_version\x18\x05 \x01(\x03\"(\n\x06\x43\x61nary\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\r\n\x05share\x18\x02 \x01(\x01\"\x91\x01\n\nModelState\x12\r\n\x05model\x18\x01 \x01(\t\x12-\n\x07traffic\x18\x02 \x01(\x0b\x32\x1c.aimass.inference.v1.Traffic\x12\x33\n\x08versions\x18\x03 \x03(\x0b\x32!.aimass.inference.v1.ModelVersion\x12\x10\n\x08unloaded\x18\x04 \x01(\x08\"m\n\x15PublishVersionRequest\x12;\n\x06header\x18\x01 \x01(\x0b\x32).aimass.inference.v1.PublishVersionHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"7\n\x14PublishVersionHeader\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08manifest\x18\x02 \x01(\x0c\"L\n\x16PublishVersionResponse\x12\x32\n\x07version\x18\x01 \x01(\x0b\x32!.aimass.inference.v1.ModelVersion\"$\n\x13ListVersionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\"G\n\x14ListVersionsResponse\x12/\n\x06models\x18\x01 \x03(\x0b\x32\x1f.aimass.inference.v1.ModelState\"\x15\n\x13WatchTrafficRequest\"G\n\x14WatchTrafficResponse\x12/\n\x06models\x18\x01 \x03(\x0b\x32\x1f.aimass.inference.v1.ModelState\"\xb9\x01\n\x11SetTrafficRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x16\n\x0estable_version\x18\x02 \x01(\x03\x12 \n\x13\x65xpected_generation\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12+\n\x06\x63\x61nary\x18\x04 \x01(\x0b\x32\x1b.aimass.inference.v1.Canary\x12\x16\n\x0eshadow_version\x18\x05 \x01(\x03\x42\x16\n\x14_expected_generation\"C\n\x12SetTrafficResponse\x12-\n\x07traffic\x18\x01 \x01(\x0b\x32\x1c.aimass.inference.v1.Traffic\"\"\n\x11GetTrafficRequest\x12\r\n\x05model\x18\x01 \x01(\t\"v\n\x12GetTrafficResponse\x12-\n\x07traffic\x18\x01 \x01(\x0b\x32\x1c.aimass.inference.v1.Traffic\x12\x31\n\x06shadow\x18\x02 \x01(\x0b\x32!.aimass.inference.v1.ShadowReport\"\xd3\x01\n\x0cShadowReport\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x10\n\x08\x63ompared\x18\x02 \x01(\x03\x12\x0e\n\x06\x61greed\x18\x03 \x01(\x03\x12\x0e\n\x06\x66\x61iled\x18\x04 \x01(\x03\x12\x0f\n\x07\x64ropped\x18\x05 \x01(\x03\x12\x0f\n\x07skipped\x18\x06 \x01(\x03\x12.\n\x0bshadow_time\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0bstable_time\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\"j\n\x0ePromoteRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12 \n\x13\x65xpected_generation\x18\x03 \x01(\x03H\x00\x88\x01\x01\x42\x16\n\x14_expected_generation\"@\n\x0fPromoteResponse\x12-\n\x07traffic\x18\x01 \x01(\x0b\x32\x1c.aimass.inference.v1.Traffic\"Z\n\x0fRollbackRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12 \n\x13\x65xpected_generation\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\x16\n\x14_expected_generation\"A\n\x10RollbackResponse\x12-\n\x07traffic\x18\x01 \x01(\x0b\x32\x1c.aimass.inference.v1.Traffic\"6\n\x14\x44\x65leteVersionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"\x17\n\x15\x44\x65leteVersionResponse2\xa5\x06\n\x15ModelLifecycleService\x12k\n\x0ePublishVersion\x12*.aimass.inference.v1.PublishVersionRequest\x1a+.aimass.inference.v1.PublishVersionResponse(\x01\x12\x63\n\x0cListVersions\x12(.aimass.inference.v1.ListVersionsRequest\x1a).aimass.inference.v1.ListVersionsResponse\x12\x65\n\x0cWatchTraffic\x12(.aimass.inference.v1.WatchTrafficRequest\x1a).aimass.inference.v1.WatchTrafficResponse0\x01\x12]\n\nSetTraffic\x12&.aimass.inference.v1.SetTrafficRequest\x1a\'.aimass.inference.v1.SetTrafficResponse\x12]\n\nGetTraffic\x12&.aimass.inference.v1.GetTrafficRequest\x1a\'.aimass.inference.v1.GetTrafficResponse\x12T\n\x07Promote\x12#.aimass.inference.v1.PromoteRequest\x1a$.aimass.inference.v1.PromoteResponse\x12W\n\x08Rollback\x12$.aimass.inference.v1.RollbackRequest\x1a%.aimass.inference.v1.RollbackResponse\x12\x66\n\rDeleteVersion\x12).aimass.inference.v1.DeleteVersionRequest\x1a*.aimass.inference.v1.DeleteVersionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#aimass/inference/v1/lifecycle.proto\x12\x13\x61imass.inference.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc4\x03\n\x0cModelVersion\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x36\n\x05state\x18\x02 \x01(\x0e\x32\'.aimass.inference.v1.ModelVersion.State\x12\x14\n\x0cstate_reason\x18\x03 \x01(\t\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12\x17\n\x0fpreprocess_spec\x18\x05 \x01(\x0c\x12\x19\n\x11preprocess_digest\x18\x06 \x01(\t\x12\x14\n\x0cgraph_digest\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12?\n\x07metrics\x18\t \x03(\x0b\x32..aimass.inference.v1.ModelVersion.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"Y\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_LOADING\x10\x01\x12\x0f\n\x0bSTATE_READY\x10\x02\x12\x15\n\x11STATE_UNAVAILABLE\x10\x03\"\x94\x01\n\x07Traffic\x12\x12\n\ngeneration\x18\x01 \x01(\x03\x12\x16\n\x0estable_version\x18\x02 \x01(\x03\x12\x18\n\x10previous_version\x18\x03 \x01(\x03\x12+\n\x06\x63\x61nary\x18\x04 \x01(\x0b\x32\x1b.aimass.inference.v1.Canary\x12\x16\n\x0eshadow_version\x18\x05 \x01(\x03\"(\n\x06\x43\x61nary\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\r\n\x05share\x18\x02 \x01(\x01\"\x91\x01\n\nModelState\x12\r\n\x05model\x18\x01 \x01(\t\x12-\n\x07traffic\x18\x02 \x01(\x0b\x32\x1c.aimass.inference.v1.Traffic\x12\x33\n\x08versions\x18\x03 \x03(\x0b\x32!.aimass.inference.v1.ModelVersion\x12\x10\n\x08unloaded\x18\x04 \x01(\x08\"m\n\x15PublishVersionRequest\x12;\n\x06header\x18\x01 \x01(\x0b\x32).aimass.inference.v1.PublishVersionHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"G\n\x14PublishVersionHeader\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08manifest\x18\x02 \x01(\x0c\x12\x0e\n\x06offset\x18\x03 \x01(\x03\"L\n\x16PublishVersionResponse\x12\x32\n\x07version\x18\x01 \x01(\x0b\x32!.aimass.inference.v1.ModelVersion\"7\n\x10GetUploadRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x0cgraph_digest\x18\x02 \x01(\t\"+\n\x11GetUploadResponse\x12\x16\n\x0ereceived_bytes\x18\x01 \x01(\x03\"$\n\x13ListVersionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\"G\n\x14ListVersionsResponse\x12/\n\x06models\x18\x01 \x03(\x0b\x32\x1f.aimass.inference.v1.ModelState\"\x15\n\x13WatchTrafficRequest\"G\n\x14WatchTrafficResponse\x12/\n\x06models\x18\x01 \x03(\x0b\x32\x1f.aimass.inference.v1.ModelState\"\xb9\x01\n\x11SetTrafficRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x16\n\x0estable_version\x18\x02 \x01(\x03\x12 \n\x13\x65xpected_generation\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12+\n\x06\x63\x61nary\x18\x04 \x01(\x0b\x32\x1b.aimass.inference.v1.Canary\x12\x16\n\x0eshadow_version\x18\x05 \x01(\x03\x42\x16\n\x14_expected_generation\"C\n\x12SetTrafficResponse\x12-\n\x07traffic\x18\x01 \x01(\x0b\x32\x1c.aimass.inference.v1.Traffic\"\"\n\x11GetTrafficRequest\x12\r\n\x05model\x18\x01 \x01(\t\"v\n\x12GetTrafficResponse\x12-\n\x07traffic\x18\x01 \x01(\x0b\x32\x1c.aimass.inference.v1.Traffic\x12\x31\n\x06shadow\x18\x02 \x01(\x0b\x32!.aimass.inference.v1.ShadowReport\"\xd3\x01\n\x0cShadowReport\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x10\n\x08\x63ompared\x18\x02 \x01(\x03\x12\x0e\n\x06\x61greed\x18\x03 \x01(\x03\x12\x0e\n\x06\x66\x61iled\x18\x04 \x01(\x03\x12\x0f\n\x07\x64ropped\x18\x05 \x01(\x03\x12\x0f\n\x07skipped\x18\x06 \x01(\x03\x12.\n\x0bshadow_time\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0bstable_time\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\"j\n\x0ePromoteRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12 \n\x13\x65xpected_generation\x18\x03 \x01(\x03H\x00\x88\x01\x01\x42\x16\n\x14_expected_generation\"@\n\x0fPromoteResponse\x12-\n\x07traffic\x18\x01 \x01(\x0b\x32\x1c.aimass.inference.v1.Traffic\"Z\n\x0fRollbackRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12 \n\x13\x65xpected_generation\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\x16\n\x14_expected_generation\"A\n\x10RollbackResponse\x12-\n\x07traffic\x18\x01 \x01(\x0b\x32\x1c.aimass.inference.v1.Traffic\"6\n\x14\x44\x65leteVersionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"\x17\n\x15\x44\x65leteVersionResponse2\x81\x07\n\x15ModelLifecycleService\x12k\n\x0ePublishVersion\x12*.aimass.inference.v1.PublishVersionRequest\x1a+.aimass.inference.v1.PublishVersionResponse(\x01\x12Z\n\tGetUpload\x12%.aimass.inference.v1.GetUploadRequest\x1a&.aimass.inference.v1.GetUploadResponse\x12\x63\n\x0cListVersions\x12(.aimass.inference.v1.ListVersionsRequest\x1a).aimass.inference.v1.ListVersionsResponse\x12\x65\n\x0cWatchTraffic\x12(.aimass.inference.v1.WatchTrafficRequest\x1a).aimass.inference.v1.WatchTrafficResponse0\x01\x12]\n\nSetTraffic\x12&.aimass.inference.v1.SetTrafficRequest\x1a\'.aimass.inference.v1.SetTrafficResponse\x12]\n\nGetTraffic\x12&.aimass.inference.v1.GetTrafficRequest\x1a\'.aimass.inference.v1.GetTrafficResponse\x12T\n\x07Promote\x12#.aimass.inference.v1.PromoteRequest\x1a$.aimass.inference.v1.PromoteResponse\x12W\n\x08Rollback\x12$.aimass.inference.v1.RollbackRequest\x1a%.aimass.inference.v1.RollbackResponse\x12\x66\n\rDeleteVersion\x12).aimass.inference.v1.DeleteVersionRequest\x1a*.aimass.inference.v1.DeleteVersionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,39 +50,43 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PUBLISHVERSIONREQUEST']._serialized_start=921
   _globals['_PUBLISHVERSIONREQUEST']._serialized_end=1030
   _globals['_PUBLISHVERSIONHEADER']._serialized_start=1032
-  _globals['_PUBLISHVERSIONHEADER']._serialized_end=1087
-  _globals['_PUBLISHVERSIONRESPONSE']._serialized_start=1089
-  _globals['_PUBLISHVERSIONRESPONSE']._serialized_end=1165
-  _globals['_LISTVERSIONSREQUEST']._serialized_start=1167
-  _globals['_LISTVERSIONSREQUEST']._serialized_end=1203
-  _globals['_LISTVERSIONSRESPONSE']._serialized_start=1205
-  _globals['_LISTVERSIONSRESPONSE']._serialized_end=1276
-  _globals['_WATCHTRAFFICREQUEST']._serialized_start=1278
-  _globals['_WATCHTRAFFICREQUEST']._serialized_end=1299
-  _globals['_WATCHTRAFFICRESPONSE']._serialized_start=1301
-  _globals['_WATCHTRAFFICRESPONSE']._serialized_end=1372
-  _globals['_SETTRAFFICREQUEST']._serialized_start=1375
-  _globals['_SETTRAFFICREQUEST']._serialized_end=1560
-  _globals['_SETTRAFFICRESPONSE']._serialized_start=1562
-  _globals['_SETTRAFFICRESPONSE']._serialized_end=1629
-  _globals['_GETTRAFFICREQUEST']._serialized_start=1631
-  _globals['_GETTRAFFICREQUEST']._serialized_end=1665
-  _globals['_GETTRAFFICRESPONSE']._serialized_start=1667
-  _globals['_GETTRAFFICRESPONSE']._serialized_end=1785
-  _globals['_SHADOWREPORT']._serialized_start=1788
-  _globals['_SHADOWREPORT']._serialized_end=1999
-  _globals['_PROMOTEREQUEST']._serialized_start=2001
-  _globals['_PROMOTEREQUEST']._serialized_end=2107
-  _globals['_PROMOTERESPONSE']._serialized_start=2109
-  _globals['_PROMOTERESPONSE']._serialized_end=2173
-  _globals['_ROLLBACKREQUEST']._serialized_start=2175
-  _globals['_ROLLBACKREQUEST']._serialized_end=2265
-  _globals['_ROLLBACKRESPONSE']._serialized_start=2267
-  _globals['_ROLLBACKRESPONSE']._serialized_end=2332
-  _globals['_DELETEVERSIONREQUEST']._serialized_start=2334
-  _globals['_DELETEVERSIONREQUEST']._serialized_end=2388
-  _globals['_DELETEVERSIONRESPONSE']._serialized_start=2390
-  _globals['_DELETEVERSIONRESPONSE']._serialized_end=2413
-  _globals['_MODELLIFECYCLESERVICE']._serialized_start=2416
-  _globals['_MODELLIFECYCLESERVICE']._serialized_end=3221
+  _globals['_PUBLISHVERSIONHEADER']._serialized_end=1103
+  _globals['_PUBLISHVERSIONRESPONSE']._serialized_start=1105
+  _globals['_PUBLISHVERSIONRESPONSE']._serialized_end=1181
+  _globals['_GETUPLOADREQUEST']._serialized_start=1183
+  _globals['_GETUPLOADREQUEST']._serialized_end=1238
+  _globals['_GETUPLOADRESPONSE']._serialized_start=1240
+  _globals['_GETUPLOADRESPONSE']._serialized_end=1283
+  _globals['_LISTVERSIONSREQUEST']._serialized_start=1285
+  _globals['_LISTVERSIONSREQUEST']._serialized_end=1321
+  _globals['_LISTVERSIONSRESPONSE']._serialized_start=1323
+  _globals['_LISTVERSIONSRESPONSE']._serialized_end=1394
+  _globals['_WATCHTRAFFICREQUEST']._serialized_start=1396
+  _globals['_WATCHTRAFFICREQUEST']._serialized_end=1417
+  _globals['_WATCHTRAFFICRESPONSE']._serialized_start=1419
+  _globals['_WATCHTRAFFICRESPONSE']._serialized_end=1490
+  _globals['_SETTRAFFICREQUEST']._serialized_start=1493
+  _globals['_SETTRAFFICREQUEST']._serialized_end=1678
+  _globals['_SETTRAFFICRESPONSE']._serialized_start=1680
+  _globals['_SETTRAFFICRESPONSE']._serialized_end=1747
+  _globals['_GETTRAFFICREQUEST']._serialized_start=1749
+  _globals['_GETTRAFFICREQUEST']._serialized_end=1783
+  _globals['_GETTRAFFICRESPONSE']._serialized_start=1785
+  _globals['_GETTRAFFICRESPONSE']._serialized_end=1903
+  _globals['_SHADOWREPORT']._serialized_start=1906
+  _globals['_SHADOWREPORT']._serialized_end=2117
+  _globals['_PROMOTEREQUEST']._serialized_start=2119
+  _globals['_PROMOTEREQUEST']._serialized_end=2225
+  _globals['_PROMOTERESPONSE']._serialized_start=2227
+  _globals['_PROMOTERESPONSE']._serialized_end=2291
+  _globals['_ROLLBACKREQUEST']._serialized_start=2293
+  _globals['_ROLLBACKREQUEST']._serialized_end=2383
+  _globals['_ROLLBACKRESPONSE']._serialized_start=2385
+  _globals['_ROLLBACKRESPONSE']._serialized_end=2450
+  _globals['_DELETEVERSIONREQUEST']._serialized_start=2452
+  _globals['_DELETEVERSIONREQUEST']._serialized_end=2506
+  _globals['_DELETEVERSIONRESPONSE']._serialized_start=2508
+  _globals['_DELETEVERSIONRESPONSE']._serialized_end=2531
+  _globals['_MODELLIFECYCLESERVICE']._serialized_start=2534
+  _globals['_MODELLIFECYCLESERVICE']._serialized_end=3431
 # @@protoc_insertion_point(module_scope)

@@ -36,7 +36,7 @@ class ModelVersion(_message.Message):
         STATE_UNSPECIFIED: ModelVersion._State.ValueType  # 0
         """Not set."""
         STATE_LOADING: ModelVersion._State.ValueType  # 1
-        """Being loaded, warmed up and checked."""
+        """Being loaded, warmed up and checked. Not sent yet: a version is announced when that is done."""
         STATE_READY: ModelVersion._State.ValueType  # 2
         """Serves."""
         STATE_UNAVAILABLE: ModelVersion._State.ValueType  # 3
@@ -48,7 +48,7 @@ class ModelVersion(_message.Message):
     STATE_UNSPECIFIED: ModelVersion.State.ValueType  # 0
     """Not set."""
     STATE_LOADING: ModelVersion.State.ValueType  # 1
-    """Being loaded, warmed up and checked."""
+    """Being loaded, warmed up and checked. Not sent yet: a version is announced when that is done."""
     STATE_READY: ModelVersion.State.ValueType  # 2
     """Serves."""
     STATE_UNAVAILABLE: ModelVersion.State.ValueType  # 3
@@ -243,7 +243,7 @@ class PublishVersionRequest(_message.Message):
     HEADER_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
     chunk: _builtins.bytes
-    """Next bytes of `model.onnx`; 1 MiB is a good size."""
+    """Next bytes of `model.onnx`; 1 MiB is a good size, and `INFERENCE_MAX_MESSAGE_BYTES` bounds the message."""
     @_builtins.property
     def header(self) -> Global___PublishVersionHeader:
         """First message, once."""
@@ -272,19 +272,23 @@ class PublishVersionHeader(_message.Message):
 
     MODEL_FIELD_NUMBER: _builtins.int
     MANIFEST_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model: letters, digits, `.`, `_` and `-`, at most 128. Unknown names make a new model."""
     manifest: _builtins.bytes
     """The document `model.json`; it must state size and SHA-256 of the graph."""
+    offset: _builtins.int
+    """Bytes of the graph that are not sent again: `GetUploadResponse.received_bytes`. 0 begins anew, whatever is kept."""
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
         manifest: _builtins.bytes = ...,
+        offset: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest", "model", b"model", "offset", b"offset"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -313,6 +317,54 @@ class PublishVersionResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PublishVersionResponse: _TypeAlias = PublishVersionResponse  # noqa: Y015
+
+@_typing.final
+class GetUploadRequest(_message.Message):
+    """Names an upload: the same graph for the same model is the same one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    GRAPH_DIGEST_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Name of the model; required. It need not be known."""
+    graph_digest: _builtins.str
+    """`sha256:<hex>` of the graph, as the manifest states it; required."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        graph_digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["graph_digest", b"graph_digest", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetUploadRequest: _TypeAlias = GetUploadRequest  # noqa: Y015
+
+@_typing.final
+class GetUploadResponse(_message.Message):
+    """Says how far an upload has come."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECEIVED_BYTES_FIELD_NUMBER: _builtins.int
+    received_bytes: _builtins.int
+    """Bytes of the graph that are kept, from its beginning; 0 when there are none."""
+    def __init__(
+        self,
+        *,
+        received_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["received_bytes", b"received_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetUploadResponse: _TypeAlias = GetUploadResponse  # noqa: Y015
 
 @_typing.final
 class ListVersionsRequest(_message.Message):

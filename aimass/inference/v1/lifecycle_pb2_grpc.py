@@ -40,6 +40,11 @@ class ModelLifecycleServiceStub(object):
                 request_serializer=aimass_dot_inference_dot_v1_dot_lifecycle__pb2.PublishVersionRequest.SerializeToString,
                 response_deserializer=aimass_dot_inference_dot_v1_dot_lifecycle__pb2.PublishVersionResponse.FromString,
                 _registered_method=True)
+        self.GetUpload = channel.unary_unary(
+                '/aimass.inference.v1.ModelLifecycleService/GetUpload',
+                request_serializer=aimass_dot_inference_dot_v1_dot_lifecycle__pb2.GetUploadRequest.SerializeToString,
+                response_deserializer=aimass_dot_inference_dot_v1_dot_lifecycle__pb2.GetUploadResponse.FromString,
+                _registered_method=True)
         self.ListVersions = channel.unary_unary(
                 '/aimass.inference.v1.ModelLifecycleService/ListVersions',
                 request_serializer=aimass_dot_inference_dot_v1_dot_lifecycle__pb2.ListVersionsRequest.SerializeToString,
@@ -85,12 +90,26 @@ class ModelLifecycleServiceServicer(object):
         """Receives a new version, loads, warms up and checks it, and adds it to the repository. Moves no traffic, except
         that the first version of a model becomes its stable one.
 
-        The first message is the header, the rest are chunks of the graph, in order. Ends with:
+        The first message is the header, the rest are chunks of the graph, in order. What has arrived when a call breaks
+        off, or the server, is kept, and the next call can go on with it: GetUpload says where. Ends with:
         - INVALID_ARGUMENT when the manifest is malformed, the bytes do not have the size and SHA-256 that it states,
-        or the graph does not load or does not reproduce its golden vectors,
+        or the graph does not load or does not reproduce its golden vectors; only what is merely too short is kept,
         - UNIMPLEMENTED when the graph or the model's config.pbtxt uses what this server does not do,
-        - RESOURCE_EXHAUSTED when the graph is larger than `INFERENCE_MAX_MODEL_BYTES`,
-        - UNAVAILABLE while the repository is being loaded.
+        - FAILED_PRECONDITION when `offset` is not where the kept bytes end,
+        - DEADLINE_EXCEEDED when no chunk came for 30 seconds,
+        - RESOURCE_EXHAUSTED when the graph is larger than `INFERENCE_MAX_MODEL_BYTES`, or would take more memory than
+        `INFERENCE_MAX_MEMORY_BYTES`,
+        - UNAVAILABLE while the repository is being loaded, or another call sends the same graph to the same model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetUpload(self, request, context):
+        """Tells how much of a graph is kept of uploads that broke off, so that the next one can go on from there.
+
+        It is kept for 3 days after its last byte came, as one of the 8 that were written to last; what is beyond that is
+        removed at the next upload or restart. Ends with INVALID_ARGUMENT when the name or the digest is malformed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -166,6 +185,11 @@ def add_ModelLifecycleServiceServicer_to_server(servicer, server):
                     request_deserializer=aimass_dot_inference_dot_v1_dot_lifecycle__pb2.PublishVersionRequest.FromString,
                     response_serializer=aimass_dot_inference_dot_v1_dot_lifecycle__pb2.PublishVersionResponse.SerializeToString,
             ),
+            'GetUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUpload,
+                    request_deserializer=aimass_dot_inference_dot_v1_dot_lifecycle__pb2.GetUploadRequest.FromString,
+                    response_serializer=aimass_dot_inference_dot_v1_dot_lifecycle__pb2.GetUploadResponse.SerializeToString,
+            ),
             'ListVersions': grpc.unary_unary_rpc_method_handler(
                     servicer.ListVersions,
                     request_deserializer=aimass_dot_inference_dot_v1_dot_lifecycle__pb2.ListVersionsRequest.FromString,
@@ -230,6 +254,33 @@ class ModelLifecycleService(object):
             '/aimass.inference.v1.ModelLifecycleService/PublishVersion',
             aimass_dot_inference_dot_v1_dot_lifecycle__pb2.PublishVersionRequest.SerializeToString,
             aimass_dot_inference_dot_v1_dot_lifecycle__pb2.PublishVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aimass.inference.v1.ModelLifecycleService/GetUpload',
+            aimass_dot_inference_dot_v1_dot_lifecycle__pb2.GetUploadRequest.SerializeToString,
+            aimass_dot_inference_dot_v1_dot_lifecycle__pb2.GetUploadResponse.FromString,
             options,
             channel_credentials,
             insecure,

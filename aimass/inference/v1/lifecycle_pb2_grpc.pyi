@@ -37,12 +37,22 @@ class ModelLifecycleServiceStub:
     """Receives a new version, loads, warms up and checks it, and adds it to the repository. Moves no traffic, except
     that the first version of a model becomes its stable one.
 
-    The first message is the header, the rest are chunks of the graph, in order. Ends with:
+    The first message is the header, the rest are chunks of the graph, in order. What has arrived when a call breaks
+    off, or the server, is kept, and the next call can go on with it: GetUpload says where. Ends with:
       - INVALID_ARGUMENT when the manifest is malformed, the bytes do not have the size and SHA-256 that it states,
-        or the graph does not load or does not reproduce its golden vectors,
+        or the graph does not load or does not reproduce its golden vectors; only what is merely too short is kept,
       - UNIMPLEMENTED when the graph or the model's config.pbtxt uses what this server does not do,
-      - RESOURCE_EXHAUSTED when the graph is larger than `INFERENCE_MAX_MODEL_BYTES`,
-      - UNAVAILABLE while the repository is being loaded.
+      - FAILED_PRECONDITION when `offset` is not where the kept bytes end,
+      - DEADLINE_EXCEEDED when no chunk came for 30 seconds,
+      - RESOURCE_EXHAUSTED when the graph is larger than `INFERENCE_MAX_MODEL_BYTES`, or would take more memory than
+        `INFERENCE_MAX_MEMORY_BYTES`,
+      - UNAVAILABLE while the repository is being loaded, or another call sends the same graph to the same model.
+    """
+    GetUpload: _grpc.UnaryUnaryMultiCallable[_lifecycle_pb2.GetUploadRequest, _lifecycle_pb2.GetUploadResponse]
+    """Tells how much of a graph is kept of uploads that broke off, so that the next one can go on from there.
+
+    It is kept for 3 days after its last byte came, as one of the 8 that were written to last; what is beyond that is
+    removed at the next upload or restart. Ends with INVALID_ARGUMENT when the name or the digest is malformed.
     """
     ListVersions: _grpc.UnaryUnaryMultiCallable[_lifecycle_pb2.ListVersionsRequest, _lifecycle_pb2.ListVersionsResponse]
     """Lists the versions of one model or of all. Ends with NOT_FOUND when the named model is unknown."""
@@ -86,12 +96,22 @@ class ModelLifecycleServiceAsyncStub(ModelLifecycleServiceStub):
     """Receives a new version, loads, warms up and checks it, and adds it to the repository. Moves no traffic, except
     that the first version of a model becomes its stable one.
 
-    The first message is the header, the rest are chunks of the graph, in order. Ends with:
+    The first message is the header, the rest are chunks of the graph, in order. What has arrived when a call breaks
+    off, or the server, is kept, and the next call can go on with it: GetUpload says where. Ends with:
       - INVALID_ARGUMENT when the manifest is malformed, the bytes do not have the size and SHA-256 that it states,
-        or the graph does not load or does not reproduce its golden vectors,
+        or the graph does not load or does not reproduce its golden vectors; only what is merely too short is kept,
       - UNIMPLEMENTED when the graph or the model's config.pbtxt uses what this server does not do,
-      - RESOURCE_EXHAUSTED when the graph is larger than `INFERENCE_MAX_MODEL_BYTES`,
-      - UNAVAILABLE while the repository is being loaded.
+      - FAILED_PRECONDITION when `offset` is not where the kept bytes end,
+      - DEADLINE_EXCEEDED when no chunk came for 30 seconds,
+      - RESOURCE_EXHAUSTED when the graph is larger than `INFERENCE_MAX_MODEL_BYTES`, or would take more memory than
+        `INFERENCE_MAX_MEMORY_BYTES`,
+      - UNAVAILABLE while the repository is being loaded, or another call sends the same graph to the same model.
+    """
+    GetUpload: _aio.UnaryUnaryMultiCallable[_lifecycle_pb2.GetUploadRequest, _lifecycle_pb2.GetUploadResponse]  # type: ignore[assignment]
+    """Tells how much of a graph is kept of uploads that broke off, so that the next one can go on from there.
+
+    It is kept for 3 days after its last byte came, as one of the 8 that were written to last; what is beyond that is
+    removed at the next upload or restart. Ends with INVALID_ARGUMENT when the name or the digest is malformed.
     """
     ListVersions: _aio.UnaryUnaryMultiCallable[_lifecycle_pb2.ListVersionsRequest, _lifecycle_pb2.ListVersionsResponse]  # type: ignore[assignment]
     """Lists the versions of one model or of all. Ends with NOT_FOUND when the named model is unknown."""
@@ -138,12 +158,28 @@ class ModelLifecycleServiceServicer(metaclass=_abc_1.ABCMeta):
         """Receives a new version, loads, warms up and checks it, and adds it to the repository. Moves no traffic, except
         that the first version of a model becomes its stable one.
 
-        The first message is the header, the rest are chunks of the graph, in order. Ends with:
+        The first message is the header, the rest are chunks of the graph, in order. What has arrived when a call breaks
+        off, or the server, is kept, and the next call can go on with it: GetUpload says where. Ends with:
           - INVALID_ARGUMENT when the manifest is malformed, the bytes do not have the size and SHA-256 that it states,
-            or the graph does not load or does not reproduce its golden vectors,
+            or the graph does not load or does not reproduce its golden vectors; only what is merely too short is kept,
           - UNIMPLEMENTED when the graph or the model's config.pbtxt uses what this server does not do,
-          - RESOURCE_EXHAUSTED when the graph is larger than `INFERENCE_MAX_MODEL_BYTES`,
-          - UNAVAILABLE while the repository is being loaded.
+          - FAILED_PRECONDITION when `offset` is not where the kept bytes end,
+          - DEADLINE_EXCEEDED when no chunk came for 30 seconds,
+          - RESOURCE_EXHAUSTED when the graph is larger than `INFERENCE_MAX_MODEL_BYTES`, or would take more memory than
+            `INFERENCE_MAX_MEMORY_BYTES`,
+          - UNAVAILABLE while the repository is being loaded, or another call sends the same graph to the same model.
+        """
+
+    @_abc_1.abstractmethod
+    def GetUpload(
+        self,
+        request: _lifecycle_pb2.GetUploadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_lifecycle_pb2.GetUploadResponse, _abc.Awaitable[_lifecycle_pb2.GetUploadResponse]]:
+        """Tells how much of a graph is kept of uploads that broke off, so that the next one can go on from there.
+
+        It is kept for 3 days after its last byte came, as one of the 8 that were written to last; what is beyond that is
+        removed at the next upload or restart. Ends with INVALID_ARGUMENT when the name or the digest is malformed.
         """
 
     @_abc_1.abstractmethod

@@ -88,6 +88,16 @@ class Batcher:
         self._called = False
         self._closing = False
 
+    @property
+    def waiting_requests(self) -> int:
+        """Requests that wait to run."""
+        return len(self._waiting)
+
+    @property
+    def waiting_samples(self) -> int:
+        """Samples of the requests that wait to run."""
+        return self._waiting.samples
+
     async def infer(
         self,
         inputs: Arrays,

@@ -1,32 +1,20 @@
 """Counters of a version, as the protocol's statistics extension defines them."""
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 from aimass.open_inference import grpc_service_pb2 as pb
+from services.common.metrics import Latencies
 
 
 @dataclass
-class Duration:
-    """How often something happened and how long that took in all."""
-
-    count: int = 0
-    ns: int = 0
-
-    def add(self, ns: int, count: int = 1) -> None:
-        """Count *count* events of *ns* nanoseconds each."""
-        self.count += count
-        self.ns += ns * count
-
-
-@dataclass
-class BatchDurations:
+class BatchLatencies:
     """Times of the executions of one batch size."""
 
-    compute_input: Duration = field(default_factory=Duration)
-    compute_infer: Duration = field(default_factory=Duration)
-    compute_output: Duration = field(default_factory=Duration)
+    compute_input: Latencies = field(default_factory=Latencies)
+    compute_infer: Latencies = field(default_factory=Latencies)
+    compute_output: Latencies = field(default_factory=Latencies)
 
 
 @dataclass(frozen=True)
@@ -49,13 +37,15 @@ class Statistics:
         self.last_inference_ms = 0
         self.inference_count = 0
         self.execution_count = 0
-        self.success = Duration()
-        self.fail = Duration()
-        self.queue = Duration()
-        self.compute_input = Duration()
-        self.compute_infer = Duration()
-        self.compute_output = Duration()
-        self.batches: dict[int, BatchDurations] = defaultdict(BatchDurations)
+        self.success = Latencies()
+        self.fail = Latencies()
+        self.failures: Counter[str] = Counter()
+        """Failed requests by the reasons of Triton's metrics."""
+        self.queue = Latencies()
+        self.compute_input = Latencies()
+        self.compute_infer = Latencies()
+        self.compute_output = Latencies()
+        self.batches: defaultdict[int, BatchLatencies] = defaultdict(BatchLatencies)
 
     def record_execution(self, batch_size: int, times: BatchTimes) -> None:
         """Count one run of the graph on *batch_size* samples."""
@@ -75,9 +65,10 @@ class Statistics:
         self.compute_infer.add(times.compute_infer)
         self.compute_output.add(times.compute_output)
 
-    def record_failure(self, total_ns: int) -> None:
+    def record_failure(self, total_ns: int, reason: str) -> None:
         """Count one request that ended in an error."""
         self.fail.add(total_ns)
+        self.failures[reason] += 1
 
 
 def statistics_message(name: str, number: int, statistics: Statistics) -> pb.ModelStatistics:
@@ -110,5 +101,5 @@ def statistics_message(name: str, number: int, statistics: Statistics) -> pb.Mod
     )
 
 
-def _duration(duration: Duration) -> pb.StatisticDuration:
-    return pb.StatisticDuration(count=duration.count, ns=duration.ns)
+def _duration(latencies: Latencies) -> pb.StatisticDuration:
+    return pb.StatisticDuration(count=latencies.count, ns=latencies.ns)

@@ -94,10 +94,6 @@ class WaitingRequests:
             yield from level.in_time
             yield from level.put_off
 
-    def first(self) -> Pending:
-        """Return the one that shall run next; there must be one."""
-        return next(iter(self))
-
     def add(self, pending: Pending) -> None:
         """Queue a request behind those of its level.
 

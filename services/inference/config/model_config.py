@@ -86,16 +86,21 @@ def check_config(config: pb.ModelConfig, model: str, source: str) -> None:
         Unsupported: It asks for something that is not done here.
     """
     if config.name not in ("", model):
-        raise InvalidInput(f"{source} names model {config.name!r}, but its folder is {model!r}")
+        raise InvalidInput(f"{source} names model {config.name!r}, but its folder is {model!r}; leave name out")
     if config.backend not in ("", BACKEND) or config.platform not in ("", PLATFORM):
         raise Unsupported(
-            f"{source} wants platform {config.platform!r} and backend {config.backend!r}; only {BACKEND} is served"
+            f"{source} wants platform {config.platform!r} and backend {config.backend!r}; use backend {BACKEND}, "
+            "the only one"
         )
     unknown = sorted({name for name in _set_fields(config) if not _is_supported(name)})
     if unknown:
         raise Unsupported(f"{source} uses {', '.join(unknown)}, which is not supported; remove it")
     if config.max_batch_size < 0 or any(group.count < 0 for group in config.instance_group):
-        raise InvalidInput(f"{source} has a negative max_batch_size or instance count; use 0 or more")
+        counts = [group.count for group in config.instance_group]
+        raise InvalidInput(
+            f"{source} has a negative number, max_batch_size {config.max_batch_size} or one of the instance counts "
+            f"{counts}; use 0 or more"
+        )
     _check_file_name(config.default_model_filename, source)
     _check_batching(config, source)
     tuning_of(config)

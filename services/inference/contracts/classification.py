@@ -11,6 +11,7 @@ import numpy as np
 
 from aimass.open_inference import grpc_service_pb2 as pb
 from services.common.errors import InvalidInput
+from services.inference.engine import BFLOAT16
 
 if TYPE_CHECKING:
     from services.inference.contracts.execution import Executed
@@ -28,6 +29,11 @@ class ScoredClass:
     label: str
     """Empty where the model has no labels."""
     score: float
+
+
+def is_numeric(scores: np.ndarray) -> bool:
+    """Whether *scores* are numbers, which can be ordered; of bfloat16 numpy itself does not know that."""
+    return scores.dtype.kind in "fiu" or scores.dtype == BFLOAT16
 
 
 def best_classes(scores: np.ndarray, labels: Sequence[str], top: int) -> list[ScoredClass]:
@@ -114,10 +120,10 @@ def _apply_classification(
     )
     if top is None:
         return array
-    if top < 1 or array.dtype.hasobject or array.ndim < 1:
+    if top < 1 or not is_numeric(array) or array.ndim < 1:
         raise InvalidInput(
             f"output {name!r} cannot be classified with top {top}; ask for 1 or more of a numeric output"
         )
     rows = array.reshape(len(array), -1) if version.signature.max_batch_size else array.reshape(1, -1)
-    strings = classification_strings(rows, version.labels, top)
+    strings = classification_strings(rows, version.labels_of(name), top)
     return strings if version.signature.max_batch_size else strings[0]

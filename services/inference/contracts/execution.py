@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from aimass.open_inference import grpc_service_pb2 as pb
+from services.common.errors import DeadlineExceeded, NotReady, Overloaded, ServiceError
+from services.common.tracing import record_span
 from services.inference.batching.batcher import Inference, merge_inferences
 from services.inference.contracts.requests import (
     RequestOptions,
@@ -21,7 +23,7 @@ from services.inference.contracts.requests import (
     requested_version,
     unpack_inputs,
 )
-from services.inference.engine import Arrays
+from services.inference.engine import REFUSED_BY_GRAPH, Arrays
 from services.inference.models.serving import ModelServer
 from services.inference.models.version import LoadedVersion
 
@@ -76,14 +78,39 @@ async def execute(
             check_batch_size(samples, version.signature)
         with version.in_use():
             inference = await _infer(version, inputs, outputs, samples, deadline, options)
-    except BaseException:
-        version.statistics.record_failure(time.perf_counter_ns() - arrival)
+    except BaseException as error:
+        version.statistics.record_failure(time.perf_counter_ns() - arrival, _failure_reason(error))
         raise
     total = time.perf_counter_ns() - arrival
+    _record_spans(request.model_name, number, arrival, inference)
     version.statistics.record_success(samples, total, inference.queue, inference.times)
     if samples <= (version.signature.samples_per_run or samples):  # a shadow runs nothing in parts
         models.answered(request.model_name, number, inputs, outputs, samples, inference)
     return Executed(number, version, outputs, inference)
+
+
+def _failure_reason(error: BaseException) -> str:
+    """Return what Triton's metrics call it."""
+    if isinstance(error, asyncio.CancelledError):
+        return "CANCELED"
+    if isinstance(error, Overloaded | DeadlineExceeded | NotReady):
+        return "REJECTED"
+    refused = isinstance(error, ServiceError) and error.reason != REFUSED_BY_GRAPH
+    return "OTHER" if refused else "BACKEND"
+
+
+def _record_spans(name: str, number: int, arrival: int, inference: Inference) -> None:
+    """Add the stages of a request to its trace; of one that ran in parts, the sums."""
+    times, begin = inference.times, arrival
+    for stage, took in (
+        ("queue", inference.queue),
+        ("compute_input", times.compute_input),
+        ("compute_infer", times.compute_infer),
+        ("compute_output", times.compute_output),
+    ):
+        facts: dict[str, str | int] = {"model": name, "version": number, "batch.samples": inference.batch_size}
+        record_span(stage, begin, begin + took, facts)
+        begin += took
 
 
 async def _infer(

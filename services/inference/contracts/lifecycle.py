@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import os
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aimass.inference.v1 import lifecycle_pb2 as pb
 from aimass.inference.v1.lifecycle_pb2_grpc import ModelLifecycleServiceServicer
 from services.common.durations import duration_of
-from services.common.errors import InvalidInput, Overloaded
-from services.common.manifest import GRAPH_FILE, Graph, Manifest
+from services.common.errors import DeadlineExceeded, InvalidInput, Overloaded
+from services.common.manifest import Graph, Manifest
 from services.common.server import StopSignal
 from services.common.traffic import model_not_found
 from services.inference.models.serving import ModelServer
 from services.inference.models.shadowing import ShadowCounts
+from services.inference.models.uploads import Upload
 
 if TYPE_CHECKING:
     import grpc
@@ -26,6 +24,8 @@ if TYPE_CHECKING:
 
 MAX_MANIFEST_BYTES = 16 * 1024 * 1024
 """Parsing stalls the event loop for about 10 ms a megabyte."""
+IDLE_SECONDS = 30
+"""How long the next part of an upload is waited for; the contract states it."""
 
 
 class LifecycleServicer(ModelLifecycleServiceServicer):
@@ -39,7 +39,7 @@ class LifecycleServicer(ModelLifecycleServiceServicer):
     async def PublishVersion(
         self, request_iterator: AsyncIterator[pb.PublishVersionRequest], context: Context
     ) -> pb.PublishVersionResponse:
-        """Receive a graph into a staged folder, then let it be loaded, checked and added."""
+        """Receive a graph, or what is missing of it, then let it be loaded, checked and added."""
         header = await _receive_header(request_iterator)
         if len(header.manifest) > MAX_MANIFEST_BYTES:
             raise InvalidInput(
@@ -48,22 +48,25 @@ class LifecycleServicer(ModelLifecycleServiceServicer):
                 field="manifest",
             )
         manifest = Manifest.from_json(header.manifest, "manifest")
-        graph = self._stated_graph(manifest)
-        staging = self._models.stage(header.model)
-        try:
-            await _receive_graph(request_iterator, staging / GRAPH_FILE, graph)
-            version = await self._models.publish(header.model, staging, manifest)
-        finally:
-            self._models.discard(staging)
+        self._models.states()  # nothing is sent for nothing while they are being loaded
+        with self._models.uploads.receiving(header.model, self._stated_graph(manifest), header.offset) as upload:
+            await _receive_graph(request_iterator, upload)
+            version = await self._models.publish_upload(header.model, upload, manifest)
         return pb.PublishVersionResponse(version=version)
+
+    async def GetUpload(self, request: pb.GetUploadRequest, context: Context) -> pb.GetUploadResponse:
+        """Say where an upload can go on."""
+        return pb.GetUploadResponse(
+            received_bytes=self._models.uploads.received_bytes(request.model, request.graph_digest)
+        )
 
     def _stated_graph(self, manifest: Manifest) -> Graph:
         if manifest.graph is None:
             raise InvalidInput("the manifest does not state size and SHA-256 of the graph; add graph", field="manifest")
         if manifest.graph.size_bytes > self._max_model_bytes:
             raise Overloaded(
-                f"the graph has {manifest.graph.size_bytes} bytes; at most {self._max_model_bytes} are accepted "
-                "(INFERENCE_MAX_MODEL_BYTES)",
+                f"the graph has {manifest.graph.size_bytes} bytes; at most {self._max_model_bytes} are accepted; "
+                "publish a smaller one or raise INFERENCE_MAX_MODEL_BYTES",
                 reason="MODEL_TOO_LARGE",
             )
         return manifest.graph
@@ -142,37 +145,39 @@ def _report(counts: ShadowCounts) -> pb.ShadowReport:
 
 
 async def _receive_header(requests: AsyncIterator[pb.PublishVersionRequest]) -> pb.PublishVersionHeader:
-    first = await anext(aiter(requests), None)
-    if first is None or first.WhichOneof("part") != "header":
-        raise InvalidInput("the first message of an upload must be its header", field="header")
+    first = await _next(requests) or pb.PublishVersionRequest()
+    if first.WhichOneof("part") != "header":
+        raise InvalidInput(
+            f"the first message of an upload must be its header; a message with {_part(first)} came: send the header "
+            "first",
+            field="header",
+        )
     return first.header
 
 
-async def _receive_graph(requests: AsyncIterator[pb.PublishVersionRequest], path: Path, graph: Graph) -> None:
-    """Write the chunks to *path* and refuse what is not the stated graph."""
-    digest, received = hashlib.sha256(), 0
+async def _receive_graph(requests: AsyncIterator[pb.PublishVersionRequest], upload: Upload) -> None:
+    while (request := await _next(requests)) is not None:
+        if request.WhichOneof("part") != "chunk":
+            raise InvalidInput(
+                f"every message after the header must be a chunk; a message with {_part(request)} came: send the graph "
+                "in chunks",
+                field="chunk",
+            )
+        await asyncio.to_thread(upload.append, request.chunk)
+    await asyncio.to_thread(upload.complete)
 
-    def store(chunk: bytes) -> None:
-        digest.update(chunk)
-        file.write(chunk)
 
-    with path.open("wb") as file:
-        async for request in requests:
-            if request.WhichOneof("part") != "chunk":
-                raise InvalidInput("every message after the header must be a chunk", field="chunk")
-            received += len(request.chunk)
-            if received > graph.size_bytes:
-                break
-            await asyncio.to_thread(store, request.chunk)
-        file.flush()
-        await asyncio.to_thread(os.fsync, file.fileno())
-    if received != graph.size_bytes:
-        raise InvalidInput(
-            f"{received} bytes of the graph arrived; the manifest states {graph.size_bytes}; upload it again",
-            reason="INCOMPLETE_UPLOAD",
-        )
-    if (found := f"sha256:{digest.hexdigest()}") != graph.sha256:
-        raise InvalidInput(
-            f"the graph that arrived has digest {found}; the manifest states {graph.sha256}; upload it again",
-            reason="DIGEST_MISMATCH",
-        )
+def _part(request: pb.PublishVersionRequest) -> str:
+    return request.WhichOneof("part") or "nothing"
+
+
+async def _next(requests: AsyncIterator[pb.PublishVersionRequest]) -> pb.PublishVersionRequest | None:
+    """Return the next message, None after the last; a client whose connection is dead must not hold its upload."""
+    try:
+        async with asyncio.timeout(IDLE_SECONDS):
+            return await anext(aiter(requests), None)
+    except TimeoutError as error:
+        raise DeadlineExceeded(
+            f"no part of the upload came for {IDLE_SECONDS} seconds; ask GetUpload where to go on, and leave no "
+            "longer gaps"
+        ) from error

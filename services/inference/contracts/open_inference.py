@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
@@ -26,7 +25,7 @@ from services.inference.contracts.execution import Executed, deadline_of, execut
 from services.inference.contracts.log_settings import LogSettings
 from services.inference.contracts.memory_tensors import MemoryRequest, memory_inputs, memory_outputs, uses_shared_memory
 from services.inference.contracts.repository_requests import check_repository, index_message, load_overrides
-from services.inference.contracts.requests import pack_response, request_options, requested_version
+from services.inference.contracts.requests import add_timings, pack_response, requested_version, wants_timings
 from services.inference.contracts.shared_memory import MemorySlice, Region, SharedMemory
 from services.inference.contracts.traces import Traces, log_trace
 from services.inference.engine import TensorSpec
@@ -43,6 +42,7 @@ log = structlog.get_logger(__name__)
 EXTENSIONS = (
     "classification",
     "model_repository",
+    "model_repository(unload_dependents)",
     "schedule_policy",
     "model_configuration",
     "system_shared_memory",
@@ -52,7 +52,7 @@ EXTENSIONS = (
     "trace",
     "logging",
 )
-"""Names as Triton reports them; a client asks only for what is listed."""
+"""Names as Triton reports them; a client asks only for what is listed. Without ensembles, no model has dependents."""
 STREAM_WINDOW = 64
 """Requests of one stream that are worked on at once: two of the largest batches that models have by default."""
 ERROR_STATUS_KEY = "triton_grpc_error"
@@ -133,9 +133,12 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
         start = time.perf_counter_ns()
         traced = self._traces.sample(request.model_name)
         given, memory = self._with_memory(request, context)
-        executed = await execute(self._models, given, _deadline(request, context))
+        timed = wants_timings(request)
+        executed = await execute(self._models, given, deadline_of(context))
         done = time.perf_counter_ns()
         response = await _pack(request, executed, memory)
+        if timed:
+            add_timings(response, executed.inference)
         if traced:
             log_trace(request.model_name, executed.number, request.id, start, done, executed.inference)
         if self._logs.verbose:
@@ -261,12 +264,6 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
 
     def _resolve(self, name: str, version: str) -> tuple[int, LoadedVersion]:
         return self._models.resolve(name, requested_version(version))
-
-
-def _deadline(request: pb.ModelInferRequest, context: Context) -> float:
-    """Return the event-loop time after which *request* is not run: its own limit or the call's, the earlier one."""
-    timeout = asyncio.get_running_loop().time() + request_options(request).timeout_seconds
-    return min(deadline_of(context), timeout)
 
 
 async def _pack(

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -10,9 +11,13 @@ from aimass.open_inference import grpc_service_pb2 as pb
 from services.common.errors import Conflict, InvalidInput
 from services.common.manifest import DIGEST_PARAMETER
 from services.common.tensors import check_byte_count, numpy_dtype, shaped, to_array, to_raw
+from services.inference.batching.batcher import Inference
 from services.inference.contracts.memory_tensors import BYTE_SIZE, OFFSET, REGION
 from services.inference.contracts.shared_memory import MemorySlice
 from services.inference.engine import Signature, TensorSpec
+
+TIMINGS_PARAMETER = "aimass_timings"
+"""The suite's own parameter: true asks for where the request's time went, as parameters of the response."""
 
 _CONTENTS = {
     "BOOL": "bool_contents",
@@ -35,7 +40,7 @@ class RequestOptions:
     """What the protocol's reserved parameters ask for; `sequence_*` and unknown ones change nothing here."""
 
     timeout_seconds: float = math.inf
-    """Not run later than this after it arrived."""
+    """Longest wait that it asks for; whether it may is the queue policy's to say."""
     priority: int = 0
     """1 is the highest; 0 means the model's default."""
     routing_key: str = ""
@@ -52,20 +57,38 @@ def request_options(request: pb.ModelInferRequest) -> RequestOptions:
     return RequestOptions(
         timeout_seconds=microseconds / 1e6 if microseconds else math.inf,
         priority=_whole_number(request, "priority"),
-        routing_key=request.parameters["routing_key"].string_param if "routing_key" in request.parameters else "",
+        routing_key=_parameter(request, "routing_key", ("string_param",), "a string") or "",
     )
+
+
+def wants_timings(request: pb.ModelInferRequest) -> bool:
+    """Whether the answer to *request* shall say where its time went.
+
+    Raises:
+        InvalidInput: The parameter is neither true nor false.
+    """
+    return bool(_parameter(request, TIMINGS_PARAMETER, ("bool_param",), "true or false"))
 
 
 def _whole_number(request: pb.ModelInferRequest, name: str) -> int:
     """Return an integer parameter; 0 where it is not given. Clients send either kind of integer."""
+    wanted = "an integer from 0"
+    number: int = _parameter(request, name, ("int64_param", "uint64_param"), wanted) or 0
+    if number < 0:
+        raise InvalidInput(f"parameter {name!r} is {number}; give {wanted}", field=name)
+    return number
+
+
+def _parameter(request: pb.ModelInferRequest, name: str, kinds: Sequence[str], wanted: str) -> Any:
+    """Return the value of a parameter, which has to be of one of *kinds*; None where it is not given."""
     if name not in request.parameters:
-        return 0
+        return None
     parameter = request.parameters[name]
     kind = parameter.WhichOneof("parameter_choice")
-    value = getattr(parameter, kind) if kind in ("int64_param", "uint64_param") else -1
-    if value < 0:
-        raise InvalidInput(f"parameter {name!r} is {str(parameter).strip()[:40]}; give an integer from 0", field=name)
-    return int(value)
+    if kind is None or kind not in kinds:
+        given = str(parameter).strip()[:40] or "empty"
+        raise InvalidInput(f"parameter {name!r} is {given}; give {wanted}", field=name)
+    return getattr(parameter, kind)
 
 
 def requested_version(text: str) -> int:
@@ -232,6 +255,20 @@ def pack_response(
         # Stock clients index the raw contents of every output, also of those in shared memory.
         response.raw_output_contents.append(raw)
     return response
+
+
+def add_timings(response: pb.ModelInferResponse, inference: Inference) -> None:
+    """Say in the parameters of *response* where its request's time went, and with whom it shared a batch."""
+    figures = {
+        "queue_ns": inference.queue,
+        "compute_input_ns": inference.times.compute_input,
+        "compute_infer_ns": inference.times.compute_infer,
+        "compute_output_ns": inference.times.compute_output,
+        "batch_size": inference.batch_size,
+        "batch_requests": inference.batch_requests,
+    }
+    for name, figure in figures.items():
+        response.parameters[name].int64_param = figure
 
 
 def _describe_memory(output: pb.ModelInferResponse.InferOutputTensor, part: MemorySlice, written: int) -> None:

@@ -13,7 +13,7 @@ from aimass.inference.v1.inference_pb2_grpc import InferenceServiceServicer
 from services.common.durations import duration_of
 from services.common.errors import Conflict, InvalidInput
 from services.inference.batching.batcher import Inference
-from services.inference.contracts.classification import LARGE_SCORES, best_classes
+from services.inference.contracts.classification import LARGE_SCORES, best_classes, is_numeric
 from services.inference.contracts.execution import deadline_of, execute
 from services.inference.models.serving import ModelServer
 
@@ -36,13 +36,13 @@ class InferenceServicer(InferenceServiceServicer):
         executed = await execute(self._models, request.request, deadline_of(context), split=True)
         name = request.request.model_name
         scores = executed.inference.outputs[0]
-        if len(executed.outputs) != 1 or scores.ndim != 2 or scores.dtype.kind not in "fiu":
+        if len(executed.outputs) != 1 or scores.ndim != 2 or not is_numeric(scores):
             raise Conflict(
                 f"model {name!r} is not a classifier: it needs one numeric output of shape [batch, classes]; "
                 "use ModelInfer",
                 reason="NOT_A_CLASSIFIER",
             )
-        labels = executed.version.labels
+        labels = executed.version.labels_of(executed.outputs[0])
         if scores.size > LARGE_SCORES:
             classifications = await asyncio.to_thread(_classifications, scores, labels, request.top)
         else:
@@ -75,4 +75,5 @@ def _timings(inference: Inference) -> pb.StageTimings:
         compute_infer=duration_of(inference.times.compute_infer),
         compute_output=duration_of(inference.times.compute_output),
         batch_size=inference.batch_size,
+        batch_requests=inference.batch_requests,
     )

@@ -4,6 +4,7 @@
 <root>/<model>/<version>/model.onnx
 <root>/<model>/<version>/model.json   optional
 <root>/<model>/traffic.json           optional
+<root>/.upload-<model>-<digest>       a graph of which a part has arrived, see uploads.py
 """
 
 import contextlib
@@ -50,7 +51,9 @@ class ModelRepository:
 
     def models(self) -> list[str]:
         """Return the names of all models, sorted."""
-        return sorted(path.name for path in self._root.iterdir() if path.is_dir() and _MODEL_NAME.fullmatch(path.name))
+        return sorted(
+            path.name for path in self._root.iterdir() if _MODEL_NAME.fullmatch(path.name) and _is_model(path)
+        )
 
     def versions(self, model: str) -> list[int]:
         """Return the version numbers of *model*, by rising number."""
@@ -67,12 +70,7 @@ class ModelRepository:
         Raises:
             InvalidInput: The name could not be a folder's.
         """
-        if not _MODEL_NAME.fullmatch(model):
-            raise InvalidInput(
-                f"model name {model[:150]!r} is not valid; use up to 128 letters, digits, '.', '_' and '-', "
-                "and begin with a letter or a digit",
-                field="model",
-            )
+        check_model_name(model)
         return self._root / model
 
     def version_folder(self, model: str, version: int) -> Path:
@@ -188,6 +186,29 @@ class ModelRepository:
             _sync_folder(staging.parent)
         _sync_folder(self._root)  # where the model is new
         return version
+
+
+def _is_model(folder: Path) -> bool:
+    """Whether *folder* is one with more in it than the first version of a model that is being made."""
+    try:
+        names = os.listdir(folder)
+    except OSError:  # no folder, or gone meanwhile; one that cannot be read is a model with a fault
+        return folder.is_dir()
+    return not names or any(not name.startswith(".") for name in names)
+
+
+def check_model_name(model: str) -> None:
+    """Refuse what could not be the name of a model's folder.
+
+    Raises:
+        InvalidInput: It could not.
+    """
+    if not _MODEL_NAME.fullmatch(model):
+        raise InvalidInput(
+            f"model name {model[:150]!r} is not valid; use up to 128 letters, digits, '.', '_' and '-', "
+            "and begin with a letter or a digit",
+            field="model",
+        )
 
 
 def fingerprint(path: Path) -> Fingerprint:

@@ -11,18 +11,19 @@ import structlog
 
 from aimass.inference.v1 import lifecycle_pb2 as pb
 from aimass.open_inference.model_config_pb2 import ModelConfig
-from services.common.errors import Conflict, InvalidInput, NotFound, NotReady, Overloaded
-from services.common.manifest import Manifest
+from services.common.errors import Conflict, InvalidInput, NotFound, NotReady, Overloaded, Unsupported
+from services.common.manifest import GRAPH_FILE, Manifest
 from services.common.statuses import status_of
 from services.common.traffic import choose_version, model_not_found, ready_versions
 from services.inference.batching.batcher import Inference
 from services.inference.config.model_config import read_config, versions_to_load
 from services.inference.engine import Arrays
+from services.inference.memory import give_back_memory, resident_bytes
 from services.inference.models.desired_traffic import Traffic
-from services.inference.models.memory import resident_bytes
 from services.inference.models.repository import CONFIG_FILE, Fingerprint, ModelRepository, fingerprint
 from services.inference.models.served_model import ServedModel, unavailable
 from services.inference.models.shadowing import ShadowCounts
+from services.inference.models.uploads import Upload, Uploads
 from services.inference.models.version import LoadedVersion, load_version, read_manifest
 from services.inference.settings import InferenceSettings
 
@@ -36,6 +37,7 @@ class ModelServer:
     def __init__(self, settings: InferenceSettings) -> None:
         self._settings = settings
         self._repository = ModelRepository(settings.repository)
+        self.uploads = Uploads(settings.repository)
         self._models: dict[str, ServedModel] = {}
         self._states: dict[str, pb.ModelState] | None = None
         self._changed = asyncio.Condition()
@@ -46,6 +48,7 @@ class ModelServer:
     async def start(self) -> None:
         """Load what the repository holds; a version that fails stays UNAVAILABLE with the reason."""
         self._repository.remove_leftovers()
+        self.uploads.remove_abandoned()
         for name in self._repository.models():
             await self._reconcile(name)
         await self._announce()
@@ -70,6 +73,10 @@ class ModelServer:
         if self._states is None:
             raise NotReady("the models are being loaded; try again", retry_after_seconds=1.0)
         return self._states
+
+    def models(self) -> list[ServedModel]:
+        """Return all models, to be looked at only."""
+        return list(self._models.values())
 
     async def watch(self) -> AsyncIterator[list[pb.ModelState]]:
         """Yield the state of all models now and after each change; a slow reader gets the newest only."""
@@ -102,6 +109,25 @@ class ModelServer:
         if model is not None and model.shadow is not None and number == model.traffic.stable_version:
             model.shadow.offer(model.loaded[number], inputs, outputs, samples, answer)
 
+    async def publish_upload(self, name: str, upload: Upload, manifest: Manifest) -> pb.ModelVersion:
+        """Add the version whose graph has been uploaded.
+
+        The upload is finished when that is done or can never be; else the caller need not send it again.
+
+        Raises:
+            ServiceError: As `publish`.
+        """
+        staging = self.stage(name)
+        try:
+            await asyncio.to_thread(upload.copy_to, staging / GRAPH_FILE)
+            return await self.publish(name, staging, manifest)
+        except (InvalidInput, Unsupported):
+            upload.finished = True
+            raise
+        finally:
+            upload.finished |= not staging.exists()  # it is a version by now, though the caller may have gone
+            self.discard(staging)
+
     async def publish(self, name: str, staging: Path, manifest: Manifest) -> pb.ModelVersion:
         """Add the version that lies in *staging*: load and check it, then give it a number, then announce it.
 
@@ -109,7 +135,7 @@ class ModelServer:
             InvalidInput: It does not load or does not do what its manifest says; nothing was added.
             Overloaded: There is no memory for it.
         """
-        self._require_memory(staging)
+        await asyncio.to_thread(self._require_memory, staging)
         config = read_config(self._repository.model_folder(name) / CONFIG_FILE, name)
         loaded = await asyncio.to_thread(load_version, name, staging, config, self._settings, manifest)
         return await _to_the_end(self._add(name, staging, manifest, loaded))
@@ -345,7 +371,7 @@ class ModelServer:
             model = self._models.get(name) or self._new_model(name)
             if not model.unloaded:
                 await self._bring_in_line(model, settle=settle)
-            if model.versions or model.folder.is_dir():
+            if model.versions or name in self._repository.models():
                 self._models[name] = model
             else:
                 self._models.pop(name, None)
@@ -401,7 +427,7 @@ class ModelServer:
         folder = model.folder / str(number)
         model.tried[number] = fingerprint(folder)
         try:
-            self._require_memory(folder)
+            await asyncio.to_thread(self._require_memory, folder)
             manifest = read_manifest(folder)
             loaded = await asyncio.to_thread(load_version, model.name, folder, model.config, self._settings, manifest)
         except Exception as error:
@@ -412,8 +438,11 @@ class ModelServer:
 
     def _require_memory(self, folder: Path) -> None:
         limit = self._settings.max_memory_bytes
+        if not limit:
+            return
+        give_back_memory()  # else what unloaded versions left behind would count
         size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-        if limit and resident_bytes() + size > limit:
+        if resident_bytes() + size > limit:
             raise Overloaded(
                 f"the version has {size:,} bytes and the process {resident_bytes():,}; together that is more than "
                 f"{limit:,} (INFERENCE_MAX_MEMORY_BYTES): unload a model or raise the limit",

@@ -29,6 +29,7 @@ from services.inference.config.reshape import ReshapedRun
 from services.inference.config.tuning import tuning_of
 from services.inference.config.warmup import read_warmups
 from services.inference.engine import BFLOAT16, ENDLESS, Arrays, OnnxModel, Signature, TensorSpec, gpu_count
+from services.inference.models.graph_check import check_graph, check_size
 from services.inference.settings import InferenceSettings
 
 
@@ -63,6 +64,11 @@ class LoadedVersion:
             batch_options(config, max_queue_samples, len(graphs)),
             self.statistics,
         )
+
+    @property
+    def waiting_requests(self) -> int:
+        """How many requests wait to run."""
+        return self._batcher.waiting_requests
 
     def labels_of(self, output: str) -> Sequence[str]:
         """Return the labels of an output's classes; none where it has none."""
@@ -126,7 +132,9 @@ def load_version(
         InvalidInput: The graph or its manifest is broken, or it does not do what they say.
     """
     path = folder / graph_file(config)
+    check_size(path, settings.max_model_bytes)
     graph_digest = _digest(path, manifest)
+    check_graph(path, settings.max_model_bytes)
     graphs = _load_graphs(path, config, settings)
     graph, outputs = graphs[0], served_outputs(config, graphs[0].outputs)
     largest = settings.max_message_bytes // _sample_bytes(graph, settings.max_message_bytes)
@@ -152,8 +160,6 @@ def load_version(
 
 def _digest(path: Path, manifest: Manifest) -> str:
     """Return the digest of the graph's file, which has to be that of the manifest."""
-    if not path.is_file():
-        raise InvalidInput(f"{path.parent.name}/{path.name} is missing")
     with path.open("rb") as file:
         digest = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
     if manifest.graph and manifest.graph.sha256 != digest:

@@ -184,6 +184,17 @@ async def test_request_that_comes_too_late_is_told_so_at_once(bench):
     assert bench.graph.batches == []
 
 
+async def test_what_waits_is_counted_in_requests_and_samples(bench):
+    bench = bench()
+    running = await bench.occupied()
+    waiting = [await bench.send(1), await bench.send(2, 3, 4)]
+
+    assert (bench.batcher.waiting_requests, bench.batcher.waiting_samples) == (2, 4)
+    bench.graph.gate.set()
+    await asyncio.gather(running, *waiting)
+    assert (bench.batcher.waiting_requests, bench.batcher.waiting_samples) == (0, 0)
+
+
 async def test_full_queue_refuses_more(bench):
     bench = bench(max_queue_samples=3)
     await bench.occupied()

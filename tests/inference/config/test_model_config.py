@@ -84,8 +84,8 @@ def test_config_of_a_triton_repository_is_honoured(config):
     [
         ("max_batch_size: x", InvalidInput, r"config\.pbtxt of model 'm' cannot be read: 1:"),
         ("no_such_field: 1", InvalidInput, 'no field named "no_such_field"'),
-        ('name: "other"', InvalidInput, "names model 'other', but its folder is 'm'"),
-        ('backend: "python"', Unsupported, "backend 'python'; only onnxruntime is served"),
+        ('name: "other"', InvalidInput, "names model 'other', but its folder is 'm'; leave name out"),
+        ('backend: "python"', Unsupported, "backend 'python'; use backend onnxruntime"),
         ('platform: "tensorrt_plan"', Unsupported, "platform 'tensorrt_plan'"),
         ('default_model_filename: "../net.onnx"', InvalidInput, "name a file of the version's folder"),
         ("ensemble_scheduling {}", Unsupported, "uses ensemble_scheduling, which is not supported; remove it"),
@@ -124,8 +124,8 @@ def test_config_of_a_triton_repository_is_honoured(config):
             "preserve_ordering with several priority_levels or timeout_action DELAY",
         ),
         ("version_policy { specific { versions: [ 0 ] } }", InvalidInput, "versions are integers from 1"),
-        ("max_batch_size: -1", InvalidInput, "negative"),
-        ("instance_group [ { count: -2 } ]", InvalidInput, "negative"),
+        ("max_batch_size: -1", InvalidInput, "negative number, max_batch_size -1 or"),
+        ("instance_group [ { count: -2 } ]", InvalidInput, r"instance counts \[-2\]; use 0 or more"),
     ],
 )
 def test_config_that_cannot_be_honoured_is_refused(config, text, error, words):

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from services.inference.contracts.classification import best_classes, classification_strings
+from services.inference.contracts.classification import best_classes, classification_strings, is_numeric
+from services.inference.engine import BFLOAT16
 
 LABELS = ("a", "b", "c", "d")
 
@@ -25,11 +26,17 @@ def test_classes_come_best_first_and_equals_by_index(scores, top, order):
     assert [each.index for each in best_classes(np.array(scores, np.float32), LABELS, top)] == order
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint64, np.int8, np.float16, np.float64])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint64, np.int8, np.float16, np.float64, BFLOAT16])
 def test_scores_of_any_datatype_are_ordered(dtype):
     scores = np.array([0, 100, 1], dtype)
 
+    assert is_numeric(scores)
     assert [(each.index, each.score) for each in best_classes(scores, (), 2)] == [(1, 100.0), (2, 1.0)]
+
+
+@pytest.mark.parametrize("values", [[b"a"], [True], [1j]])
+def test_what_has_no_order_is_not_numeric(values):
+    assert not is_numeric(np.array(values, np.object_ if values == [b"a"] else None))
 
 
 def test_class_without_a_label_has_an_empty_one():

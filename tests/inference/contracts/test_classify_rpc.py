@@ -3,6 +3,7 @@
 import grpc
 import numpy as np
 import pytest
+from onnx import TensorProto
 
 from aimass.inference.v1 import inference_pb2 as pb
 from aimass.inference.v1.inference_pb2_grpc import InferenceServiceStub
@@ -44,7 +45,7 @@ async def test_equal_classes_are_ordered_by_index(classify, images):
 async def test_timings_say_where_the_time_went(classify, images):
     timings = (await classify(images)).timings
 
-    assert timings.batch_size == 5
+    assert (timings.batch_size, timings.batch_requests) == (5, 1)
     assert timings.compute_infer.ToNanoseconds() > 0
     assert all(timings.HasField(stage) for stage in ("queue", "compute_input", "compute_infer", "compute_output"))
 
@@ -79,6 +80,23 @@ async def test_request_larger_than_the_queue_does_not_stand_in_its_own_way(start
     response = await stub.Classify(pb.ClassifyRequest(request=infer_request(np.concatenate([images] * 20)), top=1))
 
     assert len(response.classifications) == 100
+
+
+async def test_scores_of_bfloat16_are_classified_with_the_labels_of_their_output(start_inference, add_model, one_node):
+    cast = one_node("Cast", ["n", 3], out_datatype="BFLOAT16", to=TensorProto.BFLOAT16)
+    labelled = 'output { name: "y" data_type: TYPE_BF16 dims: 3 label_filename: "labels.txt" }'
+    folder = add_model(cast, "brain", config=f"max_batch_size: 4 {labelled}")
+    (folder.parent / "labels.txt").write_text("cat\ndog\nowl\n")
+    scores = np.float32([[0.25, 0.5, -1], [3, 1, 2]])
+    request = grpc_service_pb2.ModelInferRequest(model_name="brain", raw_input_contents=[scores.tobytes()])
+    request.inputs.add(name="x", datatype="FP32", shape=scores.shape)
+    stub = InferenceServiceStub((await start_inference()).channel)
+    response = await stub.Classify(pb.ClassifyRequest(request=request, top=2))
+
+    assert [[(one.label, one.probability) for one in each.classes] for each in response.classifications] == [
+        [("dog", 0.5), ("cat", 0.25)],
+        [("cat", 3), ("owl", 2)],
+    ]
 
 
 async def test_answer_tells_the_generation_of_the_traffic(classify, inference, images):

@@ -12,6 +12,7 @@ from aimass.inference.v1 import lifecycle_pb2 as pb
 from aimass.inference.v1.lifecycle_pb2_grpc import ModelLifecycleServiceStub
 from aimass.open_inference.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 from services.common.manifest import Golden, GoldenTensor, Manifest
+from services.inference.contracts import lifecycle
 from services.inference.models.desired_traffic import Traffic
 from tests.end_to_end.suite import eventually
 
@@ -69,7 +70,6 @@ def wrong_golden(manifest: Manifest) -> Manifest:
         ("must be its header", lambda up, m, g: up("new", m, g)[1:]),
         ("must be its header", lambda up, m, g: [pb.PublishVersionRequest()]),
         ("after the header must be a chunk", lambda up, m, g: up("new", m, g)[:1] * 2),
-        ("bytes of the graph arrived; the manifest states", lambda up, m, g: up("new", m, g)[:-1]),
         ("bytes of the graph arrived; the manifest states", lambda up, m, g: up("new", m, g + b"0")),
         ("the graph that arrived has digest sha256:", lambda up, m, g: up("new", m, g[:-1] + b"0")),
         ("manifest is not a valid manifest", lambda up, m, g: up("new", b"{", g)),
@@ -98,21 +98,155 @@ async def test_graph_over_the_limit_is_refused_before_it_is_sent(start_inference
     await call.write(upload("new", *good)[0])
 
     assert await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert "at most 100 are accepted (INFERENCE_MAX_MODEL_BYTES)" in await call.details()
+    assert "at most 100 are accepted; publish a smaller one or raise INFERENCE_MAX_MODEL_BYTES" in await call.details()
 
 
-@pytest.mark.parametrize("sent", [1, 2])
-async def test_publication_that_the_client_gives_up_leaves_nothing(stub, good, upload, model_repository, sent):
+def rest(manifest: Manifest, graph: bytes, offset: int) -> list[pb.PublishVersionRequest]:
+    """Return the messages of an upload that goes on at *offset*."""
+    header = pb.PublishVersionHeader(model="new", manifest=manifest.to_json().encode(), offset=offset)
+    return [pb.PublishVersionRequest(header=header), pb.PublishVersionRequest(chunk=graph[offset:])]
+
+
+async def received(stub, manifest: Manifest) -> int:
+    query = pb.GetUploadRequest(model="new", graph_digest=manifest.graph.sha256)
+    return (await stub.GetUpload(query)).received_bytes
+
+
+async def publish_when_free(stub, messages) -> pb.ModelVersion:
+    """Publish as soon as the server has noticed that the call before is over."""
+    while True:
+        try:
+            return (await stub.PublishVersion(iter(messages))).version
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                raise
+
+
+@pytest.fixture
+def begin(good, upload):
+    """A function that sends the header and two chunks of 100 bytes, and returns the call when they are on disk."""
+
+    async def begin(stub):
+        call = stub.PublishVersion()
+        for message in upload("new", *good)[:3]:
+            await call.write(message)
+        while await received(stub, good[0]) < 200:  # as long as it takes
+            pass
+        return call
+
+    return begin
+
+
+async def test_upload_that_the_client_breaks_off_goes_on_where_it_was(stub, good, begin, model_repository):
+    (await begin(stub)).cancel()
+    version = await publish_when_free(stub, rest(*good, 200))
+
+    assert (version.version, version.state) == (1, pb.ModelVersion.STATE_READY)
+    assert (model_repository / "new" / "1" / "model.onnx").read_bytes() == good[1]
+    assert files(model_repository / "new") == {"1/model.onnx", "1/model.json", "traffic.json"}
+    assert await received(stub, good[0]) == 0
+
+
+async def test_upload_goes_on_at_another_process(start_inference, good, begin):
+    first, second = [ModelLifecycleServiceStub((await start_inference()).channel) for _ in range(2)]
+    call = await begin(first)
+
+    assert await received(second, good[0]) == 200
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await second.PublishVersion(iter(rest(*good, 200)))
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert "is being uploaded by another call; try again when that has ended" in caught.value.details()
+    call.cancel()
+    assert (await publish_when_free(second, rest(*good, 200))).version == 1
+
+
+@pytest.mark.parametrize("offset", [-1, 1, 199, 201])
+async def test_upload_that_goes_on_elsewhere_is_refused(stub, good, begin, offset):
+    (await begin(stub)).cancel()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await publish_when_free(stub, rest(*good, offset))
+
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert f"offset is {offset}, but 200 bytes of the graph are kept; set offset to that" in caught.value.details()
+    assert await received(stub, good[0]) == 200
+
+
+async def test_upload_may_begin_anew(stub, good, begin):
+    (await begin(stub)).cancel()
+
+    assert (await publish_when_free(stub, rest(*good, 0))).version == 1
+
+
+async def test_upload_that_is_too_short_is_kept(stub, good, upload, model_repository):
+    manifest, graph = good
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.PublishVersion(iter(upload("new", manifest, graph)[:3]))
+
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert f"the manifest states {len(graph)}; upload it again from offset 200 on" in caught.value.details()
+    assert await received(stub, manifest) == 200
+    assert [state.model for state in (await stub.ListVersions(pb.ListVersionsRequest())).models] == ["tiny"]
+
+
+async def test_upload_whose_earlier_part_is_damaged_is_removed(stub, good, upload, model_repository):
+    manifest, graph = good
+    damaged = upload("new", manifest, b"0" + graph[1:])[:3]
+    with pytest.raises(grpc.aio.AioRpcError, match="200 bytes of the graph arrived"):
+        await stub.PublishVersion(iter(damaged))
+    with pytest.raises(grpc.aio.AioRpcError, match="the graph that arrived has digest"):
+        await stub.PublishVersion(iter(rest(manifest, graph, 200)))
+
+    assert await received(stub, manifest) == 0
+    assert {path.name for path in model_repository.iterdir()} == {"tiny"}
+
+
+async def test_upload_for_which_there_is_no_memory_need_not_be_sent_again(start_inference, good):
+    manifest, graph = good
+    stub = ModelLifecycleServiceStub((await start_inference(max_memory_bytes=1)).channel)
+    for offset in (0, len(graph)):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.PublishVersion(iter(rest(manifest, graph, offset)))
+
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert await received(stub, manifest) == len(graph)
+
+
+async def test_upload_of_which_nothing_more_comes_is_ended_and_kept(stub, good, upload, begin, monkeypatch):
+    call = await begin(stub)
+    monkeypatch.setattr(lifecycle, "IDLE_SECONDS", 0)
+    await call.write(upload("new", *good)[3])
+
+    assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert "no part of the upload came for 0 seconds; ask GetUpload where to go on" in await call.details()
+    assert await received(stub, good[0]) == 300
+
+
+async def test_upload_of_which_only_the_header_came_leaves_nothing(stub, good, upload, model_repository):
     call = stub.PublishVersion()
-    for message in upload("new", *good)[:sent]:
-        await call.write(message)
-    while not any(model_repository.glob("new/.staging-*/model.onnx")):  # until the server has begun to write
+    await call.write(upload("new", *good)[0])
+    while not any(model_repository.glob(".upload-new-*")):  # until the server has begun
         await stub.ListVersions(pb.ListVersionsRequest())
     call.cancel()
 
-    while any(model_repository.glob("new")):
+    while any(model_repository.glob(".upload-*")):
         await stub.ListVersions(pb.ListVersionsRequest())
     assert {path.name for path in model_repository.iterdir()} == {"tiny"}
+
+
+@pytest.mark.parametrize(
+    ("model", "digest", "words"),
+    [
+        ("../new", "sha256:" + "0" * 64, "model name '../new' is not valid"),
+        ("new", "", "graph digest '' is not valid; give sha256: and 64 hexadecimal digits"),
+        ("new", "sha256:" + "0" * 63 + "/", "is not valid; give sha256: and 64"),
+    ],
+)
+async def test_upload_of_a_malformed_name_is_not_looked_for(stub, model, digest, words):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.GetUpload(pb.GetUploadRequest(model=model, graph_digest=digest))
+
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert words in caught.value.details()
 
 
 async def test_reason_of_a_refused_publication_is_machine_readable(stub, good, upload):

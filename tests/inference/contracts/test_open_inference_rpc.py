@@ -75,7 +75,7 @@ async def test_server_metadata_lists_only_what_is_there(stub):
 
     assert metadata.name == "aimass"
     listed = {"classification", "statistics", "model_configuration", "system_shared_memory", "trace", "logging"}
-    assert listed <= set(metadata.extensions)
+    assert listed | {"model_repository", "model_repository(unload_dependents)"} <= set(metadata.extensions)
     assert not {"sequence", "cuda_shared_memory"} & set(metadata.extensions)
 
 
@@ -170,20 +170,85 @@ async def test_request_may_have_a_priority_and_time_enough(stub, images, infer_r
     assert len(output(await stub.ModelInfer(request))) == len(images)
 
 
-async def test_request_that_has_waited_longer_than_its_timeout_is_not_run(start_inference, add_model, one_node):
-    square = np.zeros((1000, 1000), np.float32)
-    add_model(one_node("MatMul", ["n", 1000], after=square), "slow", config="max_batch_size: 0")
-    stub = GRPCInferenceServiceStub((await start_inference()).channel)
-    request = pb.ModelInferRequest(model_name="slow", raw_input_contents=[square.tobytes()])
-    request.inputs.add(name="x", datatype="FP32", shape=[1000, 1000])
-    patient, hasty = (stub.ModelInfer(request), pb.ModelInferRequest())
-    hasty.CopyFrom(request)
-    hasty.parameters["timeout"].int64_param = 1
+@pytest.fixture
+def start_waiting(start_inference, add_model, one_node):
+    """A function that starts the model `waiting`, each batch of which waits for two samples, and returns its infer."""
 
-    codes = await asyncio.gather(*(stub.ModelInfer(hasty).code() for _ in range(4)))
-    assert (await patient).model_name == "slow"
-    assert {code.name for code in codes} <= {"OK", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}
-    assert codes[-1] is not grpc.StatusCode.OK
+    async def start(policy: str = ""):
+        batching = f"max_queue_delay_microseconds: 600000000 {policy}"
+        config = f"max_batch_size: 2 dynamic_batching {{ {batching} }}"
+        add_model(one_node("Neg", ["n", 1]), "waiting", config=config)
+        stub = GRPCInferenceServiceStub((await start_inference()).channel)
+
+        def infer(name: str, **value):
+            parameters = {name: pb.InferParameter(**value)}
+            request = pb.ModelInferRequest(model_name="waiting", raw_input_contents=[bytes(4)], parameters=parameters)
+            request.inputs.add(name="x", datatype="FP32", shape=[1, 1])
+            return stub.ModelInfer(request)
+
+        return infer
+
+    return start
+
+
+@pytest.mark.parametrize("policy", ["", "default_queue_policy { allow_timeout_override: true }"])
+async def test_request_may_shorten_its_wait_unless_the_queue_policy_forbids_it(start_waiting, policy):
+    infer = await start_waiting(policy)
+
+    code, words = await refusal(infer("timeout", int64_param=1000))
+    assert code == "DEADLINE_EXCEEDED"
+    assert "the request waited 0.001 s, which is the longest that it may" in words
+
+
+async def test_queue_policy_that_allows_no_override_decides_alone_how_long_a_request_waits(start_waiting):
+    infer = await start_waiting("default_queue_policy { allow_timeout_override: false }")
+    hasty = infer("timeout", int64_param=1)
+    answers = await asyncio.gather(hasty, infer("priority", int64_param=0))
+
+    assert [each.model_name for each in answers] == ["waiting"] * 2
+
+
+async def test_requests_that_share_a_batch_are_told_so_with_their_timings(start_waiting):
+    infer = await start_waiting()
+    answers = await asyncio.gather(infer("aimass_timings", bool_param=True), infer("aimass_timings", bool_param=True))
+
+    for answer in answers:
+        figures = {name: figure.int64_param for name, figure in answer.parameters.items()}
+        assert (figures.pop("batch_size"), figures.pop("batch_requests")) == (2, 2)
+        assert figures.keys() == {"queue_ns", "compute_input_ns", "compute_infer_ns", "compute_output_ns"}
+        assert min(figures.values()) >= 0
+        assert figures["compute_infer_ns"] > 0
+
+
+@pytest.mark.parametrize("parameters", [{}, {"aimass_timings": pb.InferParameter(bool_param=False)}])
+async def test_answer_has_no_timings_where_none_were_asked_for(stub, images, infer_request, parameters):
+    assert not (await stub.ModelInfer(infer_request(images, parameters=parameters))).parameters
+
+
+async def test_parameters_of_the_suite_are_refused_with_values_of_another_kind(stub, images, infer_request):
+    for name, wanted in (("aimass_timings", "true or false"), ("routing_key", "a string")):
+        code, words = await refusal(stub.ModelInfer(infer_request(images, parameters={name: {"int64_param": 7}})))
+        assert (code, words) == ("INVALID_ARGUMENT", f"parameter {name!r} is int64_param: 7; give {wanted}")
+
+
+async def test_classification_of_an_output_uses_its_own_labels(start_inference, add_model, save_graph):
+    x, minus, plus = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 2]) for name in ("x", "-x", "+x"))
+    nodes = [helper.make_node("Neg", ["x"], ["-x"]), helper.make_node("Abs", ["x"], ["+x"])]
+    output_configs = " ".join(
+        f'output {{ name: "{name}" data_type: TYPE_FP32 dims: 2 label_filename: "{file}" }}'
+        for name, file in (("-x", "low.txt"), ("+x", "high.txt"))
+    )
+    folder = add_model(save_graph(nodes, [x], [minus, plus]), "pair", config=f"max_batch_size: 4 {output_configs}")
+    (folder.parent / "low.txt").write_text("cold\ncool\n")
+    (folder.parent / "high.txt").write_text("warm\nhot\n")
+    stub = GRPCInferenceServiceStub((await start_inference()).channel)
+    request = pb.ModelInferRequest(model_name="pair", raw_input_contents=[np.float32([1, 2]).tobytes()])
+    request.inputs.add(name="x", datatype="FP32", shape=[1, 2])
+    for name in ("-x", "+x"):
+        request.outputs.add(name=name).parameters["classification"].int64_param = 1
+    response = await stub.ModelInfer(request)
+
+    assert [output(response, position).item() for position in range(2)] == [b"-1.000000:0:cold", b"2.000000:1:hot"]
 
 
 async def test_classification_gives_strings_with_labels(stub, tiny_classifier, images, infer_request):

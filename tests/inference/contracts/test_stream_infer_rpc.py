@@ -86,6 +86,16 @@ async def test_only_response_of_a_request_is_its_final_one(stub, images, infer_r
     assert "triton_final_response" not in (await stub.ModelInfer(request)).parameters
 
 
+async def test_stream_tells_each_request_that_asks_where_its_time_went(stub, images, infer_request):
+    timed = infer_request(images, parameters={"aimass_timings": {"bool_param": True}})
+    with_timings, without = [
+        each.infer_response async for each in stub.ModelStreamInfer(iter([timed, infer_request(images)]))
+    ]
+
+    assert with_timings.parameters["batch_size"].int64_param >= len(images)
+    assert without.parameters.keys() == {"triton_final_response"}
+
+
 async def test_stream_without_requests_ends_well(stub):
     call = stub.ModelStreamInfer(iter([]))
 

@@ -332,3 +332,12 @@ def test_text_is_batched(load, add_model, one_node, shape):
     add_model(one_node("Identity", shape, datatype="STRING"), "text")
 
     assert load("text").signature.max_batch_size == 32
+
+
+@pytest.mark.parametrize(("config", "threads"), [("", 3), ("4", 4)])
+def test_config_gives_the_model_its_own_threads(load, add_model, one_node, config, threads):
+    text = f'parameters {{ key: "intra_op_thread_count" value {{ string_value: "{config}" }} }}' if config else ""
+    add_model(one_node("Neg", ["n"]), "threads", config=text)
+    graph = load("threads", threads=3)._batcher._run.__self__
+
+    assert graph._session.get_session_options().intra_op_num_threads == threads

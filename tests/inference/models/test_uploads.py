@@ -1,0 +1,85 @@
+"""Partial graphs on disk: gone on with, kept within bounds, never two writers."""
+
+import os
+import time
+
+import pytest
+
+from services.common.errors import NotReady
+from services.common.manifest import Graph, digest_of
+from services.inference.models.uploads import MAX_UPLOADS, RETENTION_SECONDS, Uploads
+
+GRAPH = Graph(sha256=digest_of(b"graph"), size_bytes=5)
+NOW = time.time()
+
+
+@pytest.fixture
+def uploads(tmp_path):
+    return Uploads(tmp_path)
+
+
+def leave(uploads, tmp_path, model, age_seconds=0.0):
+    """Leave a part of the graph as it was left then, and return its file."""
+    with uploads.receiving(model, GRAPH, 0) as upload:
+        upload.append(b"gra")
+    (path,) = tmp_path.glob(f".upload-{model}-*")
+    os.utime(path, (NOW - age_seconds, NOW - age_seconds))
+    return path
+
+
+def kept(uploads, *models):
+    return [uploads.received_bytes(model, GRAPH.sha256) for model in models]
+
+
+def test_what_arrived_is_kept_by_model(uploads, tmp_path):
+    leave(uploads, tmp_path, "m")
+
+    assert kept(Uploads(tmp_path), "m", "other") == [3, 0]
+
+
+def test_finished_upload_is_gone_and_its_graph_stays(uploads, tmp_path):
+    leave(uploads, tmp_path, "m")
+    with uploads.receiving("m", GRAPH, 3) as upload:
+        upload.append(b"ph")
+        upload.complete()
+        upload.copy_to(tmp_path / "graph")
+        upload.finished = True
+
+    assert kept(uploads, "m") == [0]
+    assert (tmp_path / "graph").read_bytes() == b"graph"
+
+
+def test_upload_that_another_has_is_not_written_to(uploads, tmp_path):
+    with uploads.receiving("m", GRAPH, 0) as upload:
+        upload.append(b"gra")
+        with (
+            pytest.raises(NotReady, match="is being uploaded by another call"),
+            Uploads(tmp_path).receiving("m", GRAPH, 0),
+        ):
+            pass
+        upload.append(b"ph")
+        upload.complete()
+
+
+def test_upload_that_nobody_goes_on_with_is_removed_in_the_end(uploads, tmp_path):
+    leave(uploads, tmp_path, "old", RETENTION_SECONDS + 60)
+    leave(uploads, tmp_path, "recent", RETENTION_SECONDS - 3600)
+    Uploads(tmp_path).remove_abandoned()
+
+    assert kept(uploads, "old", "recent") == [0, 3]
+
+
+def test_no_more_than_so_many_uploads_are_kept(uploads, tmp_path):
+    models = [f"m{number}" for number in range(MAX_UPLOADS + 2)]
+    for number, model in enumerate(models):
+        leave(uploads, tmp_path, model, 600 - number)
+
+    assert kept(uploads, *models) == [0, 0] + [3] * MAX_UPLOADS
+
+
+def test_upload_in_progress_is_not_removed(uploads, tmp_path):
+    path = leave(uploads, tmp_path, "m", RETENTION_SECONDS + 60)
+    with uploads.receiving("m", GRAPH, 3):
+        Uploads(tmp_path).remove_abandoned()
+
+        assert path.exists()
