@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install run test check lint types format protos protos-check bench soak perf-analyzer starter clean
+.PHONY: help install run test test-cuda check lint types format protos protos-check bench soak perf-analyzer starter clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ run: $(INSTALLED) ## install, then start the suite on http://127.0.0.1:8000
 
 test: $(INSTALLED) ## run all tests
 	$(BIN)/python -m pytest
+
+test-cuda: $(INSTALLED) ## the same tests, with the graphs on an NVIDIA GPU
+	TEST_DEVICE=cuda $(BIN)/python -m pytest
 
 check: lint types test ## what CI runs
 
@@ -56,8 +59,13 @@ protos: $(INSTALLED) ## generate the Python code of the contracts
 protos-check: protos ## fail where the committed code is not what the contracts generate
 	test -z "$$(git status --porcelain -- 'aimass/*_pb2*')" || (git status --short -- 'aimass/*_pb2*' && false)
 
-bench: $(INSTALLED) ## images per second, latency and CPU of both modes, beside the bare loop; accuracy
+bench: $(INSTALLED) ## speed beside the bare loop, batching, cost of watching, memory, accuracy (half an hour)
 	$(BIN)/python -m benchmarks.images
+	$(BIN)/python -m benchmarks.batching
+	$(BIN)/python -m benchmarks.model_bound
+	$(BIN)/python -m benchmarks.streams
+	$(BIN)/python -m benchmarks.observability
+	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.accuracy
 
 soak: $(INSTALLED) ## a million requests, swaps under load: is memory flat, is anything lost (half an hour)

@@ -64,7 +64,10 @@ async def read_images(request: Request, max_bytes: int, max_images: int, take: C
     try:
         form = await parser.parse()
     except MultiPartException as error:
-        raise InvalidInput(f"the multipart form cannot be read: {error.message}") from error
+        raise InvalidInput(
+            f"the multipart form cannot be read: {error.message.rstrip('.')}; "
+            f"send 1 to {max_images} images, each as a part between the form's boundaries"
+        ) from error
     if not parser.complete:
         await form.close()
         raise InvalidInput("the multipart form ends before its closing boundary; send it whole")

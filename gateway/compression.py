@@ -87,4 +87,7 @@ def _step(unpacker: "zlib._Decompress", data: bytes, encoding: str) -> bytes:
     try:
         return unpacker.decompress(data, _STEP_BYTES)
     except zlib.error as error:
-        raise InvalidInput(f"the body cannot be unpacked as {encoding}: {error}") from error
+        raise InvalidInput(
+            f"the body cannot be unpacked as {encoding}: {error}; compress it with {encoding}, "
+            "or leave content-encoding out"
+        ) from error

@@ -182,4 +182,4 @@ def _from_base64(text: str, where: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise InvalidInput(f"{where} is not base64: {error}") from error
+        raise InvalidInput(f"{where} is not base64: {error}; send its bytes in base64") from error

@@ -20,7 +20,7 @@ def parse_object(text: bytes, what: str) -> dict[str, Any]:
     try:
         document = from_json(text or b"{}")
     except ValueError as error:
-        raise InvalidInput(f"{what} is not JSON: {error}") from error
+        raise InvalidInput(f"{what} is not JSON: {error}; send a JSON object") from error
     if type(document) is not dict:
         raise InvalidInput(f"{what} is {quoted(document)}; send a JSON object")
     return document

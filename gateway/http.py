@@ -114,7 +114,7 @@ def create_app(
             expose_headers=["Server-Timing", "Retry-After", JSON_SIZE_HEADER, REQUEST_ID_KEY],
         )
     app.add_middleware(OriginGuard, hosts=settings.allowed_hosts, origins=settings.allowed_origins)
-    app.add_middleware(RequestTracking, responses=responses)
+    app.add_middleware(RequestTracking, responses=responses, stop=stop)
     app.add_middleware(BodyDrain)  # the last one added is the outermost
     return app
 

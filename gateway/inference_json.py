@@ -72,7 +72,10 @@ def raw_request(
     """
     if len(metadata.inputs) != 1:
         names = [spec.name for spec in metadata.inputs]
-        raise InvalidInput(f"model {model!r} takes inputs {names}; only a model of one input takes a raw body")
+        raise InvalidInput(
+            f"model {model!r} takes inputs {names}, and only a model of one input takes a raw body; "
+            "send the request as JSON"
+        )
     (spec,) = metadata.inputs
     if spec.datatype == "BYTES":  # the body is one element, which on the wire begins with its length
         body, count = len(body).to_bytes(4, "little") + body, 1
@@ -203,7 +206,9 @@ def _flat(where: str, shape: list[int], data: list[Any]) -> list[Any]:
     """Return the elements in one list; they may be nested as *shape* is."""
     if not (data and type(data[0]) is list):
         if len(data) != math.prod(shape):
-            raise InvalidInput(f"{where} holds {len(data)} values; shape {shape} needs {math.prod(shape)}")
+            raise InvalidInput(
+                f"{where} holds {len(data)} values; send {math.prod(shape)} for shape {shape}, or correct the shape"
+            )
         return data
     rows: list[Any] = [data]
     for side in shape:

@@ -93,7 +93,9 @@ class Predictor:
         if request.top < 0:
             raise InvalidInput(f"top is {request.top}; ask for 1 or more labels", field="top")
         if request.version < 0:
-            raise InvalidInput(f"version is {request.version}; versions are integers from 1", field="version")
+            raise InvalidInput(
+                f"version is {request.version}; give an integer from 1, or leave it out", field="version"
+            )
 
 
 class Deadline:

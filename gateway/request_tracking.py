@@ -5,15 +5,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.common.logs import REQUEST_ID_KEY, bind_request_id
 from services.common.metrics import LabelledCounts
+from services.common.server import StopSignal
 from services.common.tracing import TRACEPARENT, call_span
 
 
 class RequestTracking:
     """Binds the id for logs and for the calls behind, and adds the header to every answer."""
 
-    def __init__(self, app: ASGIApp, responses: LabelledCounts) -> None:
+    def __init__(self, app: ASGIApp, responses: LabelledCounts, stop: StopSignal) -> None:
         self._app = app
         self._responses = responses
+        self._stop = stop
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on."""
@@ -27,7 +29,10 @@ class RequestTracking:
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)[REQUEST_ID_KEY] = identity
+                answered = MutableHeaders(scope=message)
+                answered[REQUEST_ID_KEY] = identity
+                if self._stop.is_set:  # else a client may send its next request while the connection is being closed
+                    answered["connection"] = "close"
                 self._responses.add((str(message["status"]),))
             await send(message)
 

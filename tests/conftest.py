@@ -19,11 +19,18 @@ from services.common.manifest import Golden, GoldenTensor, Graph, Manifest, Prep
 from services.common.server import Component, GrpcServer, StopSignal
 from services.inference.service import InferenceComponent
 from services.inference.settings import InferenceSettings
+from tests.end_to_end.suite import DEVICE
 
 # Otherwise grpc ends its poller whenever the last server or channel is collected, and waits for it in the collector.
 grpc.aio.init_grpc_aio()
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+
+
+@pytest.fixture(scope="session")
+def device() -> str:
+    """Where the services' graphs run."""
+    return DEVICE
 
 
 def pytest_asyncio_loop_factories(config, item):
@@ -148,7 +155,7 @@ async def serve() -> AsyncIterator[Serve]:
 
 
 @pytest.fixture
-async def inference(serve: Serve, model_repository: Path) -> Served:
+async def inference(serve: Serve, model_repository: Path, device: str) -> Served:
     """The real inference service with model `tiny` in it."""
-    settings = InferenceSettings(repository=model_repository, device="cpu", threads=1)
+    settings = InferenceSettings(repository=model_repository, device=device, threads=1)
     return await serve(lambda stop: InferenceComponent(settings, stop))

@@ -140,7 +140,9 @@ class GoldenTensor(_Document):
         try:
             raw = base64.b64decode(self.data, validate=True)
         except ValueError as error:
-            raise InvalidInput(f"the data of golden tensor {self.name!r} is not base64") from error
+            raise InvalidInput(
+                f"the data of golden tensor {self.name!r} is not base64; export the model again"
+            ) from error
         return to_array(self.name, self.datatype, self.shape, raw)
 
 
@@ -219,7 +221,9 @@ class Manifest(_Document):
             return cls.model_validate_json(text)
         except ValidationError as error:
             problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'document'}: {e['msg']}" for e in error.errors())
-            raise InvalidInput(f"{source} is not a valid manifest: {problems}", reason="INVALID_MANIFEST") from error
+            raise InvalidInput(
+                f"{source} is not a valid manifest; correct it: {problems}", reason="INVALID_MANIFEST"
+            ) from error
 
     def to_json(self) -> str:
         """Return the document as it is written to `model.json`."""

@@ -20,6 +20,7 @@ import uvloop
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from grpc_status import rpc_status
 from prometheus_client.registry import Collector
 
 from services.common.channels import PING_SECONDS, host_and_port
@@ -28,11 +29,11 @@ from services.common.interceptor import GRPC_INTERNAL, AroundInterceptor
 from services.common.logs import configure_logs
 from services.common.metrics import ProcessFigures, metrics_endpoint
 from services.common.settings import ServiceSettings, load_settings
-from services.common.statuses import CALLS, ending_with_status
+from services.common.statuses import CALLS, ending_with_status, status_of
 from services.common.tracing import exporting_spans
 
 if TYPE_CHECKING:
-    from services.common.interceptor import Handler
+    from services.common.interceptor import Context, Handler
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -145,11 +146,13 @@ class Component(Protocol):
         """Free what the component holds; no call is in flight any more."""
 
 
-class _InFlight(grpc.aio.ServerInterceptor):
-    """Knows the calls that a stopping server still owes an answer, while their request arrives until it has left."""
+class _Door(grpc.aio.ServerInterceptor):
+    """Lets calls in until the server stops; knows those that it owes an answer, until that has left."""
 
     def __init__(self) -> None:
         self._calls: set[asyncio.Task[Any]] = set()
+        self._begun = 0
+        self._closed = False
 
     async def intercept_service(
         self,
@@ -159,9 +162,32 @@ class _InFlight(grpc.aio.ServerInterceptor):
         """Remember the task of the call, in which grpc asks for the handler, receives, runs it and sends."""
         call = asyncio.current_task()
         if call is not None and not handler_call_details.method.startswith(GRPC_INTERNAL):
+            self._begun += 1
             self._calls.add(call)
             call.add_done_callback(self._calls.discard)
         return await continuation(handler_call_details)
+
+    def close(self) -> None:
+        """Refuse from here on what begins."""
+        self._closed = True
+
+    @contextlib.asynccontextmanager
+    async def entering(self, method: str, context: Context) -> AsyncIterator[None]:
+        """Let a call in, and end it with its status."""
+        if self._closed:
+            status = status_of(NotReady("the server is stopping; call another one, or try again"))
+            await context.abort_with_status(rpc_status.to_status(status.proto))
+        async with ending_with_status(method, context):
+            yield
+
+    async def wait_quiet(self) -> None:
+        """Wait until nobody has called for a moment; not for those who call again and again."""
+        end = asyncio.get_running_loop().time() + LAST_SECONDS
+        while asyncio.get_running_loop().time() < end:
+            begun = self._begun
+            await asyncio.sleep(SETTLE_SECONDS)
+            if self._begun == begun:
+                break
 
     async def wait_idle(self, seconds: float) -> None:
         """Wait until no call is left, at most *seconds*."""
@@ -184,11 +210,11 @@ class GrpcServer:
         self._address = host_and_port(host, port)
         self._names = ("", *(service.name for service in services))
         self._health = health.aio.HealthServicer()
-        self._in_flight = _InFlight()
+        self._door = _Door()
         self._server = grpc.aio.server(
             interceptors=[
-                self._in_flight,
-                AroundInterceptor(ending_with_status),
+                self._door,
+                AroundInterceptor(self._door.entering),
             ],
             options=[
                 ("grpc.max_receive_message_length", max_message_bytes),
@@ -230,10 +256,12 @@ class GrpcServer:
     async def stop(self, grace_seconds: float) -> None:
         """Refuse new calls, wait for those in flight, then stop."""
         await self.set_ready(False)
+        # What grpc has received and not begun when it stops ends as CANCELLED, which no client tries again.
+        self._door.close()
+        await self._door.wait_quiet()
         # Two stops that run out of time together make grpc free its server twice: this one must not, ours ends it.
         stopped = asyncio.ensure_future(self._server.stop(grace_seconds + 3600))
-        await asyncio.sleep(min(SETTLE_SECONDS, grace_seconds))
-        await self._in_flight.wait_idle(grace_seconds)
+        await self._door.wait_idle(grace_seconds)
         # What is left are health watchers and reflection clients; they would hold the server for the whole grace.
         await self._server.stop(None)
         await stopped

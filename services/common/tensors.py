@@ -47,13 +47,22 @@ def to_array(name: str, datatype: str, shape: Sequence[int], raw: bytes) -> np.n
             shape.
     """
     dtype = numpy_dtype(datatype)
-    if any(side < 0 for side in shape):
-        raise InvalidInput(f"input {name!r} has shape {list(shape)}; every dimension must be 0 or more")
+    check_sides(name, shape)
     count = math.prod(shape)
     if dtype.hasobject:
         return _unpack_bytes(name, shape, count, raw)
     check_byte_count(name, datatype, shape, len(raw))
     return shaped(name, np.frombuffer(raw, dtype), shape)
+
+
+def check_sides(name: str, shape: Sequence[int]) -> None:
+    """Check that no dimension of *shape* is negative.
+
+    Raises:
+        InvalidInput: One is.
+    """
+    if any(side < 0 for side in shape):
+        raise InvalidInput(f"input {name!r} has shape {list(shape)}; give 0 or more for each dimension")
 
 
 def check_byte_count(name: str, datatype: str, shape: Sequence[int], given: int) -> None:
@@ -66,7 +75,8 @@ def check_byte_count(name: str, datatype: str, shape: Sequence[int], given: int)
     needed = math.prod(shape) * dtype.itemsize
     if not dtype.hasobject and given != needed:
         raise InvalidInput(
-            f"input {name!r} holds {given} bytes; shape {list(shape)} of {datatype} needs {needed} bytes"
+            f"input {name!r} holds {given} bytes; send {needed} for shape {list(shape)} of {datatype}, "
+            "or correct the shape"
         )
 
 
@@ -80,7 +90,9 @@ def shaped(name: str, array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     try:
         return array.reshape(shape)
     except ValueError as error:
-        raise InvalidInput(f"input {name!r} has shape {list(shape)}, which no array can have") from error
+        raise InvalidInput(
+            f"input {name!r} has shape {list(shape)}, which no array can have; use fewer or smaller dimensions"
+        ) from error
 
 
 def to_raw(array: np.ndarray) -> bytes:
@@ -103,10 +115,16 @@ def _unpack_bytes(name: str, shape: Sequence[int], count: int, raw: bytes) -> np
         start = position + _LENGTH.itemsize
         position = start + int.from_bytes(raw[position:start], "little")
         if start > len(raw) or position > len(raw):
-            raise InvalidInput(f"input {name!r} ends inside element {len(elements)}; BYTES elements carry their length")
+            raise InvalidInput(
+                f"input {name!r} ends inside element {len(elements)}; put the length before each BYTES element, "
+                "in 4 bytes, little-endian"
+            )
         elements.append(raw[start:position])
     if len(elements) != count or position != len(raw):
-        raise InvalidInput(f"input {name!r} does not hold exactly the {count} elements of shape {list(shape)}")
+        raise InvalidInput(
+            f"input {name!r} has {len(raw)} bytes, which are not exactly {count} elements; "
+            f"send {count} for shape {list(shape)}, or correct the shape"
+        )
     array = np.empty(count, np.object_)
     array[:] = elements
     return shaped(name, array, shape)

@@ -53,7 +53,8 @@ def choose_version(state: lifecycle_pb2.ModelState, requested: int = 0, routing_
         raise NotReady(f"model {state.model!r} has no version that is ready; {_reasons(state)}")
     if version not in known:
         raise NotFound(
-            f"model {state.model!r} has no version {version}; it has {', '.join(map(str, known)) or 'none'}",
+            f"model {state.model!r} has no version {version}; "
+            f"name one that it has: {', '.join(map(str, known)) or 'none'}",
             reason="VERSION_NOT_FOUND",
         )
     name = lifecycle_pb2.ModelVersion.State.Name(known[version].state).removeprefix("STATE_")
@@ -93,7 +94,9 @@ def _reasons(state: lifecycle_pb2.ModelState) -> str:
 def model_not_found(name: str, known: Iterable[str]) -> NotFound:
     """Return the error for an unknown model, with the names that would work."""
     names = ", ".join(sorted(known)) or "none"
-    return NotFound(f"model {name!r} is unknown; this suite has: {names}", reason="MODEL_NOT_FOUND", field="model")
+    return NotFound(
+        f"model {name!r} is unknown; name one that this suite has: {names}", reason="MODEL_NOT_FOUND", field="model"
+    )
 
 
 class TrafficFollower:

@@ -122,7 +122,9 @@ class OnnxModel:
             self._session = ort.InferenceSession(path, _session_options(threads, tuning), providers=providers)
         except Exception as error:  # ONNX Runtime raises a class of its own for each kind of bad graph
             text = str(error).replace(str(path), path.name)
-            raise InvalidInput(f"{path.name} cannot be loaded: {text}", reason="INVALID_GRAPH") from error
+            raise InvalidInput(
+                f"{path.name} cannot be loaded: {text}; export it again", reason="INVALID_GRAPH"
+            ) from error
         give_back_memory()
         if device == "cuda" and not self.on_gpu:  # ONNX Runtime falls back without a word
             raise Unsupported("INFERENCE_DEVICE is cuda, but its libraries were not found; install the extra cuda")
@@ -148,7 +150,9 @@ class OnnxModel:
             return self.run(inputs, outputs, options)
         except Exception as error:
             if options.terminate:
-                raise InvalidInput(f"the graph did not end within {TRIAL_SECONDS:g} s", reason=ENDLESS) from error
+                raise InvalidInput(
+                    f"the graph did not end within {TRIAL_SECONDS:g} s; export one that ends sooner", reason=ENDLESS
+                ) from error
             raise
         finally:
             timer.cancel()
@@ -166,7 +170,9 @@ class OnnxModel:
                 return self._run_values(inputs, outputs, options)
             return [np.asarray(array) for array in self._session.run(outputs, inputs, options)]
         except InvalidArgument as error:
-            raise InvalidInput(f"the graph refuses these inputs: {error}", reason=REFUSED_BY_GRAPH) from error
+            raise InvalidInput(
+                f"the graph refuses these inputs; correct them: {error}", reason=REFUSED_BY_GRAPH
+            ) from error
 
     def _with_entries(self, options: ort.RunOptions | None) -> ort.RunOptions | None:
         if self._run_entries:
@@ -260,7 +266,7 @@ def _text(name: str, array: np.ndarray) -> np.ndarray:
     try:
         text = [each.decode() if isinstance(each, bytes) else each for each in array.flat]
     except UnicodeDecodeError as error:
-        raise InvalidInput(f"input {name!r} holds text that is not UTF-8") from error
+        raise InvalidInput(f"input {name!r} holds text that is not UTF-8; send it as UTF-8") from error
     return np.array(text, np.object_).reshape(array.shape)
 
 
@@ -269,7 +275,8 @@ def _describe(argument: ort.NodeArg) -> TensorSpec:
         datatype = _DATATYPES[argument.type]
     except KeyError:
         raise Unsupported(
-            f"tensor {argument.name!r} has type {argument.type}, which the protocol does not have"
+            f"tensor {argument.name!r} has type {argument.type}, which the protocol does not have; "
+            "export the graph with another type"
         ) from None
     shape = tuple(side if isinstance(side, int) and side >= 0 else -1 for side in argument.shape)
     return TensorSpec(argument.name, datatype, shape)

@@ -92,7 +92,11 @@ class PreprocessServicer(PreprocessServiceServicer):
             found = self._find(model, version)
         if found is None:
             self._follower.model(model)  # an unknown model has an error of its own
-            raise NotFound(f"model {model!r} has no version {version}", reason="VERSION_NOT_FOUND", field="version")
+            raise NotFound(
+                f"model {model!r} has no version {version}; name one that ListModels gives, or leave version out",
+                reason="VERSION_NOT_FOUND",
+                field="version",
+            )
         return found
 
     def _find(self, model: str, version: int) -> lifecycle_pb2.ModelVersion | None:

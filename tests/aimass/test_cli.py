@@ -81,7 +81,7 @@ def test_predict_says_what_is_wrong_with_the_request_in_one_sentence(aimass, cat
 
     assert shown.returncode == 1
     assert shown.stdout == ""
-    assert shown.stderr.startswith("error: model 'dogs' is unknown; this suite has: cifar10")
+    assert shown.stderr.startswith("error: model 'dogs' is unknown; name one that this suite has: cifar10")
     assert len(shown.stderr.splitlines()) == 1
 
 

@@ -72,7 +72,7 @@ def test_spec_that_contradicts_itself_is_refused(fields, words):
 @pytest.mark.parametrize(
     ("document", "words"),
     [
-        ("", "model.json is not a valid manifest: document: Invalid JSON"),
+        ("", "model.json is not a valid manifest; correct it: document: Invalid JSON"),
         (b"\xff", "Invalid JSON"),
         ("[]", "document"),
         ('{"format": 2}', "format: Input should be 1"),

@@ -45,9 +45,9 @@ def test_version_is_the_requested_one_then_the_stable_one_then_the_newest_ready_
     [
         (state(), 0, NotReady, "model 'm' has no version that is ready; publish one"),
         (state(v1=UNAVAILABLE), 0, NotReady, "no version that is ready; version 1: broken"),
-        (state(v1=READY, v2=READY), 3, NotFound, "has no version 3; it has 1, 2"),
+        (state(v1=READY, v2=READY), 3, NotFound, "has no version 3; name one that it has: 1, 2"),
         (state(v1=READY), -1, NotFound, "has no version -1"),
-        (state(), 1, NotFound, "it has none"),
+        (state(), 1, NotFound, "name one that it has: none"),
         (state(v1=LOADING), 1, NotReady, "version 1 of model 'm' is LOADING: try again"),
         (state(stable=2, v1=READY, v2=UNAVAILABLE), 0, NotReady, "version 2 of model 'm' is UNAVAILABLE: broken"),
         (state(stable=9, v1=READY), 0, NotFound, "has no version 9"),
@@ -120,7 +120,7 @@ async def test_follower_starts_with_the_first_state(follow):
     await follower.start()
 
     assert choose_version(follower.model("m")) == 1
-    with pytest.raises(NotFound, match="model 'x' is unknown; this suite has: m") as caught:
+    with pytest.raises(NotFound, match="model 'x' is unknown; name one that this suite has: m") as caught:
         follower.model("x")
     assert caught.value.reason == "MODEL_NOT_FOUND"
 

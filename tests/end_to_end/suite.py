@@ -33,6 +33,9 @@ START_SECONDS = STOP_SECONDS = 60
 HOST, ORIGIN = "models.example", "https://page.example"
 """A name and a foreign page that the suite is told to accept."""
 
+DEVICE = os.environ.get("TEST_DEVICE", "cpu")
+"""Where the graphs of the services under test run."""
+
 _GIVEN: set[int] = set()
 _SUITES = pytest.StashKey[dict[str, "Suite"]]()
 
@@ -233,6 +236,7 @@ def start_suite(mode: str, folder: Path, ports: Ports | None = None, **settings:
         GATEWAY_ALLOWED_HOSTS=HOST,
         GATEWAY_ALLOWED_ORIGINS=ORIGIN,
         INFERENCE_THREADS="1",
+        INFERENCE_DEVICE=DEVICE,
         **{f"{name}_MAX_MESSAGE_BYTES": str(MAX_MESSAGE_BYTES) for name in ("GATEWAY", "PREPROCESS", "INFERENCE")},
         **ports.environment(),
         **settings,

@@ -69,7 +69,7 @@ def test_an_unknown_model_is_refused_the_same_way_in_both_modes(suites):
             answer = client.post("/v1/models/dogs/predict", content=b"text")
         error = answer.json()["error"]
         # The names that follow are those of the suite, to which another test may have published.
-        sentence, _, names = error["message"].partition("; this suite has: ")
+        sentence, _, names = error["message"].partition("; name one that this suite has: ")
         assert "cifar10" in names.split(", ")
         documents.append((answer.status_code, error["code"], error["reason"], sentence))
 

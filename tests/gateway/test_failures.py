@@ -7,6 +7,7 @@ from fastapi import FastAPI
 from gateway.failures import handle_failures
 from gateway.request_tracking import RequestTracking
 from services.common.metrics import LabelledCounts
+from services.common.server import StopSignal
 
 
 @pytest.fixture
@@ -18,7 +19,8 @@ async def client():
         raise ZeroDivisionError("secret")
 
     handle_failures(app)
-    app.add_middleware(RequestTracking, responses=LabelledCounts("responses", "By status.", ("code",)))
+    responses = LabelledCounts("responses", "By status.", ("code",))
+    app.add_middleware(RequestTracking, responses=responses, stop=StopSignal())
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         yield client
 

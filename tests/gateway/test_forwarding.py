@@ -178,9 +178,9 @@ def _digest_of_the_starter(suite):
     ("fields", "code", "words"),
     [
         ({"shape": (1, 32, 32)}, "INVALID_ARGUMENT", "shape [1, 32, 32]"),
-        ({"shape": (1, 31, 32, 3)}, "INVALID_ARGUMENT", "takes [-1, 32, 32, 3]"),
+        ({"shape": (1, 31, 32, 3)}, "INVALID_ARGUMENT", "send [-1, 32, 32, 3]"),
         ({"shape": (-1, 32, 32, 3)}, "INVALID_ARGUMENT", "-1"),
-        ({"datatype": "FP32"}, "INVALID_ARGUMENT", "'FP32'; this model takes UINT8"),
+        ({"datatype": "FP32"}, "INVALID_ARGUMENT", "'FP32'; send UINT8"),
         ({"datatype": "PIXELS"}, "INVALID_ARGUMENT", "'PIXELS'"),
         ({"raw": bytes(10)}, "INVALID_ARGUMENT", "holds 10 bytes"),
         ({"raw": b""}, "INVALID_ARGUMENT", "holds 0 bytes"),
@@ -242,9 +242,9 @@ def test_what_is_not_served_is_unimplemented(stub):
     assert caught.value.details() == "this server takes no CUDA shared memory; use system shared memory"
 
 
-def test_a_stock_client_pushes_lists_and_unloads_a_model(suite, stock):
+def test_a_stock_client_pushes_lists_and_unloads_a_model(own_suite):
     graph = (STARTER / "cifar10" / "1" / "model.onnx").read_bytes()
-    with suite.client() as http:
+    with own_suite.client() as http, triton.InferenceServerClient(own_suite.address) as stock:
         stock.load_model("pushed", config='{"max_batch_size": 8}', files={"file:4/model.onnx": graph})
         ready = stock.is_model_ready("pushed", "4")
         answer = stock.infer("pushed", tensors(cifar()[:8]))

@@ -185,7 +185,7 @@ def test_an_unknown_version_is_not_found_and_the_known_ones_are_named(client):
     response = client.post(PREDICT, content=cat(), params={"version": 7})
 
     assert response.status_code == 404
-    assert error_of(response)["message"] == "model 'cifar10' has no version 7; it has 1"
+    assert error_of(response)["message"] == "model 'cifar10' has no version 7; name one that it has: 1"
 
 
 def test_a_known_version_is_honoured(client):

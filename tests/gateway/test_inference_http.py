@@ -224,7 +224,7 @@ def test_a_raw_body_is_the_data_of_the_one_input(client, datatype, body, shape, 
 @pytest.mark.parametrize(
     ("datatype", "body", "words"),
     [
-        ("FP32", bytes(7), "holds 7 bytes; shape [0, 2] of FP32 needs 0 bytes"),
+        ("FP32", bytes(7), "holds 7 bytes; send 0 for shape [0, 2] of FP32"),
         ("FP32", b"", "batch"),
         ("BYTES", b"one", "shape [0, 2]"),
     ],
@@ -241,7 +241,9 @@ def test_a_raw_body_cannot_be_several_inputs(suite):
         response = client.post("/v2/models/sums/infer", content=bytes(16), headers={HEADER: "0"})
 
     assert response.status_code == 400
-    assert "model 'sums' takes inputs ['a', 'b']; only a model of one input takes a raw body" in sentence_of(response)
+    assert "model 'sums' takes inputs ['a', 'b'], and only a model of one input takes a raw body" in sentence_of(
+        response
+    )
 
 
 TEXT = json.dumps(document("FP32", data=[1, 2, 3, 4]))
@@ -285,8 +287,8 @@ def test_a_malformed_body_is_refused_in_a_sentence_and_the_suite_goes_on(client,
 
 
 BAD_TENSORS = {
-    "too few": ("FP32", {"data": [1, 2, 3]}, "holds 3 values; shape [2, 2] needs 4"),
-    "too many": ("FP32", {"data": [1, 2, 3, 4, 5]}, "holds 5 values; shape [2, 2] needs 4"),
+    "too few": ("FP32", {"data": [1, 2, 3]}, "holds 3 values; send 4 for shape [2, 2]"),
+    "too many": ("FP32", {"data": [1, 2, 3, 4, 5]}, "holds 5 values; send 4 for shape [2, 2]"),
     "ragged": ("FP32", {"data": [[1, 2], [3]]}, "is not nested as its shape [2, 2] is"),
     "transposed": ("FP32", {"data": [[1, 2, 3, 4]]}, "is not nested as its shape [2, 2] is"),
     "too deep": ("FP32", {"data": [[[1], [2]], [[3], [4]]]}, "holds a list; give numbers"),
@@ -310,12 +312,12 @@ BAD_TENSORS = {
     "negative dimension": ("FP32", {"shape": [-2, 2], "data": [1]}, "has a dimension of -2"),
     "dimension no integer": ("FP32", {"shape": [2.0, 2], "data": [1]}, "has a dimension of 2.0"),
     "huge dimension": ("FP32", {"shape": [2**63, 2], "data": [1]}, "has a dimension of 9223372036854775808"),
-    "huge product": ("FP32", {"shape": [2**62, 2**62], "data": [1]}, "holds 1 values; shape"),
+    "huge product": ("FP32", {"shape": [2**62, 2**62], "data": [1]}, "holds 1 values; send 2126"),
     "shape missing": ("FP32", {"shape": None, "data": [1]}, "'shape' is null; give a list"),
     "unknown datatype": ("FP32", {"datatype": "FP8", "data": [1]}, "datatype 'FP8' is unknown"),
-    "another datatype": ("FP32", {"datatype": "FP64", "data": [1, 2, 3, 4]}, "this model takes FP32"),
-    "another rank": ("FP32", {"shape": [4], "data": [1, 2, 3, 4]}, "this model takes [-1, 2]"),
-    "unknown input": ("FP32", {"name": "x", "data": [1, 2, 3, 4]}, "this model takes exactly ['sent']"),
+    "another datatype": ("FP32", {"datatype": "FP64", "data": [1, 2, 3, 4]}, "send FP32, which this model takes"),
+    "another rank": ("FP32", {"shape": [4], "data": [1, 2, 3, 4]}, "send [-1, 2]"),
+    "unknown input": ("FP32", {"name": "x", "data": [1, 2, 3, 4]}, "send exactly ['sent']"),
     "size no integer": ("FP32", {"parameters": {"binary_data_size": "8"}}, "'binary_data_size' is \"8\""),
     "size negative": ("FP32", {"parameters": {"binary_data_size": -4}}, "has binary_data_size -4"),
     "truncated binary": ("FP32", {"parameters": {"binary_data_size": 16}}, "16, but 0 bytes are left in the body"),
@@ -342,7 +344,7 @@ def test_a_number_that_no_float_holds_is_refused(client):
     ("raw", "size", "words"),
     [
         (bytes(15), 16, "has binary_data_size 16, but 15 bytes are left"),
-        (bytes(12), 12, "holds 12 bytes; shape [2, 2] of FP32 needs 16 bytes"),
+        (bytes(12), 12, "holds 12 bytes; send 16 for shape [2, 2] of FP32"),
         (bytes(17), 16, "goes on for 1 bytes after the last input"),
     ],
 )

@@ -76,9 +76,13 @@ def test_predict_answers_images_together_as_it_answers_them_alone(stub):
         (
             pb.PredictRequest(model="dogs", images=[b""]),
             "NOT_FOUND",
-            "'dogs' is unknown; this suite has: cifar10",
+            "'dogs' is unknown; name one that this suite has: cifar10",
         ),
-        (pb.PredictRequest(model="cifar10", images=[b""], version=9), "NOT_FOUND", "no version 9; it has 1"),
+        (
+            pb.PredictRequest(model="cifar10", images=[b""], version=9),
+            "NOT_FOUND",
+            "no version 9; name one that it has: 1",
+        ),
         (pb.PredictRequest(model="sums", images=[cat()]), "FAILED_PRECONDITION", "takes tensors only"),
     ],
     ids=lambda value: value.replace(" ", "_") if isinstance(value, str) else None,

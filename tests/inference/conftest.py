@@ -48,9 +48,9 @@ def add_model(model_repository: Path):
 
 
 @pytest.fixture
-def settings(model_repository: Path):
+def settings(model_repository: Path, device: str):
     """A function that returns the service's settings for the repository."""
-    base = {"repository": model_repository, "device": "cpu", "threads": 1, "poll_seconds": 0}
+    base = {"repository": model_repository, "device": device, "threads": 1, "poll_seconds": 0}
     return lambda **fields: InferenceSettings(**base | fields)
 
 

@@ -191,7 +191,12 @@ async def test_an_image_over_a_limit_is_refused_by_name_of_the_limit(stub, image
     [
         (ask(), "INVALID_ARGUMENT", "INVALID_INPUT", "holds 0 images; send 1 to 8"),
         (ask(*[b""] * 9), "INVALID_ARGUMENT", "INVALID_INPUT", "holds 9 images; send 1 to 8"),
-        (ask(b"", model="dogs"), "NOT_FOUND", "MODEL_NOT_FOUND", "'dogs' is unknown; this suite has: bare, floats"),
+        (
+            ask(b"", model="dogs"),
+            "NOT_FOUND",
+            "MODEL_NOT_FOUND",
+            "'dogs' is unknown; name one that this suite has: bare, floats",
+        ),
         (ask(b"", version=2), "NOT_FOUND", "VERSION_NOT_FOUND", "no version 2"),
         (ask(b"", version=0), "NOT_FOUND", "VERSION_NOT_FOUND", "no version 0"),
         (ask(b"", model="bare"), "FAILED_PRECONDITION", "NO_PREPROCESS_SPEC", "add preprocess to its model.json"),

@@ -51,14 +51,14 @@ def folder(tmp_path, tiny_classifier):
 
 
 @pytest.fixture
-def publish(serve, model_repository, folder, monkeypatch):
+def publish(serve, model_repository, folder, monkeypatch, device):
     """A function that publishes through a breaking connection and returns the version and the servicer."""
     monkeypatch.setattr(publishing, "CHUNK_BYTES", CHUNK_BYTES)
     monkeypatch.setattr(publishing, "RETRY_SECONDS", 0)
 
     async def publish(*breaks):
         def make(stop):
-            settings = InferenceSettings(repository=model_repository, device="cpu", threads=1)
+            settings = InferenceSettings(repository=model_repository, device=device, threads=1)
             component = InferenceComponent(settings, stop)
             component.lifecycle = Breaking(component.lifecycle, *breaks)
             return component

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -128,7 +128,8 @@ class Batcher:
             raise NotReady("the version was unloaded meanwhile; try again")
         if samples > self._options.max_batch_size > 0:
             raise InvalidInput(
-                f"the request holds {samples} samples; this model takes 1 to {self._options.max_batch_size} at once"
+                f"the request holds {samples} samples; this model takes 1 to {self._options.max_batch_size} at once; "
+                "send fewer"
             )
         level = self._options.queue.level_of(priority)
         self._admit(samples, deadline, level)
@@ -371,7 +372,8 @@ def _execute(run: Run, batch: list[Pending]) -> Ran:
 
 
 def _split(outputs: list[np.ndarray], sizes: list[int]) -> list[list[np.ndarray]]:
-    *edges, total = np.cumsum(sizes).tolist()
-    if any(output.shape[:1] != (total,) for output in outputs):
+    edges = [0, *accumulate(sizes)]
+    if any(output.shape[:1] != (edges[-1],) for output in outputs):
         raise RuntimeError("the graph gave an output of another length than its batch")
-    return [list(parts) for parts in zip(*(np.split(output, edges) for output in outputs), strict=True)]
+    # np.split takes three times as long.
+    return [[output[start:stop] for output in outputs] for start, stop in pairwise(edges)]

@@ -68,7 +68,7 @@ def read_config(path: Path, model: str) -> pb.ModelConfig | None:
     try:
         config = text_format.Parse(path.read_text(), pb.ModelConfig())
     except (text_format.ParseError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"{path.name} of model {model!r} cannot be read: {error}") from error
+        raise InvalidInput(f"{path.name} of model {model!r} cannot be read; correct it: {error}") from error
     check_config(config, model, path.name)
     return config
 
@@ -107,7 +107,7 @@ def check_config(config: pb.ModelConfig, model: str, source: str) -> None:
     if any(number < 1 for number in config.version_policy.specific.versions):
         raise InvalidInput(
             f"{source} has version_policy.specific.versions {list(config.version_policy.specific.versions)}; "
-            "versions are integers from 1"
+            "use integers from 1"
         )
 
 
@@ -241,7 +241,7 @@ def _complete_tensors(
     names = [tensor.name for tensor in declared]
     for tensor in declared:
         if tensor.name not in known:
-            raise InvalidInput(f"config names tensor {tensor.name!r}; the graph has {', '.join(known)}")
+            raise InvalidInput(f"config names tensor {tensor.name!r}; use one that the graph has: {', '.join(known)}")
         if names.count(tensor.name) > 1:
             raise InvalidInput(f"config names tensor {tensor.name!r} twice; describe it once")
         _complete_tensor(tensor, _tensor_config(known[tensor.name], message, batched))
@@ -267,8 +267,8 @@ def _complete_tensor(tensor: Tensor, graph: Tensor) -> None:
     if tensor.data_type != graph.data_type or not fits:
         raise InvalidInput(
             f"config gives tensor {tensor.name!r} {pb.DataType.Name(tensor.data_type)} {list(dims)}"
-            f"{' after its reshape' if tensor.HasField('reshape') else ''}; the graph has "
-            f"{pb.DataType.Name(graph.data_type)} {list(graph.dims)} behind the batch dimension"
+            f"{' after its reshape' if tensor.HasField('reshape') else ''}; use the graph's "
+            f"{pb.DataType.Name(graph.data_type)} {list(graph.dims)}, without the batch dimension, or leave both out"
         )
     if tensor.HasField("reshape"):
         Reshape(tuple(tensor.dims), tuple(tensor.reshape.shape)).check(tensor.name)
@@ -318,11 +318,13 @@ def read_labels(folder: Path, config: pb.ModelConfig) -> dict[str, tuple[str, ..
 def _read_label_file(folder: Path, name: str) -> tuple[str, ...]:
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
-        raise InvalidInput(f"label_filename {name!r} is not a file in the model's folder")
+        raise InvalidInput(
+            f"label_filename {name!r} is not a file in the model's folder; put it there, or leave label_filename out"
+        )
     try:
         return tuple(path.read_text(encoding="utf-8").splitlines())
     except UnicodeDecodeError as error:
-        raise InvalidInput(f"label_filename {name!r} is not UTF-8 text") from error
+        raise InvalidInput(f"label_filename {name!r} is not UTF-8 text; save it as UTF-8") from error
 
 
 def batch_options(config: pb.ModelConfig, max_queue_samples: int, instances: int = 1) -> BatchOptions:

@@ -56,7 +56,7 @@ def _check(warmup: pb.ModelWarmup, name: str, signature: Signature) -> None:
     expected = {spec.name: spec for spec in signature.inputs}
     if set(warmup.inputs) != set(expected):
         raise InvalidInput(
-            f"model_warmup {name!r} has inputs {sorted(warmup.inputs)}; the model takes {list(expected)}"
+            f"model_warmup {name!r} has inputs {sorted(warmup.inputs)}; give exactly the model's, {list(expected)}"
         )
     for key, given in warmup.inputs.items():
         dims = expected[key].shape[1:] if most else expected[key].shape
@@ -66,7 +66,7 @@ def _check(warmup: pb.ModelWarmup, name: str, signature: Signature) -> None:
         if _datatype(given) != expected[key].datatype or not fits:
             raise InvalidInput(
                 f"model_warmup {name!r} gives input {key!r} {_datatype(given)} {list(given.dims)}; "
-                f"the model takes {expected[key].datatype} {list(dims)}"
+                f"use {expected[key].datatype} {list(dims)}, as the model takes it"
             )
 
 
@@ -79,7 +79,7 @@ def _array(what: str, given: pb.ModelWarmup.Input, samples: int, folder: Path, m
     dtype = numpy_dtype(_datatype(given))
     size = int(np.prod(given.dims, dtype=object)) * max(samples, 1) * dtype.itemsize
     if size > max_bytes:
-        raise InvalidInput(f"model_warmup {what} has {size:,} bytes; at most {max_bytes:,} are accepted")
+        raise InvalidInput(f"model_warmup {what} has {size:,} bytes; use at most {max_bytes:,}")
     match given.WhichOneof("input_data_type"):
         case "zero_data":
             sample = np.full(given.dims, b"", dtype) if dtype.hasobject else np.zeros(given.dims, dtype)
@@ -107,9 +107,11 @@ def _random(what: str, given: pb.ModelWarmup.Input, dtype: np.dtype) -> np.ndarr
 def _read(what: str, folder: Path, name: str, max_bytes: int) -> bytes:
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
-        raise InvalidInput(f"model_warmup {what} names {name!r}, which is not a file in the model's folder {FOLDER}/")
+        raise InvalidInput(
+            f"model_warmup {what} names {name!r}, which is not a file in the model's folder {FOLDER}/; put it there"
+        )
     if path.stat().st_size > max_bytes:
         raise InvalidInput(
-            f"model_warmup {what} names {name!r} of {path.stat().st_size:,} bytes; at most {max_bytes:,}"
+            f"model_warmup {what} names {name!r} of {path.stat().st_size:,} bytes; use a file of at most {max_bytes:,}"
         )
     return path.read_bytes()

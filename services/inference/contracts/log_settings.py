@@ -68,14 +68,17 @@ class LogSettings:
     def _check(self, name: str, value: Value) -> None:
         if name not in self._values:
             known = ", ".join(self._values)
-            raise InvalidInput(f"log setting {name[:40]!r} is unknown; there are {known}", field="settings")
+            raise InvalidInput(f"log setting {name[:40]!r} is unknown; use one of {known}", field="settings")
         if type(value) is not type(self._values[name]):
             kind = {bool: "a bool_param", int: "a uint32_param", str: "a string_param"}[type(self._values[name])]
             raise InvalidInput(f"log setting {name!r} cannot be {value!r}; give it as {kind}", field="settings")
         if name in _FIXED and value != _FIXED[name]:
-            raise Unsupported(f"{name} is {_FIXED[name]!r} and cannot be changed; set it where the service is started")
+            raise Unsupported(
+                f"{name} cannot be {str(value)[:40]!r}: the log goes to standard error, with times in ISO 8601; "
+                f"leave it {_FIXED[name]!r}"
+            )
         if value is True and not self._started[name]:
-            raise Unsupported(f"{name} cannot be switched on: the service was started with a higher LOG_LEVEL")
+            raise Unsupported(f"{name} cannot be switched on under this service's LOG_LEVEL; start it with a lower one")
 
     def _drop(self, _logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         if self._values.get(_METHODS.get(method, ""), True):

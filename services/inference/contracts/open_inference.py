@@ -226,7 +226,10 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
     ) -> pb.CudaSharedMemoryStatusResponse:
         """Return no region: none can be registered."""
         if request.name:
-            raise NotFound(f"region {request.name!r} is not registered; this server takes no CUDA shared memory")
+            raise NotFound(
+                f"region {request.name!r} is not registered: this server takes no CUDA shared memory; "
+                "use system shared memory"
+            )
         return pb.CudaSharedMemoryStatusResponse()
 
     async def CudaSharedMemoryRegister(

@@ -68,6 +68,6 @@ def _parse_config(model: str, text: str) -> ModelConfig:
     try:
         config = json_format.Parse(text, ModelConfig())
     except json_format.ParseError as error:
-        raise InvalidInput(f"parameter {CONFIG_PARAMETER} is no ModelConfig in JSON: {error}") from error
+        raise InvalidInput(f"parameter {CONFIG_PARAMETER} is no ModelConfig in JSON; correct it: {error}") from error
     check_config(config, model, f"parameter {CONFIG_PARAMETER}, which takes the place of {CONFIG_FILE},")
     return config

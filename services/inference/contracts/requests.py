@@ -10,7 +10,7 @@ import numpy as np
 from aimass.open_inference import grpc_service_pb2 as pb
 from services.common.errors import Conflict, InvalidInput
 from services.common.manifest import DIGEST_PARAMETER
-from services.common.tensors import check_byte_count, numpy_dtype, shaped, to_array, to_raw
+from services.common.tensors import check_byte_count, check_sides, numpy_dtype, shaped, to_array, to_raw
 from services.inference.batching.batcher import Inference
 from services.inference.contracts.memory_tensors import BYTE_SIZE, OFFSET, REGION
 from services.inference.contracts.shared_memory import MemorySlice
@@ -101,7 +101,8 @@ def requested_version(text: str) -> int:
         return 0
     if not (text.isascii() and text.isdigit() and len(text) < 20 and 0 < int(text) < 2**63):
         raise InvalidInput(
-            f"model_version {text[:40]!r} is not a version; versions are integers from 1", field="model_version"
+            f"model_version {text[:40]!r} is not a version; give an integer from 1, or leave it out",
+            field="model_version",
         )
     return int(text)
 
@@ -141,7 +142,10 @@ def unpack_inputs(
     any_number = split and signature.samples_per_run > 0
     expected = {spec.name: _of_any_number(spec) if any_number else spec for spec in signature.inputs}
     if len(given) != len(expected) or set(given) != set(expected):
-        raise InvalidInput(f"the request has inputs {given}; this model takes exactly {list(expected)}", field="inputs")
+        raise InvalidInput(
+            f"the request has inputs {given}; send exactly {list(expected)}, each once",
+            field="inputs",
+        )
     raw = request.raw_input_contents
     if raw and len(raw) != len(given):
         raise InvalidInput(
@@ -165,14 +169,15 @@ def _array(
     shape = tuple(tensor.shape)
     if tensor.datatype != spec.datatype:
         raise InvalidInput(
-            f"input {spec.name!r} has datatype {tensor.datatype!r}; this model takes {spec.datatype}", field="inputs"
+            f"input {spec.name!r} has datatype {tensor.datatype!r}; send {spec.datatype}, which this model takes",
+            field="inputs",
         )
     fits = len(shape) == len(spec.shape) and all(
         own == want or want == -1 for own, want in zip(shape, spec.shape, strict=True)
     )
     if not fits:
         raise InvalidInput(
-            f"input {spec.name!r} has shape {list(shape)}; this model takes {list(spec.shape)}, where -1 is any size",
+            f"input {spec.name!r} has shape {list(shape)}; send {list(spec.shape)}, where -1 is any size",
             field="inputs",
         )
     if raw is None:
@@ -189,12 +194,22 @@ def _typed_array(tensor: pb.ModelInferRequest.InferInputTensor, shape: tuple[int
     if tensor.datatype not in _CONTENTS:
         raise InvalidInput(f"input {tensor.name!r} of {tensor.datatype} has no typed contents; send it raw")
     values = getattr(tensor.contents, _CONTENTS[tensor.datatype])
-    if any(side < 0 for side in shape) or len(values) != math.prod(shape):
-        raise InvalidInput(f"input {tensor.name!r} holds {len(values)} values; shape {list(shape)} needs another count")
+    check_sides(tensor.name, shape)
+    if len(values) != math.prod(shape):
+        raise InvalidInput(
+            f"input {tensor.name!r} holds {len(values)} values; send {math.prod(shape)} for shape {list(shape)}, "
+            "or correct the shape"
+        )
+    dtype = numpy_dtype(tensor.datatype)
     try:
-        array = np.array(values, numpy_dtype(tensor.datatype))
+        array = np.array(values, dtype)
     except OverflowError as error:
-        raise InvalidInput(f"input {tensor.name!r} holds a value that does not fit {tensor.datatype}") from error
+        limits = np.iinfo(dtype)
+        odd = next(each for each in values if not limits.min <= each <= limits.max)
+        raise InvalidInput(
+            f"input {tensor.name!r} holds {odd}, which does not fit {tensor.datatype}; "
+            f"send values from {limits.min} to {limits.max}"
+        ) from error
     return shaped(tensor.name, array, shape)
 
 
@@ -202,7 +217,9 @@ def _samples(arrays: dict[str, np.ndarray]) -> int:
     sizes = {name: len(array) for name, array in arrays.items()}
     samples = next(iter(sizes.values()))
     if set(sizes.values()) != {samples} or samples == 0:
-        raise InvalidInput(f"the inputs have batch dimensions {sizes}; all must be the same, and 1 or more")
+        raise InvalidInput(
+            f"the inputs have batch dimensions {sizes}; send the same number of samples in each, 1 or more"
+        )
     return samples
 
 
@@ -214,7 +231,8 @@ def check_batch_size(samples: int, signature: Signature) -> None:
     """
     if samples > signature.max_batch_size > 0:
         raise InvalidInput(
-            f"the request holds {samples} samples; this model takes 1 to {signature.max_batch_size} at once",
+            f"the request holds {samples} samples; this model takes 1 to {signature.max_batch_size} at once; "
+            "send fewer",
             field="inputs",
         )
 
@@ -229,7 +247,7 @@ def requested_outputs(request: pb.ModelInferRequest, signature: Signature) -> li
     names = [output.name for output in request.outputs] or known
     unknown = [name for name in names if name not in known]
     if unknown or len(set(names)) != len(names):
-        raise InvalidInput(f"the request wants outputs {names}; this model gives each of {known} once", field="outputs")
+        raise InvalidInput(f"the request wants outputs {names}; ask for each of {known} once at most", field="outputs")
     return names
 
 

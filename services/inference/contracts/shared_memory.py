@@ -160,12 +160,13 @@ class SharedMemory:
         region = self._find(name)
         if offset + byte_size > region.byte_size:
             raise InvalidInput(
-                f"{byte_size} bytes from byte {offset} reach out of region {name!r}, which has {region.byte_size} bytes"
+                f"{byte_size} bytes from byte {offset} reach out of region {name!r}, which has {region.byte_size} "
+                "bytes; give an offset and a size inside of it"
             )
         return MemorySlice(region, offset, byte_size)
 
     def _find(self, name: str) -> Region:
         if name not in self._regions:
             known = ", ".join(self._regions) or "none"
-            raise NotFound(f"region {name!r} is not registered; registered are: {known}")
+            raise NotFound(f"region {name!r} is not registered; register it first (registered are: {known})")
         return self._regions[name]

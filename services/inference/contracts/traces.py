@@ -85,7 +85,9 @@ class _Plan:
 
 def _check(name: str, values: Sequence[str]) -> None:
     if name not in DEFAULTS:
-        raise InvalidInput(f"trace setting {name[:40]!r} is unknown; there are {', '.join(DEFAULTS)}", field="settings")
+        raise InvalidInput(
+            f"trace setting {name[:40]!r} is unknown; use one of {', '.join(DEFAULTS)}", field="settings"
+        )
     if not values or list(values) == DEFAULTS[name]:
         return
     if name in ("trace_file", "trace_mode"):

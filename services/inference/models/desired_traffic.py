@@ -97,7 +97,9 @@ class Traffic:
         if self.candidate:
             return replace(self, generation=self.generation + 1, canary_version=0, canary_share=0.0, shadow_version=0)
         if not self.previous_version:
+            past = f"only version {self.stable_version} in it" if self.stable_version else "no version in it yet"
             raise Conflict(
-                f"model {model!r} has served no other version than {self.stable_version}", reason="NO_PREVIOUS_VERSION"
+                f"traffic of model {model!r} has had {past}; set it to the version you want",
+                reason="NO_PREVIOUS_VERSION",
             )
         return self.moved_to(self.previous_version)

@@ -29,7 +29,7 @@ def check_size(path: Path, most: int) -> None:
         InvalidInput: It does not.
     """
     if not path.is_file():
-        raise InvalidInput(f"{path.parent.name}/{path.name} is missing")
+        raise InvalidInput(f"{path.parent.name}/{path.name} is missing; put the graph there")
     size = path.stat().st_size
     if not size:
         raise _refusal(path, "it is empty; copy or export it again")

@@ -11,20 +11,19 @@ import structlog
 
 from aimass.inference.v1 import lifecycle_pb2 as pb
 from aimass.open_inference.model_config_pb2 import ModelConfig
-from services.common.errors import Conflict, InvalidInput, NotFound, NotReady, Overloaded, Unsupported
+from services.common.errors import Conflict, InvalidInput, NotFound, NotReady, Unsupported
 from services.common.manifest import GRAPH_FILE, Manifest
-from services.common.statuses import status_of
 from services.common.traffic import choose_version, model_not_found, ready_versions
 from services.inference.batching.batcher import Inference
-from services.inference.config.model_config import read_config, versions_to_load
+from services.inference.config.model_config import read_config
 from services.inference.engine import Arrays
-from services.inference.memory import give_back_memory, resident_bytes
 from services.inference.models.desired_traffic import Traffic
-from services.inference.models.repository import CONFIG_FILE, Fingerprint, ModelRepository, fingerprint
-from services.inference.models.served_model import ServedModel, unavailable
+from services.inference.models.loading import Loader, refusal
+from services.inference.models.repository import CONFIG_FILE, ModelRepository, fingerprint
+from services.inference.models.served_model import ServedModel
 from services.inference.models.shadowing import ShadowCounts
 from services.inference.models.uploads import Upload, Uploads
-from services.inference.models.version import LoadedVersion, load_version, read_manifest
+from services.inference.models.version import LoadedVersion
 from services.inference.settings import InferenceSettings
 
 log = structlog.get_logger(__name__)
@@ -37,6 +36,7 @@ class ModelServer:
     def __init__(self, settings: InferenceSettings) -> None:
         self._settings = settings
         self._repository = ModelRepository(settings.repository)
+        self._loader = Loader(settings, self._repository)
         self.uploads = Uploads(settings.repository)
         self._models: dict[str, ServedModel] = {}
         self._states: dict[str, pb.ModelState] | None = None
@@ -135,9 +135,8 @@ class ModelServer:
             InvalidInput: It does not load or does not do what its manifest says; nothing was added.
             Overloaded: There is no memory for it.
         """
-        await asyncio.to_thread(self._require_memory, staging)
         config = read_config(self._repository.model_folder(name) / CONFIG_FILE, name)
-        loaded = await asyncio.to_thread(load_version, name, staging, config, self._settings, manifest)
+        loaded = await self._loader.load(name, staging, config, manifest)
         return await _to_the_end(self._add(name, staging, manifest, loaded))
 
     async def _add(self, name: str, staging: Path, manifest: Manifest, loaded: LoadedVersion) -> pb.ModelVersion:
@@ -155,7 +154,7 @@ class ModelServer:
                 model.put(number, loaded)
                 if not model.traffic.stable_version:
                     await self._change_traffic(model, lambda traffic: traffic.moved_to(number))
-                self._unload_surplus(model)
+                self._loader.unload_surplus(model)
             finally:
                 await self._announce()
         log.info("version published", model=name, version=number)
@@ -220,7 +219,7 @@ class ModelServer:
             try:
                 await self._change_traffic(model, change)
             finally:
-                self._unload_surplus(model)
+                self._loader.unload_surplus(model)
                 await self._announce()
             log.info("traffic moved", model=model.name, traffic=vars(model.traffic))
             return model.state().traffic
@@ -236,7 +235,8 @@ class ModelServer:
 
     async def _delete(self, model: ServedModel, version: int) -> None:
         def remember(traffic: Traffic) -> Traffic:
-            if version in traffic.versions:
+            serving = traffic.stable_version or max(ready_versions(model.state()), default=0)
+            if version in {*traffic.versions, serving}:
                 raise Conflict(
                     f"version {version} of model {model.name!r} has a part in its traffic; move that first",
                     reason="VERSION_IN_USE",
@@ -246,6 +246,12 @@ class ModelServer:
         async with self._changing[model.name]:
             if version not in model.versions:
                 choose_version(model.state(), version)  # says which there are
+            if model.given:
+                raise Conflict(
+                    f"version {version} of model {model.name!r} came with the request that loaded it and is not in the "
+                    "repository; load the model without files first",
+                    reason="VERSION_NOT_IN_REPOSITORY",
+                )
             await self._change_traffic(model, remember)
             await asyncio.to_thread(self._repository.delete, model.name, version)
             model.forget(version)
@@ -279,7 +285,8 @@ class ModelServer:
         given = self._repository.write_aside(name, files) if files else None
         if given is None and not self._repository.versions(name):
             raise NotFound(
-                f"failed to load {name!r}: the repository has no folder {name}/<version>/", reason="MODEL_NOT_FOUND"
+                f"failed to load {name!r}: the repository has no folder {name}/<version>/; create it",
+                reason="MODEL_NOT_FOUND",
             )
         await _to_the_end(self._load(name, config, given))
 
@@ -291,7 +298,7 @@ class ModelServer:
             model.stand_in(given, self._repository.model_folder(name))
             model.config, model.config_given, model.unloaded = config, config is not None, False
             model.retry_failed()
-            await self._bring_in_line(model, settle=False)
+            await self._loader.bring_in_line(model, settle=False)
             self._models[name] = model
             await self._announce()
         newest = max(model.versions)
@@ -340,7 +347,7 @@ class ModelServer:
 
     async def _require_ready(self, model: ServedModel, version: int, *, needed: bool) -> None:
         if version in model.versions and version not in model.loaded:
-            await self._load_version(model, version)
+            await self._loader.load_version(model, version)
         try:
             choose_version(model.state(), version)
         except NotReady as error:
@@ -362,7 +369,7 @@ class ModelServer:
                 try:
                     await self._reconcile(name, settle=True)
                 except Exception as error:  # a folder that cannot be read now can be later
-                    _reason(error, model=name)
+                    refusal(error, model=name)
             if {name: model.state() for name, model in self._models.items()} != before:
                 await self._announce()
 
@@ -370,102 +377,11 @@ class ModelServer:
         async with self._changing[name]:
             model = self._models.get(name) or self._new_model(name)
             if not model.unloaded:
-                await self._bring_in_line(model, settle=settle)
+                await self._loader.bring_in_line(model, settle=settle)
             if model.versions or name in self._repository.models():
                 self._models[name] = model
             else:
                 self._models.pop(name, None)
-
-    async def _bring_in_line(self, model: ServedModel, *, settle: bool) -> None:
-        """Load, load anew and unload versions until memory is what folder, config and traffic want.
-
-        Args:
-            model: To be changed.
-            settle: Whether files must have been found as they are before: they may still be being copied.
-        """
-        look = await asyncio.to_thread(self._repository.look, model.folder)
-        for number in [number for number in model.versions if number not in look.versions]:
-            model.forget(number)
-        try:
-            model.traffic = self._repository.traffic(model.name)
-            self._read_config(model, look.config, settle=settle)
-        except Exception as error:
-            reason = _reason(error, model=model.name)
-            for number in look.versions:
-                model.fail(number, reason)
-            return
-        wanted = self._kept(list(look.versions), model)
-        for number, files in look.versions.items():
-            settled = not settle or model.seen.get(number) == files
-            model.seen[number] = files
-            if number not in wanted and number not in model.loaded:
-                if number not in model.versions:
-                    self._describe(model, number)
-            elif settled and files != model.tried.get(number):
-                await self._load_version(model, number)
-        self._unload_surplus(model)
-
-    def _read_config(self, model: ServedModel, files: Fingerprint, *, settle: bool) -> None:
-        settled = not settle or model.seen.get(CONFIG_FILE) == files
-        model.seen[CONFIG_FILE] = files
-        if model.config_given or not settled or files == model.config_mark:
-            return
-        model.config = read_config(model.folder / CONFIG_FILE, model.name)
-        model.config_mark = files
-        model.tried.clear()  # so that every version is loaded anew with it
-
-    def _describe(self, model: ServedModel, number: int) -> None:
-        try:
-            manifest = read_manifest(model.folder / str(number))
-        except Exception as error:
-            model.fail(number, _reason(error, model=model.name, version=number))
-        else:
-            model.versions[number] = unavailable(number, manifest, self._surplus_reason())
-
-    async def _load_version(self, model: ServedModel, number: int) -> None:
-        """Take one version in; whatever is wrong with it, the others shall serve, and its predecessor too."""
-        folder = model.folder / str(number)
-        model.tried[number] = fingerprint(folder)
-        try:
-            await asyncio.to_thread(self._require_memory, folder)
-            manifest = read_manifest(folder)
-            loaded = await asyncio.to_thread(load_version, model.name, folder, model.config, self._settings, manifest)
-        except Exception as error:
-            model.fail(number, _reason(error, model=model.name, version=number))
-            return
-        model.put(number, loaded)
-        log.info("version ready", model=model.name, version=number)
-
-    def _require_memory(self, folder: Path) -> None:
-        limit = self._settings.max_memory_bytes
-        if not limit:
-            return
-        give_back_memory()  # else what unloaded versions left behind would count
-        size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-        if resident_bytes() + size > limit:
-            raise Overloaded(
-                f"the version has {size:,} bytes and the process {resident_bytes():,}; together that is more than "
-                f"{limit:,} (INFERENCE_MAX_MEMORY_BYTES): unload a model or raise the limit",
-                reason="MEMORY_LIMIT",
-            )
-
-    def _kept(self, versions: Sequence[int], model: ServedModel) -> set[int]:
-        """Return which versions stay loaded: those of the config's policy or the newest, and those with traffic."""
-        chosen = versions_to_load(model.config, versions)
-        newest = sorted(versions)[-self._settings.loaded_versions :]
-        return {*(newest if chosen is None else chosen), *model.traffic.versions}
-
-    def _surplus_reason(self) -> str:
-        return (
-            f"not loaded: only the newest {self._settings.loaded_versions} versions (INFERENCE_LOADED_VERSIONS), or "
-            "those of the config's version_policy, and those with a part in the traffic are; SetTraffic loads it"
-        )
-
-    def _unload_surplus(self, model: ServedModel) -> None:
-        kept = self._kept(list(model.versions), model)
-        for number in [number for number in model.loaded if number not in kept]:
-            model.drop(number, self._surplus_reason())
-        model.follow_shadow()
 
     async def _announce(self) -> None:
         # At once, before anything can wait: requests are resolved by it, and what was unloaded must not be in it.
@@ -482,10 +398,3 @@ async def _to_the_end(work: Coroutine[Any, Any, T]) -> T:
     except asyncio.CancelledError:
         await asyncio.wait((task,))
         raise
-
-
-def _reason(error: Exception, **what: object) -> str:
-    """Log why something is not served, and return what callers are told."""
-    status = status_of(error)
-    log.warning("not served", reason=status.message, exc_info=None if status.expected else error, **what)
-    return status.message

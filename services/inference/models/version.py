@@ -165,7 +165,7 @@ def _digest(path: Path, manifest: Manifest) -> str:
     if manifest.graph and manifest.graph.sha256 != digest:
         raise InvalidInput(
             f"{path.name} has digest {digest}, but {MANIFEST_FILE} states {manifest.graph.sha256}; "
-            "the file was damaged or exchanged"
+            "publish it again, for it was damaged or exchanged"
         )
     return digest
 
@@ -202,7 +202,9 @@ def _run_warmups(
                 run(warmup.inputs, names)
         except Exception as error:  # ONNX Runtime has a class of its own for each kind
             _raise_if_endless(error)
-            raise InvalidInput(f"the graph fails on model_warmup {warmup.name!r}: {error}") from error
+            raise InvalidInput(
+                f"the graph fails on model_warmup {warmup.name!r}; correct one of them: {error}"
+            ) from error
 
 
 def _check_manifest(manifest: Manifest, signature: Signature) -> None:
@@ -211,18 +213,23 @@ def _check_manifest(manifest: Manifest, signature: Signature) -> None:
         tensors = {tensor.name: tensor for tensor in signature.inputs}
         wanted = tensors.get(spec.input)
         if wanted is None or len(tensors) != 1:
-            raise InvalidInput(f"the preprocess spec makes input {spec.input!r}; the graph takes {list(tensors)}")
+            raise InvalidInput(
+                f"the preprocess spec makes input {spec.input!r} alone, and the graph takes {list(tensors)}; "
+                "give both the same one input"
+            )
         fits = len(wanted.shape) == 4 and all(
             own in (-1, made) for own, made in zip(wanted.shape[1:], spec.shape, strict=True)
         )
         if not fits or wanted.datatype != spec.datatype:
             raise InvalidInput(
-                f"the preprocess spec makes {spec.datatype} {[-1, *spec.shape]}; the graph takes {wanted.datatype} "
-                f"{list(wanted.shape)}"
+                f"the preprocess spec makes {spec.datatype} {[-1, *spec.shape]}, and the graph takes {wanted.datatype} "
+                f"{list(wanted.shape)}; change one of them to fit the other"
             )
     classes = signature.outputs[0].shape[-1:] if len(signature.outputs) == 1 else ()
     if manifest.labels and classes and classes[0] not in (-1, len(manifest.labels)):
-        raise InvalidInput(f"{MANIFEST_FILE} has {len(manifest.labels)} labels; the graph gives {classes[0]} scores")
+        raise InvalidInput(
+            f"{MANIFEST_FILE} has {len(manifest.labels)} labels; give {classes[0]}, one for each score of the graph"
+        )
 
 
 def _sample_bytes(graph: OnnxModel, most: int) -> int:
@@ -309,7 +316,9 @@ def _warm_up(graph: OnnxModel, max_batch_size: int) -> None:
     except Exception as error:
         _raise_if_endless(error)
         if max_batch_size:
-            raise InvalidInput(f"the graph fails on a batch of {max_batch_size}: {error}") from error
+            raise InvalidInput(
+                f"the graph fails on a batch of {max_batch_size}; set max_batch_size lower: {error}"
+            ) from error
         # Made-up values don't suit every graph: this one starts cold.
 
 
@@ -329,17 +338,21 @@ def check_golden(graph: OnnxModel, golden: Golden) -> None:
     try:
         outputs = graph.try_out(inputs, list(expected))
     except Exception as error:
-        raise InvalidInput(f"the golden vectors do not fit the graph: {error}", reason="GOLDEN_MISMATCH") from error
+        raise InvalidInput(
+            f"the golden vectors do not fit the graph; make them again: {error}", reason="GOLDEN_MISMATCH"
+        ) from error
     for (name, wanted), output in zip(expected.items(), outputs, strict=True):
         if wanted.dtype.hasobject or output.dtype.hasobject:
-            raise InvalidInput(f"golden output {name!r} is text; only numbers can be compared")
+            raise InvalidInput(f"golden output {name!r} is text, which cannot be compared; leave it out")
         if output.shape != wanted.shape:
             raise InvalidInput(
-                f"golden output {name!r} has shape {list(wanted.shape)}; the graph gave {list(output.shape)}"
+                f"golden output {name!r} has shape {list(wanted.shape)}, but the graph gave {list(output.shape)}; "
+                "make it again"
             )
         difference = float(np.max(np.abs(output.astype(np.float64) - wanted.astype(np.float64)), initial=0.0))
         if not difference <= golden.absolute_tolerance:
             raise InvalidInput(
-                f"golden output {name!r} differs by {difference:.3g}; at most {golden.absolute_tolerance:g} is allowed",
+                f"golden output {name!r} differs by {difference:.3g}, and at most {golden.absolute_tolerance:g} is "
+                "allowed; export the graph or make the vectors again",
                 reason="GOLDEN_MISMATCH",
             )

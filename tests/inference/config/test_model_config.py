@@ -82,7 +82,7 @@ def test_config_of_a_triton_repository_is_honoured(config):
 @pytest.mark.parametrize(
     ("text", "error", "words"),
     [
-        ("max_batch_size: x", InvalidInput, r"config\.pbtxt of model 'm' cannot be read: 1:"),
+        ("max_batch_size: x", InvalidInput, r"config\.pbtxt of model 'm' cannot be read; correct it: 1:"),
         ("no_such_field: 1", InvalidInput, 'no field named "no_such_field"'),
         ('name: "other"', InvalidInput, "names model 'other', but its folder is 'm'; leave name out"),
         ('backend: "python"', Unsupported, "backend 'python'; use backend onnxruntime"),
@@ -123,7 +123,7 @@ def test_config_of_a_triton_repository_is_honoured(config):
             InvalidInput,
             "preserve_ordering with several priority_levels or timeout_action DELAY",
         ),
-        ("version_policy { specific { versions: [ 0 ] } }", InvalidInput, "versions are integers from 1"),
+        ("version_policy { specific { versions: [ 0 ] } }", InvalidInput, "use integers from 1"),
         ("max_batch_size: -1", InvalidInput, "negative number, max_batch_size -1 or"),
         ("instance_group [ { count: -2 } ]", InvalidInput, r"instance counts \[-2\]; use 0 or more"),
     ],
@@ -136,28 +136,28 @@ def test_config_that_cannot_be_honoured_is_refused(config, text, error, words):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('input [ { name: "pixels" } ]', "names tensor 'pixels'; the graph has image, name"),
+        ('input [ { name: "pixels" } ]', "names tensor 'pixels'; use one that the graph has: image, name"),
         (
             'max_batch_size: 1 input [ { name: "image" data_type: TYPE_FP32 dims: [ 4, -1, 3 ] } ]',
-            r"tensor 'image' TYPE_FP32 \[4, -1, 3\]; the graph has TYPE_UINT8",
+            r"tensor 'image' TYPE_FP32 \[4, -1, 3\]; use the graph's TYPE_UINT8",
         ),
         (
             'max_batch_size: 1 output [ { name: "scores" data_type: TYPE_FP32 dims: [ 4 ] } ]',
-            r"\[4\]; the graph has TYPE_FP32 \[3\]",
+            r"\[4\]; use the graph's TYPE_FP32 \[3\]",
         ),
         (
             'max_batch_size: 1 output [ { name: "scores" data_type: TYPE_FP32 dims: [ -1, 3 ] } ]',
-            r"\[-1, 3\]; the graph has TYPE_FP32 \[3\]",
+            r"\[-1, 3\]; use the graph's TYPE_FP32 \[3\]",
         ),
         (
             'max_batch_size: 1 input [ { name: "image" data_type: TYPE_UINT8 dims: [ 3 ] reshape { shape: [ 1 ] } } ]',
-            r"\[1\] after its reshape; the graph has TYPE_UINT8 \[4, -1, 3\]",
+            r"\[1\] after its reshape; use the graph's TYPE_UINT8 \[4, -1, 3\]",
         ),
         (
             'max_batch_size: 1 output [ { name: "scores" dims: [ 2, 2 ] reshape { shape: [ 3 ] } } ]',
             r"dims \[2, 2\] and reshape \[3\], which hold different numbers",
         ),
-        ('max_batch_size: 1 output [ { name: "scores" dims: [ -1 ] } ]', r"\[-1\]; the graph has TYPE_FP32 \[3\]"),
+        ('max_batch_size: 1 output [ { name: "scores" dims: [ -1 ] } ]', r"\[-1\]; use the graph's TYPE_FP32 \[3\]"),
         ('output [ { name: "scores" }, { name: "scores" } ]', "'scores' twice; describe it once"),
     ],
 )

@@ -271,7 +271,7 @@ async def test_unknown_model_is_not_listed(stub):
         await stub.ListVersions(pb.ListVersionsRequest(model="other"))
 
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
-    assert caught.value.details() == "model 'other' is unknown; this suite has: tiny"
+    assert caught.value.details() == "model 'other' is unknown; name one that this suite has: tiny"
 
 
 @pytest.mark.parametrize(
@@ -372,7 +372,7 @@ async def test_trial_is_told_to_followers_promoted_and_taken_back(stub, good, up
         ("Promote", pb.PromoteRequest(model="tiny"), "FAILED_PRECONDITION", "neither canary nor shadow"),
         ("Promote", pb.PromoteRequest(model="tiny", version=9), "NOT_FOUND", "has no version 9"),
         ("Promote", pb.PromoteRequest(model="no"), "NOT_FOUND", "model 'no' is unknown"),
-        ("Rollback", pb.RollbackRequest(model="tiny"), "FAILED_PRECONDITION", "has served no other version"),
+        ("Rollback", pb.RollbackRequest(model="tiny"), "FAILED_PRECONDITION", "has had no version in it yet"),
         ("Rollback", pb.RollbackRequest(model="tiny", expected_generation=3), "FAILED_PRECONDITION", "not 3"),
         ("GetTraffic", pb.GetTrafficRequest(model="no"), "NOT_FOUND", "model 'no' is unknown"),
         ("DeleteVersion", pb.DeleteVersionRequest(model="tiny", version=2), "NOT_FOUND", "has no version 2"),

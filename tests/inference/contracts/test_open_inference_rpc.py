@@ -49,7 +49,7 @@ async def test_server_with_a_model_that_cannot_serve_is_live_but_not_ready(start
     assert not (await stub.ModelReady(pb.ModelReadyRequest(name="tiny"))).ready
     assert await refusal(stub.ModelMetadata(pb.ModelMetadataRequest(name="tiny"))) == (
         "UNAVAILABLE",
-        "model 'tiny' has no version that is ready; version 1: 1/model.onnx is missing",
+        "model 'tiny' has no version that is ready; version 1: 1/model.onnx is missing; put the graph there",
     )
 
 
@@ -148,7 +148,10 @@ async def test_text_goes_in_and_comes_out(start_inference, add_model, one_node):
 
     assert output(await stub.ModelInfer(request)).tolist() == [["ä".encode(), b""]]
     request.inputs[0].contents.bytes_contents[0] = b"\xff"
-    assert await refusal(stub.ModelInfer(request)) == ("INVALID_ARGUMENT", "input 'x' holds text that is not UTF-8")
+    assert await refusal(stub.ModelInfer(request)) == (
+        "INVALID_ARGUMENT",
+        "input 'x' holds text that is not UTF-8; send it as UTF-8",
+    )
 
 
 async def test_parameters_that_are_not_ours_are_ignored(stub, images, infer_request):
@@ -277,16 +280,16 @@ async def test_classification_into_no_classes_is_refused(stub, images, infer_req
 @pytest.mark.parametrize(
     ("change", "code", "words"),
     [
-        ({"model_name": "other"}, "NOT_FOUND", "model 'other' is unknown; this suite has: tiny"),
+        ({"model_name": "other"}, "NOT_FOUND", "model 'other' is unknown; name one that this suite has: tiny"),
         ({"model_name": ""}, "NOT_FOUND", "model '' is unknown"),
-        ({"model_version": "2"}, "NOT_FOUND", "model 'tiny' has no version 2; it has 1"),
+        ({"model_version": "2"}, "NOT_FOUND", "model 'tiny' has no version 2; name one that it has: 1"),
         ({"model_version": "v1"}, "INVALID_ARGUMENT", "model_version 'v1' is not a version"),
         ({"outputs": [{"name": "scores"}]}, "INVALID_ARGUMENT", "wants outputs ['scores']"),
         ({"raw_input_contents": []}, "INVALID_ARGUMENT", "input 'image' holds 0 values"),
         (
             {"raw_input_contents": [b"short"]},
             "INVALID_ARGUMENT",
-            "of UINT8 needs 240 bytes",
+            "send 240 for shape [5, 4, 4, 3] of UINT8",
         ),
         ({"raw_input_contents": [b""] * 2}, "INVALID_ARGUMENT", "has 1 inputs but 2 raw_input_contents"),
         (
@@ -306,7 +309,10 @@ async def test_request_that_cannot_be_answered_is_refused(stub, images, infer_re
 async def test_batch_over_the_limit_is_refused(stub, images, infer_request):
     code, words = await refusal(stub.ModelInfer(infer_request(np.concatenate([images] * 7))))
 
-    assert (code, words) == ("INVALID_ARGUMENT", "the request holds 35 samples; this model takes 1 to 32 at once")
+    assert (code, words) == (
+        "INVALID_ARGUMENT",
+        "the request holds 35 samples; this model takes 1 to 32 at once; send fewer",
+    )
 
 
 async def test_tensor_of_another_spec_is_refused_with_both_digests(stub, tiny_classifier, images, infer_request):

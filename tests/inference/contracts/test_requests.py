@@ -43,7 +43,7 @@ def test_version_is_a_number(text, number):
     "text", ["v1", "0", "-1", "1.0", " 1", "\N{ARABIC-INDIC DIGIT ONE}", str(2**63), "0" * 19 + "1" * 5000, "latest"]
 )
 def test_version_that_is_no_positive_integer_is_refused(text):
-    with pytest.raises(InvalidInput, match="is not a version; versions are integers from 1"):
+    with pytest.raises(InvalidInput, match="is not a version; give an integer from 1"):
         requested_version(text)
 
 
@@ -120,17 +120,17 @@ A, B = ("a", "FP32", [1, 2]), ("b", "INT64", [1])
 @pytest.mark.parametrize(
     ("message", "signature", "words"),
     [
-        (request(A, raw=[bytes(8)]), PAIR, r"has inputs \['a'\]; this model takes exactly \['a', 'b'\]"),
+        (request(A, raw=[bytes(8)]), PAIR, r"has inputs \['a'\]; send exactly \['a', 'b'\]"),
         (request(A, A, raw=[bytes(8)] * 2), PAIR, r"has inputs \['a', 'a'\]"),
         (request(A, B, ("c", "FP32", [1]), raw=[bytes(8)] * 3), PAIR, r"\['a', 'b', 'c'\]"),
         (request(), PAIR, r"has inputs \[\]"),
         (request(A, B, raw=[bytes(8)]), PAIR, "has 2 inputs but 1 raw_input_contents"),
         (request(A, B), PAIR, "input 'a' holds 0 values"),
-        (request(A, ("b", "INT32", [1]), raw=[bytes(8)] * 2), PAIR, "datatype 'INT32'; this model takes INT64"),
-        (request(("a", "FP32", [1, 3]), B, raw=[bytes(8)] * 2), PAIR, r"shape \[1, 3\]; this model takes \[-1, 2\]"),
-        (request(("a", "FP32", [2]), B, raw=[bytes(8)] * 2), PAIR, r"shape \[2\]; this model takes"),
-        (request(("a", "FP32", [-1, 2]), B, raw=[bytes(8)] * 2), PAIR, "every dimension must be 0 or more"),
-        (request(("a", "FP32", [2, 2]), B, raw=[bytes(8)] * 2), PAIR, "holds 8 bytes; .* needs 16 bytes"),
+        (request(A, ("b", "INT32", [1]), raw=[bytes(8)] * 2), PAIR, "datatype 'INT32'; send INT64"),
+        (request(("a", "FP32", [1, 3]), B, raw=[bytes(8)] * 2), PAIR, r"shape \[1, 3\]; send \[-1, 2\]"),
+        (request(("a", "FP32", [2]), B, raw=[bytes(8)] * 2), PAIR, r"shape \[2\]; send \[-1, 2\]"),
+        (request(("a", "FP32", [-1, 2]), B, raw=[bytes(8)] * 2), PAIR, "give 0 or more for each dimension"),
+        (request(("a", "FP32", [2, 2]), B, raw=[bytes(8)] * 2), PAIR, "holds 8 bytes; send 16 for"),
         (request(("a", "FP32", [2**62, 2]), B, raw=[bytes(8)] * 2), PAIR, "holds 8 bytes"),
         (request(("a", "FP32", [2, 2]), B, raw=[bytes(16), bytes(8)]), PAIR, "batch dimensions {'a': 2, 'b': 1}"),
         (request(("x", "FP32", [0]), raw=[b""]), one("FP32", max_batch_size=4), "1 or more"),
@@ -142,16 +142,20 @@ A, B = ("a", "FP32", [1, 2]), ("b", "INT64", [1])
         (
             request(("x", "UINT8", [1], pb.InferTensorContents(uint_contents=[256]))),
             one("UINT8"),
-            "holds a value that does not fit UINT8",
+            "holds 256, which does not fit UINT8; send values from 0 to 255",
         ),
         (
             request(("x", "UINT8", [1], pb.InferTensorContents(fp32_contents=[1]))),
             one("UINT8"),
-            r"holds 0 values; shape \[1\] needs another count",
+            r"holds 0 values; send 1 for shape \[1\]",
         ),
         (request(("x", "FP16", [1], pb.InferTensorContents(fp32_contents=[1]))), one("FP16"), "send it raw"),
         (request(("x", "FP32", [0, 2**62, 2**62])), one("FP32", (-1, -1, -1)), "which no array can have"),
-        (request(("x", "FP32", [-1, -1], pb.InferTensorContents(fp32_contents=[1]))), one("FP32", (-1, -1)), "another"),
+        (
+            request(("x", "FP32", [-1, -1], pb.InferTensorContents(fp32_contents=[1]))),
+            one("FP32", (-1, -1)),
+            "give 0 or more for each",
+        ),
     ],
 )
 def test_request_that_does_not_fit_is_refused(message, signature, words):
@@ -186,7 +190,7 @@ def test_outputs_come_in_the_order_of_the_request(names, given):
 def test_unknown_or_repeated_output_is_refused(names):
     outputs = [pb.ModelInferRequest.InferRequestedOutputTensor(name=name) for name in names]
 
-    with pytest.raises(InvalidInput, match=r"this model gives each of \['p', 'q'\] once"):
+    with pytest.raises(InvalidInput, match=r"ask for each of \['p', 'q'\] once at most"):
         requested_outputs(pb.ModelInferRequest(outputs=outputs), SIGNATURE)
 
 

@@ -55,7 +55,7 @@ async def test_trace_settings_of_an_unknown_model_are_not_found(stub):
 @pytest.mark.parametrize(
     ("name", "values", "error", "words"),
     [
-        ("trace_levels", ["OFF"], InvalidInput, "'trace_levels' is unknown; there are trace_file, trace_level"),
+        ("trace_levels", ["OFF"], InvalidInput, "'trace_levels' is unknown; use one of trace_file, trace_level"),
         ("trace_level", ["TENSORS"], Unsupported, "use OFF or TIMESTAMPS"),
         ("trace_level", ["timestamps"], Unsupported, "use OFF or TIMESTAMPS"),
         ("trace_file", ["/etc/passwd"], Unsupported, "traces go to the service's log"),
@@ -180,11 +180,11 @@ async def test_log_settings_are_shown_and_changed(stub):
 @pytest.mark.parametrize(
     ("name", "value", "error", "words"),
     [
-        ("log_debug", True, InvalidInput, "'log_debug' is unknown; there are log_file, log_format, log_info"),
+        ("log_debug", True, InvalidInput, "'log_debug' is unknown; use one of log_file, log_format, log_info"),
         ("log_info", 1, InvalidInput, "'log_info' cannot be 1; give it as a bool_param"),
         ("log_verbose_level", True, InvalidInput, "give it as a uint32_param"),
-        ("log_file", "/tmp/log", Unsupported, "log_file is '' and cannot be changed"),
-        ("log_format", "default", Unsupported, "log_format is 'ISO8601' and cannot be changed"),
+        ("log_file", "/tmp/log", Unsupported, "log_file cannot be '/tmp/log': the log goes to standard error"),
+        ("log_format", "default", Unsupported, "log_format cannot be 'default': the log goes to standard error"),
     ],
 )
 def test_log_setting_that_cannot_be_is_refused_and_changes_nothing(name, value, error, words):

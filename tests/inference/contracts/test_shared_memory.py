@@ -172,7 +172,7 @@ async def test_registered_regions_are_shown_and_forgotten(stub, register, memory
     await stub.SystemSharedMemoryUnregister(pb.SystemSharedMemoryUnregisterRequest())
     assert not (await stub.SystemSharedMemoryStatus(pb.SystemSharedMemoryStatusRequest())).regions
     code, words = await refusal(stub.SystemSharedMemoryStatus(pb.SystemSharedMemoryStatusRequest(name="a")))
-    assert (code, words) == ("NOT_FOUND", "region 'a' is not registered; registered are: none")
+    assert (code, words) == ("NOT_FOUND", "region 'a' is not registered; register it first (registered are: none)")
 
 
 async def test_input_is_read_from_and_output_written_to_shared_memory(
@@ -244,11 +244,16 @@ async def test_text_and_classes_go_through_shared_memory(
 @pytest.mark.parametrize(
     ("input_place", "output_place", "code", "words"),
     [
-        ({"region": "other", "byte_size": 240}, None, "NOT_FOUND", "'other' is not registered; registered are: region"),
+        (
+            {"region": "other", "byte_size": 240},
+            None,
+            "NOT_FOUND",
+            "'other' is not registered; register it first (registered are: region)",
+        ),
         ({"region": "", "byte_size": 240}, None, "INVALID_ARGUMENT", "give shared_memory_region a name"),
         ({"byte_size": None}, None, "INVALID_ARGUMENT", "-1 bytes from byte 0; give"),
         ({"byte_size": 240, "offset": -1}, None, "INVALID_ARGUMENT", "240 bytes from byte -1; give"),
-        ({"byte_size": 239}, None, "INVALID_ARGUMENT", "holds 239 bytes; shape [5, 4, 4, 3] of UINT8 needs 240"),
+        ({"byte_size": 239}, None, "INVALID_ARGUMENT", "holds 239 bytes; send 240 for shape [5, 4, 4, 3] of UINT8"),
         ({"byte_size": 4097}, None, "INVALID_ARGUMENT", "reach out of region 'region', which has 4096 bytes"),
         ({"byte_size": 240, "offset": 4000}, None, "INVALID_ARGUMENT", "240 bytes from byte 4000 reach out"),
         ({"byte_size": 240}, {"byte_size": 59}, "INVALID_ARGUMENT", "has 60 bytes, but its shared memory has 59"),

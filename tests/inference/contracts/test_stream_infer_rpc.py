@@ -54,7 +54,7 @@ async def test_error_is_a_message_with_the_id_and_the_stream_goes_on(stub, image
     good, bad, last = [response async for response in call]
 
     assert len(scores(good)) == len(scores(last)) == len(images)
-    assert bad.error_message == "model 'other' is unknown; this suite has: tiny"
+    assert bad.error_message == "model 'other' is unknown; name one that this suite has: tiny"
     assert bad.infer_response == pb.ModelInferResponse(id="2")
     assert await call.code() is grpc.StatusCode.OK
 
@@ -64,7 +64,9 @@ async def test_error_is_a_status_that_ends_the_stream_where_the_client_asked_for
     responses = aiter(stub.ModelStreamInfer(iter(requests), metadata=[("triton_grpc_error", "true")]))
 
     assert len(scores(await anext(responses))) == len(images)
-    with pytest.raises(grpc.aio.AioRpcError, match="model 'other' is unknown; this suite has: tiny") as caught:
+    with pytest.raises(
+        grpc.aio.AioRpcError, match="model 'other' is unknown; name one that this suite has: tiny"
+    ) as caught:
         await anext(responses)
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 

@@ -65,7 +65,7 @@ async def test_statistics_find_the_version_that_ran(client, images):
 @pytest.mark.parametrize(
     ("model", "version", "status", "words"),
     [
-        ("other", "", "StatusCode.NOT_FOUND", "model 'other' is unknown; this suite has: tiny"),
+        ("other", "", "StatusCode.NOT_FOUND", "model 'other' is unknown; name one that this suite has: tiny"),
         ("tiny", "2", "StatusCode.NOT_FOUND", "has no version 2"),
         ("tiny", "v1", "StatusCode.INVALID_ARGUMENT", "is not a version"),
     ],
@@ -117,7 +117,7 @@ async def test_aio_client_streams(client, tiny_classifier, images):
         )
         np.testing.assert_array_equal(result.as_numpy("probabilities"), tiny_classifier.infer(images[:count]))
     assert last[0] is None
-    assert last[1].message() == "model 'other' is unknown; this suite has: tiny"
+    assert last[1].message() == "model 'other' is unknown; name one that this suite has: tiny"
 
 
 async def test_synchronous_client_streams_and_goes_on_after_an_error(inference, tiny_classifier, images):

@@ -12,13 +12,14 @@ from aimass.open_inference import grpc_service_pb2 as pb
 from aimass.open_inference.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 from services.common.tensors import to_raw
 
-MATERIAL = Path("/work/shared/material/models")
-"""Models of other people; not part of the repository."""
+MATERIAL = Path(__file__).parents[4] / "shared" / "material" / "models"
+"""Models of other people, which may lie beside the checkout; no part of the repository."""
+PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": [("CUDAExecutionProvider", {"use_tf32": "0"})]}
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 @pytest.fixture
-def serve_and_compare(start_inference, add_model):
+def serve_and_compare(start_inference, add_model, device):
     """A function that serves a graph and compares what both give: await compare(path, config, inputs of requests)."""
 
     async def compare(path: Path, config: str | None, requests: list[dict[str, np.ndarray]]) -> None:
@@ -33,7 +34,7 @@ def serve_and_compare(start_inference, add_model):
                 request.inputs.add(name=name, datatype=datatypes[name], shape=array.shape)
                 request.raw_input_contents.append(to_raw(array))
             response = await stub.ModelInfer(request)
-            expected = run_bare(path, inputs)
+            expected = run_bare(path, inputs, device)
 
             assert [tensor.name for tensor in response.outputs] == list(expected)
             for tensor, raw in zip(response.outputs, response.raw_output_contents, strict=True):
@@ -43,11 +44,11 @@ def serve_and_compare(start_inference, add_model):
     return compare
 
 
-def run_bare(path: Path, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def run_bare(path: Path, inputs: dict[str, np.ndarray], device: str) -> dict[str, np.ndarray]:
     """Return what an ONNX Runtime session of one thread gives."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
-    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(path, options, providers=PROVIDERS[device])
     names = [output.name for output in session.get_outputs()]
     if BFLOAT16 not in [array.dtype for array in inputs.values()]:
         return dict(zip(names, session.run(names, inputs), strict=True))

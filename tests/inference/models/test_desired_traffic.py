@@ -51,7 +51,7 @@ def test_rolling_back_takes_back_a_trial_first_and_then_the_last_change():
 
 
 def test_rolling_back_needs_something_to_go_back_to():
-    with pytest.raises(Conflict, match="has served no other version than 2"):
+    with pytest.raises(Conflict, match="traffic of model 'm' has had only version 2 in it; set it"):
         Traffic(1, 2).rolled_back("m")
 
 

@@ -131,7 +131,7 @@ async def test_traffic_can_move_to_a_version_that_is_not_loaded(start, publish):
 @pytest.mark.parametrize(
     ("file", "content", "reason"),
     [
-        ("2/model.onnx", b"garbage", "the file was damaged or exchanged"),
+        ("2/model.onnx", b"garbage", "publish it again, for it was damaged or exchanged"),
         ("2/model.onnx", None, "2/model.onnx is missing"),
         ("2/model.json", b"{", "model.json is not a valid manifest"),
         ("2/model.json", b'{"golden": {"inputs": [], "outputs": []}}', "golden.inputs"),
@@ -268,8 +268,8 @@ async def test_publisher_that_goes_away_leaves_a_whole_version_or_none(start, ti
 @pytest.mark.parametrize(
     ("model", "version", "generation", "error", "words"),
     [
-        ("other", 1, None, NotFound, "model 'other' is unknown; this suite has: tiny"),
-        ("tiny", 9, None, NotFound, "has no version 9; it has 1"),
+        ("other", 1, None, NotFound, "model 'other' is unknown; name one that this suite has: tiny"),
+        ("tiny", 9, None, NotFound, "has no version 9; name one that it has: 1"),
         ("tiny", 0, None, InvalidInput, "stable_version is missing"),
         ("tiny", 2, None, Conflict, "version 2 of model 'tiny' is UNAVAILABLE"),
         ("tiny", 1, 7, Conflict, "has generation 0, not 7"),
@@ -432,6 +432,18 @@ async def test_promoting_and_rolling_back_load_nothing(start, publish):
     assert server._models["tiny"].loaded == both
 
 
+async def test_version_that_serves_while_the_traffic_names_none_is_not_deleted(start, add_model, tiny_classifier):
+    add_model(tiny_classifier.path, "bare", 1)
+    add_model(tiny_classifier.path, "bare", 2)
+    server = await start()
+
+    await server.delete("bare", 1)
+    with pytest.raises(Conflict, match="version 2 of model 'bare' has a part in its traffic"):
+        await server.delete("bare", 2)
+
+    assert states_of(server, "bare") == {2: READY}
+
+
 async def test_version_with_a_part_in_the_traffic_is_not_deleted_and_a_deleted_number_is_not_given_out_again(
     start, publish, model_repository
 ):
@@ -470,6 +482,9 @@ async def test_files_that_come_with_a_load_take_the_folders_place_until_the_next
     assert states_of(server) == {5: READY}
     assert server.resolve("tiny")[1].signature.max_batch_size == 3
     assert server.resolve("fresh")[0] == 5
+    await server.unload("fresh")
+    with pytest.raises(Conflict, match="version 5 of model 'fresh' came with the request that loaded it"):
+        await server.delete("fresh", 5)
     await server.load("tiny")
     assert states_of(server) == {1: READY}
     assert server.resolve("tiny")[1].signature.max_batch_size == 32

@@ -76,8 +76,8 @@ def test_graph_with_another_digest_is_refused_with_both(load, model_repository, 
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"input": "pixels"}, r"makes input 'pixels'; the graph takes \['image'\]"),
-        ({"width": 5}, r"makes UINT8 \[-1, 4, 5, 3\]; the graph takes UINT8 \[-1, 4, 4, 3\]"),
+        ({"input": "pixels"}, r"makes input 'pixels' alone, and the graph takes \['image'\]"),
+        ({"width": 5}, r"makes UINT8 \[-1, 4, 5, 3\], and the graph takes UINT8 \[-1, 4, 4, 3\]"),
         ({"layout": "NCHW"}, r"makes UINT8 \[-1, 3, 4, 4\]"),
         ({"datatype": "FP32"}, r"makes FP32 .* the graph takes UINT8"),
     ],
@@ -93,7 +93,7 @@ def test_preprocess_spec_that_does_not_fit_the_graph_is_refused(load, edit_manif
 def test_labels_that_do_not_fit_the_scores_are_refused(load, edit_manifest):
     edit_manifest(labels=["red", "green"])
 
-    with pytest.raises(InvalidInput, match=r"model\.json has 2 labels; the graph gives 3 scores"):
+    with pytest.raises(InvalidInput, match=r"model\.json has 2 labels; give 3, one for each score"):
         load("tiny")
 
 
@@ -107,9 +107,9 @@ def golden(images: np.ndarray, outputs: np.ndarray, output="probabilities", data
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda images, outputs: golden(images, outputs + np.float32(2e-4)), "differs by 0.0002; at most 0.0001"),
+        (lambda images, outputs: golden(images, outputs + np.float32(2e-4)), "differs by 0.0002, and at most 0.0001"),
         (lambda images, outputs: golden(images, np.full_like(outputs, np.nan)), "differs by nan"),
-        (lambda images, outputs: golden(images, outputs[:1]), r"has shape \[1, 3\]; the graph gave \[5, 3\]"),
+        (lambda images, outputs: golden(images, outputs[:1]), r"has shape \[1, 3\], but the graph gave \[5, 3\]"),
         (lambda images, outputs: golden(images, outputs, output="scores"), "do not fit the graph"),
         (lambda images, outputs: golden(images[:, :2], outputs), "do not fit the graph"),
         (lambda images, outputs: golden(images, np.array([b"a"], np.object_), datatype="BYTES"), "is text"),
@@ -302,8 +302,8 @@ def test_warm_up_of_the_config_is_run(load, add_model, one_node, data):
     [
         (5, "data_type: TYPE_INT64 dims: [ 1 ] zero_data: true", "batch_size 5; use 1 to 4"),
         (0, "data_type: TYPE_INT64 dims: [ 1 ] zero_data: true", "batch_size 0; use 1 to 4"),
-        (1, "data_type: TYPE_FP32 dims: [ 1 ] zero_data: true", r"FP32 \[1\]; the model takes INT64 \[1\]"),
-        (1, "data_type: TYPE_INT64 dims: [ 2 ] zero_data: true", r"INT64 \[2\]; the model takes INT64 \[1\]"),
+        (1, "data_type: TYPE_FP32 dims: [ 1 ] zero_data: true", r"FP32 \[1\]; use INT64 \[1\]"),
+        (1, "data_type: TYPE_INT64 dims: [ 2 ] zero_data: true", r"INT64 \[2\]; use INT64 \[1\]"),
         (1, "data_type: TYPE_INT64 dims: [ 1 ]", "has no data"),
         (1, 'data_type: TYPE_INT64 dims: [ 1 ] input_data_file: "x.raw"', "not a file in the model's folder warmup/"),
         (1, 'data_type: TYPE_INT64 dims: [ 1 ] input_data_file: "../config.pbtxt"', "not a file in the model's folder"),
