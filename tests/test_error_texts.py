@@ -10,9 +10,9 @@ from tests.error_texts import raised_in
 
 FOLDERS = [Path(package.__path__[0]) for package in (gateway, services)]
 ADVICE = """
-    add allow ask begin change compress connect copy correct create describe export give install leave load look lower
-    make mark mend move name nest pass preprocess publish put raise register remove retry save see send set start train try
-    unload unregister upload use wait
+    add allow ask begin change compress connect copy correct create describe export give install leave load look
+    lower make mark mend move name nest pass preprocess publish put raise register remove retry save see send set
+    start train try unload unregister upload use wait
 """
 """How sentences begin that say what to do."""
 _TELLS = re.compile(rf"(?:[;:,] (?:or |and )?|\b(?:or|and) )(?:{'|'.join(ADVICE.split())})\b")

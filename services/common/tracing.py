@@ -78,15 +78,20 @@ def _call_span(name: str, parent: contexts.Context, attributes: Mapping[str, str
         begun.end()
 
 
+def is_traced() -> bool:
+    """Whether the current call is."""
+    return _on and trace.get_current_span().is_recording()
+
+
 def span(name: str, attributes: Mapping[str, str | int] | None = None) -> AbstractContextManager[Any]:
     """Return the span of a part of the current call; nothing where that is not traced."""
-    if not _on or not trace.get_current_span().is_recording():
+    if not is_traced():
         return _NOTHING
     return _tracer.start_as_current_span(name, attributes=attributes)
 
 
 def record_span(name: str, begin: int, end: int, attributes: Mapping[str, str | int] | None = None) -> None:
-    """Add a part of the current call that is over.
+    """Add a part of the current call, which is traced, that is over.
 
     Args:
         name: Of the part.
@@ -94,8 +99,6 @@ def record_span(name: str, begin: int, end: int, attributes: Mapping[str, str | 
         end: When it ended.
         attributes: What else is known.
     """
-    if not _on or not trace.get_current_span().is_recording():
-        return
     offset = time.time_ns() - time.perf_counter_ns()
     _tracer.start_span(name, attributes=attributes, start_time=begin + offset).end(end + offset)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from aimass.open_inference import grpc_service_pb2 as pb
 from services.common.errors import DeadlineExceeded, NotReady, Overloaded, ServiceError
-from services.common.tracing import record_span
+from services.common.tracing import is_traced, record_span
 from services.inference.batching.batcher import Inference, merge_inferences
 from services.inference.contracts.requests import (
     RequestOptions,
@@ -82,7 +82,8 @@ async def execute(
         version.statistics.record_failure(time.perf_counter_ns() - arrival, _failure_reason(error))
         raise
     total = time.perf_counter_ns() - arrival
-    _record_spans(request.model_name, number, arrival, inference)
+    if is_traced():
+        _record_spans(request.model_name, number, arrival, inference)
     version.statistics.record_success(samples, total, inference.queue, inference.times)
     if samples <= (version.signature.samples_per_run or samples):  # a shadow runs nothing in parts
         models.answered(request.model_name, number, inputs, outputs, samples, inference)
