@@ -66,6 +66,16 @@ def test_perf_analyzer_measures_in_every_way_that_it_has(suites, way):
     check(perf_analyzer("-m", "cifar10", "-u", address, *arguments, *QUICK))
 
 
+def test_perf_analyzer_collects_metrics(suites):
+    suite = suites["services"]
+    wanted = ("--collect-metrics", "--metrics-url", f"127.0.0.1:{suite.ports.metrics}/metrics")
+
+    done = perf_analyzer("-m", "cifar10", "-i", "grpc", "-u", suite.address, *wanted, *ONE, *QUICK)
+
+    check(done)
+    assert "Server Prometheus Metrics" in done.stdout
+
+
 @pytest.fixture
 def untraced(suites):
     """The suite in services mode, whose trace settings are the defaults again afterwards."""
