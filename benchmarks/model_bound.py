@@ -10,14 +10,10 @@ import argparse
 import asyncio
 import os
 import platform
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -25,12 +21,11 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import uvloop
-from grpc_health.v1 import health_pb2
-from grpc_health.v1.health_pb2_grpc import HealthStub
 from onnx import TensorProto, helper, numpy_helper
 
 from aimass.open_inference import grpc_service_pb2 as pb
 from aimass.open_inference.grpc_service_pb2_grpc import GRPCInferenceServiceStub
+from benchmarks.suites import running_inference
 from services.inference.engine import OnnxModel
 
 MODEL, SIDE = "network", 32
@@ -39,7 +34,6 @@ CALLERS = 3
 """One request runs, one waits, and one is on its way."""
 LOOKS = 4
 """At each batch, to find the best."""
-START_SECONDS = 60.0
 Run = Callable[[np.ndarray], object]
 
 
@@ -103,40 +97,6 @@ async def served(stub: GRPCInferenceServiceStub, batch: int, callers: int, secon
 
     await asyncio.gather(*(call() for _ in range(callers)))
     return answered / (time.perf_counter() - begin)
-
-
-@contextmanager
-def running_inference(repository: Path, threads: int) -> Iterator[str]:
-    """Start the inference service as a process of its own, and stop it at the end."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    environ = {key: value for key, value in os.environ.items() if not key.startswith("INFERENCE_")} | {
-        "INFERENCE_PORT": str(port),
-        "INFERENCE_REPOSITORY": str(repository),
-        "INFERENCE_DEVICE": "cpu",
-        "INFERENCE_THREADS": str(threads),
-        "INFERENCE_LOG_LEVEL": "WARNING",
-    }
-    with subprocess.Popen([sys.executable, "-m", "services.inference"], env=environ) as process:
-        try:
-            _wait_serving(f"127.0.0.1:{port}", process)
-            yield f"127.0.0.1:{port}"
-        finally:
-            process.terminate()
-
-
-def _wait_serving(address: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    with grpc.insecure_channel(address) as channel:
-        while process.poll() is None and time.monotonic() < deadline:
-            try:
-                answer = HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1.0, wait_for_ready=True)
-            except grpc.RpcError:
-                continue
-            if answer.status == health_pb2.HealthCheckResponse.SERVING:
-                return
-            time.sleep(0.05)
-    raise RuntimeError(f"the inference service did not get ready on {address}")
 
 
 async def measure(

@@ -73,6 +73,26 @@ def running_suite(mode: str, home: Path, **settings: str) -> Iterator[Suite]:
             process.send_signal(signal.SIGTERM)
 
 
+@contextmanager
+def running_inference(repository: Path, threads: int) -> Iterator[str]:
+    """Start the inference service alone, with its graphs on the CPU, and stop it at the end; yield its address."""
+    (port,) = _free_ports(1)
+    environ = os.environ | {
+        "INFERENCE_PORT": str(port),
+        "INFERENCE_METRICS_PORT": "0",
+        "INFERENCE_REPOSITORY": str(repository),
+        "INFERENCE_DEVICE": "cpu",
+        "INFERENCE_THREADS": str(threads),
+        "INFERENCE_LOG_LEVEL": "WARNING",
+    }
+    with subprocess.Popen([sys.executable, "-m", "services.inference"], env=environ) as process:
+        try:
+            _wait_serving(port, process)
+            yield f"127.0.0.1:{port}"
+        finally:
+            process.terminate()
+
+
 def _free_ports(count: int) -> list[int]:
     listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [listener.getsockname()[1] for listener in listeners]
@@ -93,7 +113,7 @@ def _wait_serving(port: int, process: subprocess.Popen[bytes]) -> None:
             except grpc.RpcError:
                 pass
             if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"the suite did not get ready on port {port}")
+                raise RuntimeError(f"nothing got ready on port {port}")
             time.sleep(0.1)
 
 

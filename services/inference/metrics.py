@@ -54,7 +54,7 @@ class ModelFigures(Collector):
             "aimass_inference_batches", "Runs of the graph by samples in the batch.", labels=(*LABELS, "samples")
         )
         for labels, version in loaded:
-            pending.add_metric(labels, version.waiting_requests)
+            pending.add_metric(labels, version.batcher.waiting_requests)
             for stage, latencies in STAGES.items():
                 add_latencies(stages, (*labels, stage), latencies(version.statistics))
             for samples, durations in sorted(version.statistics.batches.items()):

@@ -123,7 +123,7 @@ async def _infer(
     options: RequestOptions,
 ) -> Inference:
     async def infer(inputs: Arrays, samples: int) -> Inference:
-        return await version.infer(
+        return await version.batcher.infer(
             inputs,
             outputs,
             samples,

@@ -65,7 +65,7 @@ class Shadow:
     async def _compare(self, inputs: Arrays, outputs: Sequence[str], samples: int, answer: Inference) -> None:
         deadline = asyncio.get_running_loop().time() + SHADOW_SECONDS
         try:
-            shown = await self._version.infer(inputs, outputs, samples, deadline)
+            shown = await self._version.batcher.infer(inputs, outputs, samples, deadline)
         except Exception as error:  # whatever a candidate does, the answer has left
             self.counts.failed += 1
             log.info("shadow failed", version=self.counts.version, message=status_of(error).message)

@@ -12,7 +12,7 @@ from aimass.open_inference import model_config_pb2
 from services.common.errors import InvalidInput
 from services.common.manifest import MANIFEST_FILE, Golden, Manifest
 from services.common.tensors import numpy_dtype
-from services.inference.batching.batcher import Batcher, Inference
+from services.inference.batching.batcher import Batcher
 from services.inference.batching.statistics import Statistics
 from services.inference.config.model_config import (
     batch_options,
@@ -28,7 +28,7 @@ from services.inference.config.placement import Instances, placements
 from services.inference.config.reshape import ReshapedRun
 from services.inference.config.tuning import tuning_of
 from services.inference.config.warmup import read_warmups
-from services.inference.engine import BFLOAT16, ENDLESS, Arrays, OnnxModel, Signature, TensorSpec, gpu_count
+from services.inference.engine import BFLOAT16, ENDLESS, OnnxModel, Signature, TensorSpec, gpu_count
 from services.inference.models.graph_check import check_graph, check_size
 from services.inference.settings import InferenceSettings
 
@@ -59,35 +59,15 @@ class LoadedVersion:
         self.preprocess_digest = manifest.preprocess.digest if manifest.preprocess else ""
         run = graphs[0].run if len(set(graphs)) == 1 else Instances(graphs).run
         reshapes = reshapes_of(config)
-        self._batcher = Batcher(
+        self.batcher = Batcher(
             ReshapedRun(run, reshapes, config.max_batch_size > 0) if reshapes else run,
             batch_options(config, max_queue_samples, len(graphs)),
             self.statistics,
         )
 
-    @property
-    def waiting_requests(self) -> int:
-        """How many requests wait to run."""
-        return self._batcher.waiting_requests
-
     def labels_of(self, output: str) -> Sequence[str]:
         """Return the labels of an output's classes; none where it has none."""
         return self.manifest.labels or self.output_labels.get(output, ())
-
-    async def infer(
-        self,
-        inputs: Arrays,
-        outputs: Sequence[str],
-        samples: int,
-        deadline: float,
-        *,
-        priority: int = 0,
-        timeout_seconds: float = math.inf,
-    ) -> Inference:
-        """Run the graph; see `Batcher.infer`."""
-        return await self._batcher.infer(
-            inputs, outputs, samples, deadline, priority=priority, timeout_seconds=timeout_seconds
-        )
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -106,7 +86,7 @@ class LoadedVersion:
 
     def _close_when_unused(self) -> None:
         if self._closing and not self._users:
-            self._batcher.close()
+            self.batcher.close()
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -73,7 +73,7 @@ def load(folder, settings):
 )
 async def test_external_data_in_the_folder_is_loaded(load, location, fields):
     version = load(make_model([ADD], [external(location, **fields)]))
-    inference = await version.infer({"x": np.ones((1, 2), np.float32)}, ["y"], 1, np.inf)
+    inference = await version.batcher.infer({"x": np.ones((1, 2), np.float32)}, ["y"], 1, np.inf)
     version.close()
 
     assert inference.outputs[0].tolist() == [[11, 21]]

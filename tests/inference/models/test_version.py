@@ -243,7 +243,7 @@ async def test_tensors_are_reshaped_between_request_and_graph(load, add_model, o
     """
     add_model(one_node("Neg", ["n"]), "flat", config=config)
     version = await asyncio.to_thread(load, "flat")
-    inference = await version.infer({"x": np.array([[1], [2]], np.float32)}, ["y"], 2, math.inf)
+    inference = await version.batcher.infer({"x": np.array([[1], [2]], np.float32)}, ["y"], 2, math.inf)
     version.close()
 
     assert [spec.shape for spec in (*version.signature.inputs, *version.signature.outputs)] == [(-1, 1), (-1, 1, 1)]
@@ -254,7 +254,7 @@ async def test_dimensions_that_vary_keep_their_order_in_a_reshape(load, add_mode
     config = 'input [ { name: "x" dims: [ 2, -1, 3, -1 ] reshape { shape: [ 1, 2, -1, 1, 3, -1 ] } } ]'
     add_model(one_node("Neg", [1, 2, "a", 1, 3, "b"]), "varied", config=config)
     version = await asyncio.to_thread(load, "varied")
-    inference = await version.infer({"x": np.ones((2, 5, 3, 7), np.float32)}, ["y"], 1, math.inf)
+    inference = await version.batcher.infer({"x": np.ones((2, 5, 3, 7), np.float32)}, ["y"], 1, math.inf)
     version.close()
 
     assert version.signature.inputs[0].shape == (2, -1, 3, -1)
@@ -265,7 +265,7 @@ async def test_scalar_of_a_graph_without_a_batch_is_reshaped(load, add_model, on
     config = 'input [ { name: "x" dims: [ 1 ] reshape {} } ] output [ { name: "y" dims: [ 1 ] reshape {} } ]'
     add_model(one_node("Neg", []), "scalar", config=config)
     version = await asyncio.to_thread(load, "scalar")
-    inference = await version.infer({"x": np.ones(1, np.float32)}, ["y"], 1, math.inf)
+    inference = await version.batcher.infer({"x": np.ones(1, np.float32)}, ["y"], 1, math.inf)
     version.close()
 
     assert inference.outputs[0].tolist() == [-1]
@@ -338,6 +338,6 @@ def test_text_is_batched(load, add_model, one_node, shape):
 def test_config_gives_the_model_its_own_threads(load, add_model, one_node, config, threads):
     text = f'parameters {{ key: "intra_op_thread_count" value {{ string_value: "{config}" }} }}' if config else ""
     add_model(one_node("Neg", ["n"]), "threads", config=text)
-    graph = load("threads", threads=3)._batcher._run.__self__
+    graph = load("threads", threads=3).batcher._run.__self__
 
     assert graph._session.get_session_options().intra_op_num_threads == threads
