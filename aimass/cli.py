@@ -267,6 +267,9 @@ def oip_check(
     ] = None,
     write: Annotated[bool, typer.Option("--write", help="Also load the model again and register memory.")] = False,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that any one call may take.")] = 5,
+    metrics_url: Annotated[
+        str, typer.Option(help="Of the metrics, or `none` to leave them out; port 8002 of the host if absent.")
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
 ) -> None:
     """Check a server for what its stock clients rely on. Ends with 1 when something breaks a client."""
@@ -278,7 +281,15 @@ def oip_check(
     try:
         shapes = parse_shapes(shape or [])
         with err.status("connecting") as status:
-            findings = check_server(address, model, shapes, write=write, timeout=timeout, on_check=status.update)
+            findings = check_server(
+                address,
+                model,
+                shapes,
+                write=write,
+                timeout=timeout,
+                metrics_url=metrics_url,
+                on_check=status.update,
+            )
     except (Unreachable, UnknownModel, ValueError) as error:
         _fail(str(error))
     if as_json:

@@ -173,8 +173,6 @@ def load(content: Path | bytes, case: dict, shared: dict[str, ort.OrtValue]) -> 
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
     options.enable_cpu_mem_arena = case.get("arena", True)
-    if not case.get("optimizer", True):
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     for key, value in case.items():
         if key.startswith("session."):
             options.add_session_config_entry(key, value)

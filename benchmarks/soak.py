@@ -64,6 +64,8 @@ async def run(suite: Suite, requests: int, swaps: int) -> None:
             async def swap() -> None:
                 for folder in await new_versions(lifecycle, swaps // PARTS, Path(scratch)):
                     await change(lifecycle, folder)
+                    if (old := int(folder.name) - 2) > 0:  # neither the stable version nor the one before
+                        await lifecycle.DeleteVersion(lifecycle_pb2.DeleteVersionRequest(model=MODEL, version=old))
 
             per_swap, sizes = await slope(suite, swap, swaps // PARTS)
         print(f"{suite.mode}: {swaps} swaps: {per_swap:+.0f} bytes per swap; {_mib(sizes)}")

@@ -8,7 +8,7 @@ from services.common.server import StopSignal, run_process, serve
 
 async def main(settings: GatewaySettings, stop: StopSignal) -> None:
     """Serve until told to stop."""
-    async with connected_backends(settings) as backends:
+    async with connected_backends(settings, stop) as backends:
         await serve(GatewayComponent(settings, backends, stop), settings, settings.grpc_port, stop)
 
 

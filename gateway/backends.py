@@ -21,7 +21,7 @@ from gateway.forwarding import forwarded_service
 from gateway.settings import GatewaySettings
 from services.common.channels import open_channel
 from services.common.direct import UnaryCall
-from services.common.server import Service
+from services.common.server import Service, StopSignal
 
 if TYPE_CHECKING:
     from aimass.open_inference.grpc_service_pb2_grpc import GRPCInferenceServiceAsyncStub
@@ -49,7 +49,7 @@ class Backends:
 
 
 @asynccontextmanager
-async def connected_backends(settings: GatewaySettings) -> AsyncIterator[Backends]:
+async def connected_backends(settings: GatewaySettings, stop: StopSignal) -> AsyncIterator[Backends]:
     """Reach the services over gRPC; channels close at the end."""
     addresses = (settings.preprocess_address, settings.inference_address, settings.trainer_address)
     async with AsyncExitStack() as stack:
@@ -65,8 +65,10 @@ async def connected_backends(settings: GatewaySettings) -> AsyncIterator[Backend
             watch_traffic=lambda: lifecycle.WatchTraffic(lifecycle_pb2.WatchTrafficRequest()),
             ready=lambda: _all_serving(probes),
             forwarded=[
-                forwarded_service(inference, grpc_service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]),
-                forwarded_service(trainer, trainer_pb2.DESCRIPTOR.services_by_name["TrainerService"]),
+                forwarded_service(
+                    inference, grpc_service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"], stop
+                ),
+                forwarded_service(trainer, trainer_pb2.DESCRIPTOR.services_by_name["TrainerService"], stop),
             ],
         )
 

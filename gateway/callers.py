@@ -11,13 +11,15 @@ from starlette.requests import ClientDisconnect
 from services.common.errors import InvalidInput
 
 TIMEOUT_HEADER = "x-request-timeout"
+ENDLESS_SECONDS = 365 * 24 * 3600.0
+"""A longer timeout is as good as none; what is far longer, grpc takes for one that has passed."""
 ROUTING_KEY_HEADER = "x-routing-key"
 
 T = TypeVar("T")
 
 
 def stated_timeout(header: str | None) -> float | None:
-    """Return the seconds that the timeout header gives; None without one.
+    """Return the seconds that the timeout header gives; None without one, and for one that never ends.
 
     Raises:
         InvalidInput: It is no number.
@@ -30,7 +32,7 @@ def stated_timeout(header: str | None) -> float | None:
         seconds = math.nan
     if math.isnan(seconds):
         raise InvalidInput(f"{TIMEOUT_HEADER} is {header[:40]!r}; give seconds, such as 2.5")
-    return seconds
+    return seconds if seconds < ENDLESS_SECONDS else None
 
 
 def peer_of(request: Request) -> str:

@@ -2,44 +2,47 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
+from services.common.errors import NotReady
 from services.common.logs import REQUEST_ID_KEY
 from services.common.peers import FORWARDED_PEER_KEY
-from services.common.server import Service
+from services.common.server import Service, StopSignal
 from services.common.tracing import TRACEPARENT, call_metadata
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
-def forwarded_service(channel: grpc.aio.Channel, descriptor: ServiceDescriptor) -> Service:
+def forwarded_service(channel: grpc.aio.Channel, descriptor: ServiceDescriptor, stop: StopSignal) -> Service:
     """Return the service that *descriptor* describes, answered by what *channel* leads to.
 
-    Only the methods' names and arities are taken from the descriptor; requests and answers pass as they are.
+    Only the methods' names and arities are taken from the descriptor; requests and answers pass as they are. When the
+    process stops, open streams of requests are ended.
     """
-    handlers = {method.name: _forward(channel, method) for method in descriptor.methods}
+    handlers = {method.name: _forward(channel, method, stop) for method in descriptor.methods}
     generic = grpc.method_handlers_generic_handler(descriptor.full_name, handlers)
     return Service(descriptor.full_name, lambda server: server.add_generic_rpc_handlers((generic,)))
 
 
-def _forward(channel: grpc.aio.Channel, method: MethodDescriptor) -> grpc.RpcMethodHandler[Any, Any]:
+def _forward(channel: grpc.aio.Channel, method: MethodDescriptor, stop: StopSignal) -> grpc.RpcMethodHandler[Any, Any]:
     path = f"/{method.containing_service.full_name}/{method.name}"
     if method.server_streaming:
         if method.client_streaming:
-            return grpc.stream_stream_rpc_method_handler(_stream_through(channel.stream_stream(path)))
-        return grpc.unary_stream_rpc_method_handler(_stream_through(channel.unary_stream(path)))
+            return grpc.stream_stream_rpc_method_handler(_both_streams_through(channel.stream_stream(path), stop))
+        return grpc.unary_stream_rpc_method_handler(_answers_through(channel.unary_stream(path)))
     if method.client_streaming:
-        return grpc.stream_unary_rpc_method_handler(_unary_through(channel.stream_unary(path)))
+        return grpc.stream_unary_rpc_method_handler(_requests_through(channel.stream_unary(path), stop))
     return grpc.unary_unary_rpc_method_handler(_unary_through(channel.unary_unary(path)))
 
 
 def _unary_through(call: Any) -> Any:
-    async def forward(request: Any, context: Context) -> bytes:
+    async def forward(request: bytes, context: Context) -> bytes:
         # Awaiting in this task ties both calls: when the client cancels, so is the call behind.
         response: bytes = await call(request, timeout=context.time_remaining(), metadata=_metadata(context))
         return response
@@ -47,19 +50,65 @@ def _unary_through(call: Any) -> Any:
     return forward
 
 
-def _stream_through(call: Any) -> Any:
-    async def forward(request: Any, context: Context) -> AsyncIterator[bytes]:
+def _answers_through(call: Any) -> Any:
+    async def forward(request: bytes, context: Context) -> AsyncIterator[bytes]:
         async for response in call(request, timeout=context.time_remaining(), metadata=_metadata(context)):
             yield response
 
     return forward
 
 
-def _metadata(context: Context) -> list[tuple[str, str | bytes]]:
+def _both_streams_through(call: Any, stop: StopSignal) -> Any:
+    async def forward(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+        cut: NotReady | None = None
+
+        async def passed() -> AsyncIterator[bytes]:
+            nonlocal cut
+            try:
+                async for request in stop.until(requests):
+                    yield request
+            except NotReady as stopped:  # the call behind takes it for their end, and answers those before
+                cut = stopped
+
+        metadata = _metadata(context, stream=True)
+        async for response in call(passed(), timeout=context.time_remaining(), metadata=metadata):
+            yield response
+        if cut is not None:
+            raise cut
+
+    return forward
+
+
+def _requests_through(call: Any, stop: StopSignal) -> Any:
+    async def forward(requests: AsyncIterator[bytes], context: Context) -> bytes:
+        cut: NotReady | None = None
+
+        async def passed() -> AsyncIterator[bytes]:
+            nonlocal cut
+            try:
+                async for request in stop.until(requests):
+                    yield request
+            except NotReady as stopped:
+                cut = stopped
+                raise  # which cancels the call behind: what has arrived must not pass for the whole
+
+        metadata = _metadata(context, stream=True)
+        try:
+            response: bytes = await call(passed(), timeout=context.time_remaining(), metadata=metadata)
+        except asyncio.CancelledError:
+            if cut is None:
+                raise
+            raise cut from None
+        return response
+
+    return forward
+
+
+def _metadata(context: Context, stream: bool = False) -> list[tuple[str, str | bytes]]:
     """Return the caller's metadata without what belongs to the connection, with the request's id and its peer."""
     passed = [
         (key, value)
         for key, value in context.invocation_metadata() or ()
         if not key.startswith(("grpc-", ":")) and key not in ("user-agent", REQUEST_ID_KEY, TRACEPARENT)
     ]
-    return [*passed, *call_metadata(), (FORWARDED_PEER_KEY, context.peer())]
+    return [*passed, *call_metadata(stream=stream), (FORWARDED_PEER_KEY, context.peer())]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import Request, Response
 from pydantic_core import to_json
+from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
 from aimass.open_inference import grpc_service_pb2 as pb
@@ -18,11 +19,14 @@ from gateway.callers import ROUTING_KEY_HEADER, TIMEOUT_HEADER, peer_of, stated_
 from gateway.compression import chosen_encoding, compressed, read_body
 from gateway.control_json import document_of
 from gateway.documents import member, parse_object
+from gateway.failures import PROTOCOL_CODES
+from gateway.generate_json import generate_answer, generate_request
 from gateway.inference_json import Wanted, format_response, parse_request, raw_request
 from gateway.prediction import Deadline, Predictor
 from services.common.direct import UnaryCall
 from services.common.errors import InvalidInput, NotReady
 from services.common.peers import FORWARDED_PEER_KEY
+from services.common.statuses import Status, log_failure, status_of
 from services.common.tensors import numpy_dtype
 from services.common.tracing import call_metadata
 
@@ -40,6 +44,10 @@ JSON_WEIGHT = 7
 """Further bytes of memory that a byte of JSON takes while it is numbers in lists: `0,` becomes a pointer of eight."""
 LARGE_BYTES = 32 * 1024
 """Bodies above are converted in a thread, so that the loop goes on with others."""
+FAILED_AT_WORK = frozenset({"INTERNAL", "UNKNOWN", "DEADLINE_EXCEEDED"})
+"""Codes of requests that were taken on; others were refused before."""
+REFUSED_BY_GRAPH = "REFUSED_BY_GRAPH"
+"""The reason of a refusal that comes from the model itself, at work."""
 
 
 class InferenceRoutes:
@@ -69,6 +77,8 @@ class InferenceRoutes:
         ]
         writes: list[tuple[str, Endpoint]] = [
             *_versioned("/models/{model}", self._infer, "/infer"),
+            *_versioned("/models/{model}", self._generate, "/generate"),
+            *_versioned("/models/{model}", self._generate_stream, "/generate_stream"),
             ("/repository/index", self._index),
             ("/repository/models/{model}/load", self._load),
             ("/repository/models/{model}/unload", self._unload),
@@ -90,25 +100,76 @@ class InferenceRoutes:
         deadline = self._deadline(request)
         with self._bodies.holding() as take:
             message, wanted = await self._message(request, take, deadline)
-            if (key := request.headers.get(ROUTING_KEY_HEADER)) and ROUTING_KEY not in message.parameters:
-                message.parameters[ROUTING_KEY].string_param = key
-            response = await self._call(request, self._stub.ModelInfer, message, deadline.remaining())
-            return await _answer(request, response, wanted)
+            response = await self._run(request, message, deadline)
+            body, json_size = await _convert(_size(response), format_response, response, wanted)
+            headers = {} if json_size is None else {JSON_SIZE_HEADER: str(json_size)}
+            kind = "application/json" if json_size is None else "application/octet-stream"
+            return await _response(request, body, kind, headers=headers)
+
+    async def _generate(self, request: Request) -> Response:
+        """Run a model on the members of one JSON object."""
+        deadline = self._deadline(request)
+        with self._bodies.holding() as take:
+            message = await self._generate_message(request, take, deadline)
+            response = await self._run(request, message, deadline)
+            body = await _convert(_size(response), generate_answer, response)
+            return await _response(request, body, "application/json")
+
+    async def _generate_stream(self, request: Request) -> Response:
+        """Do the same, and answer with an event: one, as models here answer once, so that its status is known too."""
+        deadline, code = self._deadline(request), 200
+        with self._bodies.holding() as take:
+            message = await self._generate_message(request, take, deadline)
+            try:
+                response = await self._run(request, message, deadline)
+                body = await _convert(_size(response), generate_answer, response)
+            except ClientDisconnect:
+                raise
+            except Exception as error:
+                status = status_of(error)
+                if not _failed_at_work(status):
+                    raise
+                log_failure(status, error, path=request.url.path)
+                body, code = to_json({"error": status.message}), PROTOCOL_CODES.get(status.code.name, 400)
+            return await _response(request, b"data: " + body + b"\n\n", "text/event-stream", code)
+
+    async def _run(self, request: Request, message: pb.ModelInferRequest, deadline: Deadline) -> pb.ModelInferResponse:
+        if (key := request.headers.get(ROUTING_KEY_HEADER)) and ROUTING_KEY not in message.parameters:
+            message.parameters[ROUTING_KEY].string_param = key
+        return await self._call(request, self._stub.ModelInfer, message, deadline.remaining())
+
+    async def _generate_message(
+        self, request: Request, take: Callable[[int], None], deadline: Deadline
+    ) -> pb.ModelInferRequest:
+        """Read the body here, as `_message` does."""
+        model, version = _model_of(request)
+        body = await self._body(request, take, deadline)
+        take(len(body) * JSON_WEIGHT)
+        return await _convert(
+            len(body), generate_request, model, version, body, await self._metadata(request, model, version, deadline)
+        )
 
     async def _message(
         self, request: Request, take: Callable[[int], None], deadline: Deadline
     ) -> tuple[pb.ModelInferRequest, Wanted]:
         """Read the body here, so that nothing holds it any longer while the message, a copy of it, is worked on."""
         model, version = _model_of(request)
-        async with asyncio.timeout(deadline.remaining()):  # for the upload, which may come in slowly, too
-            body = await read_body(request, self._max_body_bytes, take)
+        body = await self._body(request, take, deadline)
         json_size = _json_size(request, body)
         if json_size:
             take(json_size * JSON_WEIGHT)
             return await _convert(json_size, parse_request, model, version, body, json_size)
+        return raw_request(model, version, body, await self._metadata(request, model, version, deadline))
+
+    async def _body(self, request: Request, take: Callable[[int], None], deadline: Deadline) -> bytes:
+        async with asyncio.timeout(deadline.remaining()):  # for the upload, which may come in slowly, too
+            return await read_body(request, self._max_body_bytes, take)
+
+    async def _metadata(
+        self, request: Request, model: str, version: str, deadline: Deadline
+    ) -> pb.ModelMetadataResponse:
         asked = pb.ModelMetadataRequest(name=model, version=version)
-        metadata = await self._call(request, self._stub.ModelMetadata, asked, deadline.remaining())
-        return raw_request(model, version, body, metadata)
+        return await self._call(request, self._stub.ModelMetadata, asked, deadline.remaining())
 
     async def _server(self, request: Request) -> Response:
         """Describe the server."""
@@ -200,16 +261,15 @@ class InferenceRoutes:
 
     async def _document(self, request: Request) -> dict[str, Any]:
         with self._bodies.holding() as take:
-            async with asyncio.timeout(self._deadline(request).remaining()):
-                body = await read_body(request, self._max_body_bytes, take)
-            return parse_object(body, "the request")
+            return parse_object(await self._body(request, take, self._deadline(request)), "the request")
 
     async def _ask(self, request: Request, call: UnaryCall[Any, T], message: object) -> T:
         return await self._call(request, call, message, self._deadline(request).remaining())
 
     async def _change(self, request: Request, call: UnaryCall[Any, Any], message: object) -> Response:
         """Call without a deadline of ours: a large model may take longer to load than a prediction may take."""
-        await self._call(request, call, message, stated_timeout(request.headers.get(TIMEOUT_HEADER)))
+        stated = stated_timeout(request.headers.get(TIMEOUT_HEADER))
+        await self._call(request, call, message, None if stated is None else Deadline(stated).remaining())
         return Response()
 
     async def _call(self, request: Request, call: UnaryCall[Any, T], message: object, timeout: float | None) -> T:
@@ -252,16 +312,24 @@ def _json_size(request: Request, body: bytes) -> int:
     return int(text)
 
 
-async def _answer(request: Request, response: pb.ModelInferResponse, wanted: Wanted) -> Response:
-    # Told by the shapes: to look at the contents themselves copies them.
-    size = sum(math.prod(each.shape) * numpy_dtype(each.datatype).itemsize for each in response.outputs)
-    body, json_size = await _convert(size, format_response, response, wanted)
-    headers = {} if json_size is None else {JSON_SIZE_HEADER: str(json_size)}
+def _failed_at_work(status: Status) -> bool:
+    return status.code.name in FAILED_AT_WORK or status.reason == REFUSED_BY_GRAPH
+
+
+def _size(response: pb.ModelInferResponse) -> int:
+    """Return how many bytes the outputs have, by their shapes: to look at the contents themselves copies them."""
+    return sum(math.prod(each.shape) * numpy_dtype(each.datatype).itemsize for each in response.outputs)
+
+
+async def _response(
+    request: Request, body: bytes, kind: str, code: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Return the answer, compressed where the client likes that."""
+    headers = dict(headers or {})
     if encoding := chosen_encoding(request.headers.get("accept-encoding", "")):
         headers["Content-Encoding"] = encoding
         body = await compressed(body, encoding)
-    kind = "application/json" if json_size is None else "application/octet-stream"
-    return Response(body, headers=headers, media_type=kind)
+    return Response(body, code, headers, kind)
 
 
 async def _convert(size: int, convert: Callable[..., T], *arguments: object) -> T:

@@ -96,7 +96,7 @@ def format_response(response: pb.ModelInferResponse, wanted: Wanted) -> tuple[by
     document: dict[str, Any] = {"id": response.id} if response.id else {}
     document |= {"model_name": response.model_name, "model_version": response.model_version}
     if response.parameters:
-        document["parameters"] = _plain_parameters(response.parameters)
+        document["parameters"] = plain_parameters(response.parameters)
     tails: list[bytes] = []
     document["outputs"] = [
         _output(output, raw, wanted, tails)
@@ -131,7 +131,7 @@ class _Tensors:
             )
         if ways == ["data"]:
             data = member(document, "data", list, where)
-            request.raw_input_contents.append(_tensor_bytes(where, tensor.datatype, shape, data, self._says_infinity))
+            request.raw_input_contents.append(tensor_bytes(where, tensor.datatype, shape, data, self._says_infinity))
         elif ways == ["binary_data_size"]:
             request.raw_input_contents.append(self._slice(member(parameters, "binary_data_size", int, where), where))
 
@@ -188,10 +188,22 @@ def _shape_of(spec: pb.ModelMetadataResponse.TensorMetadata, count: int) -> list
     return shape
 
 
-def _tensor_bytes(where: str, datatype: str, shape: list[int], data: list[Any], says_infinity: bool) -> bytes:
+def tensor_bytes(where: str, datatype: str, shape: list[int], data: list[Any], says_infinity: bool) -> bytes:
+    """Return the raw form of a tensor, whose elements *data* holds flat or nested as *shape* is.
+
+    Args:
+        where: Names the tensor in what is said of it.
+        datatype: As the protocol names it.
+        shape: Of the tensor.
+        data: Elements, as JSON has them.
+        says_infinity: Whether the JSON may have said Infinity; otherwise an infinite number was too large for its type.
+
+    Raises:
+        InvalidInput: The elements do not fit datatype or shape, or JSON cannot say the datatype.
+    """
     if datatype not in _ELEMENTS:
         numpy_dtype(datatype)  # refuses what is no datatype at all
-        raise InvalidInput(f"{where} is {datatype}, which JSON cannot say; send it as binary data (binary_data_size)")
+        raise InvalidInput(f"{where} is {datatype}, which JSON cannot say; send it to infer as binary data")
     elements = _flat(where, shape, data)
     kinds = _ELEMENTS[datatype]
     if not set(map(type, elements)) <= set(kinds):
@@ -249,10 +261,15 @@ def _does_not_fit(where: str, datatype: str, element: float) -> InvalidInput:
 def _set_parameters(target: Any, parameters: dict[str, Any], where: str, omit: str) -> None:
     for key, value in parameters.items():
         if key != omit:
-            _set_parameter(target[key], value, f"{where}: parameter {key!r}")
+            set_parameter(target[key], value, f"{where}: parameter {key!r}")
 
 
-def _set_parameter(target: pb.InferParameter, value: Any, where: str) -> None:
+def set_parameter(target: pb.InferParameter, value: Any, where: str) -> None:
+    """Put the JSON *value* into *target*.
+
+    Raises:
+        InvalidInput: It is of a kind that parameters don't have.
+    """
     if type(value) is bool:
         target.bool_param = value
     elif type(value) is int and -(2**63) <= value < 2**64:
@@ -268,7 +285,8 @@ def _set_parameter(target: pb.InferParameter, value: Any, where: str) -> None:
         raise InvalidInput(f"{where} is {quoted(value)}; give a string, a 64-bit number, or true or false")
 
 
-def _plain_parameters(parameters: Parameters) -> dict[str, Any]:
+def plain_parameters(parameters: Parameters) -> dict[str, Any]:
+    """Return *parameters* as JSON has them."""
     return {key: getattr(each, each.WhichOneof("parameter_choice") or "bool_param") for key, each in parameters.items()}
 
 
@@ -279,19 +297,28 @@ def _output(
     if output.name in wanted.in_memory:
         return document
     if not wanted.named.get(output.name, wanted.binary):
-        return document | {"data": _data(output, raw)}
+        return document | {"data": output_values(output, raw)}
     tails.append(raw)
     # No other parameter ever: the stock C++ client takes any to mean that the output is binary.
     return document | {"parameters": {"binary_data_size": len(raw)}}
 
 
-def _data(output: pb.ModelInferResponse.InferOutputTensor, raw: bytes) -> list[Any]:
+def output_values(output: pb.ModelInferResponse.InferOutputTensor, raw: bytes) -> list[Any]:
+    """Return the elements of an output in one list.
+
+    Raises:
+        InvalidInput: They have no JSON form.
+    """
     if output.datatype not in _ELEMENTS:
-        raise InvalidInput(f"output {output.name!r} is {output.datatype}, which JSON cannot say; ask for binary_data")
+        raise InvalidInput(
+            f"output {output.name!r} is {output.datatype}, which JSON cannot say; ask infer for binary_data"
+        )
     elements: list[Any] = to_array(output.name, output.datatype, output.shape, raw).ravel().tolist()
     if output.datatype != "BYTES":
         return elements
     try:
         return [each.decode() for each in elements]
     except UnicodeDecodeError as error:
-        raise InvalidInput(f"output {output.name!r} holds bytes that are not UTF-8; ask for binary_data") from error
+        raise InvalidInput(
+            f"output {output.name!r} holds bytes that are not UTF-8; ask infer for binary_data"
+        ) from error

@@ -1,6 +1,6 @@
 """Figures of the gateway."""
 
-from services.common.metrics import LabelledCounts, LabelledLatencies
+from services.common.metrics import LabelledCounts, StageLatencies
 from services.common.traffic import TrafficFollower
 
 
@@ -8,10 +8,10 @@ class GatewayFigures:
     """Time of predictions by the version that made them; HTTP answers by their status."""
 
     def __init__(self, follower: TrafficFollower) -> None:
-        self.stages = LabelledLatencies(
+        self.stages = StageLatencies(
             "aimass_gateway_stage_seconds",
             "Time of answered predictions: total, and in the calls of the services behind.",
-            ("model", "version", "stage"),
-            lambda labels: follower.knows(labels[0], labels[1]),
+            ("total", "preprocess", "inference"),
+            follower.knows,
         )
         self.http = LabelledCounts("aimass_http_responses", "HTTP answers that have begun.", ("code",))

@@ -10,7 +10,7 @@ from aimass.preprocess.v1 import preprocess_pb2
 from gateway.backends import Backends
 from services.common.durations import duration_of
 from services.common.errors import DeadlineExceeded, InvalidInput
-from services.common.metrics import LabelledLatencies
+from services.common.metrics import StageLatencies
 from services.common.tracing import call_metadata
 from services.common.traffic import NEW_VERSION_SECONDS, TrafficFollower, choose_version
 
@@ -25,7 +25,7 @@ class Predictor:
         self,
         backends: Backends,
         follower: TrafficFollower,
-        stages: LabelledLatencies,
+        stages: StageLatencies,
         timeout_seconds: float,
         max_images: int,
     ) -> None:
@@ -66,8 +66,10 @@ class Predictor:
                 metadata=metadata,
             )
         end = time.perf_counter_ns()
-        for stage, took in (("preprocess", ready - chosen), ("inference", end - ready), ("total", end - begin)):
-            self._stages.add((request.model, str(version), stage), took)
+        total, preprocess, inference = self._stages.of(request.model, version)
+        total.add(end - begin)
+        preprocess.add(ready - chosen)
+        inference.add(end - ready)
         return pb.PredictResponse(
             model=request.model,
             version=version,

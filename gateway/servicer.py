@@ -14,6 +14,7 @@ from gateway.prediction import Predictor
 from services.common.server import StopSignal
 from services.common.statuses import log_failure, status_of
 from services.common.streaming import answer_in_order
+from services.common.tracing import record_failure
 from services.common.traffic import TrafficFollower
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class GatewayServicer(GatewayServiceServicer):
         except Exception as failure:  # one failed request must not end the stream
             status = status_of(failure)
             log_failure(status, failure, method="PredictStream")
+            record_failure(failure)
             error = pb.Error(code=status.code.name, reason=status.reason, message=status.message)
             return pb.PredictStreamResponse(id=request.id, error=error)
         return pb.PredictStreamResponse(id=request.id, response=response)

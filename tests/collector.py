@@ -40,6 +40,11 @@ class Collector(TraceServiceServicer):
         return found
 
 
+def attributes_of(span: Any) -> dict[str, Any]:
+    """Return the attributes of a span by name."""
+    return {each.key: getattr(each.value, each.value.WhichOneof("value")) for each in span.attributes}
+
+
 @contextmanager
 def running_collector() -> Iterator[Collector]:
     """Listen on a free port."""

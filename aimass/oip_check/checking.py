@@ -9,6 +9,7 @@ from aimass.oip_check import (
     inference,
     liveness,
     metadata,
+    metrics,
     refusals,
     reporting,
     repository,
@@ -26,6 +27,7 @@ AREAS = {
     "inference": inference.CHECKS,
     "refusals": refusals.CHECKS,
     "statistics": statistics.CHECKS,
+    "metrics": metrics.CHECKS,
     "streams": streams.CHECKS,
     "repository": repository.CHECKS,
     "shared memory": shared_memory.CHECKS,
@@ -45,6 +47,7 @@ def check_server(
     *,
     write: bool = False,
     timeout: float = 5,
+    metrics_url: str = "",
     on_check: Callable[[str], None] = lambda id: None,
 ) -> list[Finding]:
     """Run all checks at *address*.
@@ -55,6 +58,7 @@ def check_server(
         shapes: Whole shapes of inputs, by name, for sides that the metadata leaves open.
         write: Whether to load the model and to register shared memory.
         timeout: Seconds that any one call may take.
+        metrics_url: Of the metrics; if empty, where perf_analyzer looks for them, and `none` leaves them out.
         on_check: Told the id of each check before it runs.
 
     Raises:
@@ -66,7 +70,7 @@ def check_server(
             grpc.channel_ready_future(channel).result(timeout)
         except grpc.FutureTimeoutError:
             raise Unreachable(f"nothing that speaks gRPC answers at {address} within {timeout:g} s") from None
-        server = Server(channel, model, shapes, write=write, timeout=timeout)
+        server = Server(channel, model, shapes, write=write, timeout=timeout, address=address, metrics_url=metrics_url)
         return [_find(area, check, server, on_check) for area, checks in AREAS.items() for check in checks]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 
-from aimass.oip_check.tensors import DATATYPES, raw_zeros
+from aimass.oip_check.tensors import DATATYPES, raw_filled
 from aimass.open_inference import grpc_service_pb2 as pb
 from aimass.open_inference import model_config_pb2
 from aimass.open_inference.grpc_service_pb2_grpc import GRPCInferenceServiceStub
@@ -82,11 +82,15 @@ class Server:
         *,
         write: bool = False,
         timeout: float = 5,
+        address: str = "",
+        metrics_url: str = "",
     ) -> None:
         self.channel: Any = channel  # its raw methods have no types to speak of
         self.stub = GRPCInferenceServiceStub(channel)
         self.write = write
         self.timeout = timeout
+        self.address = address
+        self.metrics_url = metrics_url
         self._asked_model = model
         self._shapes = shapes or {}
         self._hangs: Counter[str] = Counter()
@@ -212,19 +216,34 @@ class Server:
         ]
 
     def request(
-        self, *, id: str = "", outputs: Iterable[str] | None = None, batch: int = 0, raw: bool = True
+        self,
+        *,
+        id: str = "",
+        outputs: Iterable[str] | None = None,
+        batch: int = 0,
+        raw: bool = True,
+        values: Sequence[int] = (),
     ) -> pb.ModelInferRequest:
-        """Return a request that the model's own metadata says is right."""
+        """Return a request that the model's own metadata says is right.
+
+        Args:
+            id: Of the request.
+            outputs: Names; all if absent.
+            batch: Samples, where the first dimension counts them.
+            raw: Whether the inputs are filled.
+            values: What each input is filled with, in the order of the metadata; zeros if empty.
+        """
         metadata = self.metadata
+        values = values or [0] * len(metadata.inputs)
         names = [each.name for each in metadata.outputs] if outputs is None else outputs
         request = pb.ModelInferRequest(model_name=self.model, id=id)
-        for tensor, shape in zip(metadata.inputs, self.input_shapes, strict=True):
+        for tensor, shape, value in zip(metadata.inputs, self.input_shapes, values, strict=True):
             if tensor.datatype not in DATATYPES:
                 raise Unmet(f"input {tensor.name!r} has the unknown datatype {tensor.datatype!r}: see model-metadata")
             shape = (batch, *shape[1:]) if batch else shape
             request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=shape)
             if raw:
-                request.raw_input_contents.append(raw_zeros(tensor.datatype, shape))
+                request.raw_input_contents.append(raw_filled(tensor.datatype, shape, value))
         for name in names:
             request.outputs.add(name=name)
         self._start_sequence(request)

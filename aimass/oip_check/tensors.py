@@ -1,4 +1,4 @@
-"""Makes tensors that fit what a model says of itself; all values are zero, which any model can take."""
+"""Makes tensors that fit what a model says of itself, mostly of zeros, which any model can take, and compares them."""
 
 import math
 import struct
@@ -25,6 +25,7 @@ TYPED_CONTENTS = {
 }
 """FP16 and BF16 have no typed form."""
 
+_FLOATS = {"FP16": "e", "FP32": "f", "FP64": "d"}
 _ELEMENT = b"0"
 """Of a BYTES tensor: a string that also reads as a number."""
 
@@ -36,9 +37,34 @@ def size_in_bytes(datatype: str, shape: Iterable[int]) -> int:
 
 def raw_zeros(datatype: str, shape: Iterable[int]) -> bytes:
     """Return the raw form of zeros; each element of BYTES is led by its length."""
-    if datatype == "BYTES":
-        return (struct.pack("<I", len(_ELEMENT)) + _ELEMENT) * math.prod(shape)
-    return bytes(size_in_bytes(datatype, shape))
+    return raw_filled(datatype, shape, 0)
+
+
+def raw_filled(datatype: str, shape: Iterable[int], value: int) -> bytes:
+    """Return the raw form of a tensor whose elements all are a small *value*; of BOOL, whether it is odd."""
+    match datatype:
+        case "BYTES":
+            element = struct.pack("<I", len(str(value))) + str(value).encode()
+        case "BOOL":
+            element = struct.pack("<B", value % 2)
+        case "BF16":
+            element = struct.pack("<f", value)[2:]  # the upper half of an FP32
+        case _ if datatype in _FLOATS:
+            element = struct.pack(f"<{_FLOATS[datatype]}", value)
+        case _:
+            element = value.to_bytes(BYTES_PER_ELEMENT[datatype], "little")
+    return element * math.prod(shape)
+
+
+def same_values(datatype: str, one: bytes, other: bytes) -> bool:
+    """Whether two raw forms hold the same; floats may differ in their last digits, as runs in other batches do."""
+    if datatype not in _FLOATS or len(one) != len(other):
+        return one == other
+    form = f"<{len(one) // BYTES_PER_ELEMENT[datatype]}{_FLOATS[datatype]}"
+    if struct.calcsize(form) != len(one):
+        return one == other
+    pairs = zip(struct.unpack(form, one), struct.unpack(form, other), strict=True)
+    return all(math.isclose(a, b, rel_tol=1e-2, abs_tol=1e-4) or (math.isnan(a) and math.isnan(b)) for a, b in pairs)
 
 
 def typed_zeros(datatype: str, shape: Iterable[int]) -> pb.InferTensorContents:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import http.client
+import socket
+import threading
+import time
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import structlog
-from prometheus_client import GCCollector, PlatformCollector, ProcessCollector, start_http_server
+from prometheus_client import GCCollector, PlatformCollector, ProcessCollector, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector, CollectorRegistry
 from prometheus_client.samples import Sample
@@ -29,6 +35,10 @@ BOUNDS_SECONDS = (
 _BOUNDS_NS = tuple(round(bound * 1e9) for bound in BOUNDS_SECONDS)
 SOURCE_SECONDS = 1.0
 """How long another process may take to tell its figures."""
+SOURCE_BYTES = 16 * 1024 * 1024
+"""How much it may tell: some thousand versions of models."""
+CLIENT_SECONDS = 10.0
+"""How long the endpoint waits for a client that neither sends nor reads: each holds a thread."""
 
 
 class Latencies:
@@ -70,36 +80,40 @@ def add_latencies(family: HistogramMetricFamily, labels: Sequence[str], latencie
     family.add_metric(labels, latencies.cumulated(), latencies.ns / 1e9)
 
 
-class LabelledLatencies(Collector):
-    """Latencies by the values of some labels."""
+class StageLatencies(Collector):
+    """Latencies of the stages that requests to a version of a model go through."""
 
-    def __init__(
-        self, name: str, text: str, labels: Sequence[str], wanted: Callable[[tuple[str, ...]], bool] = lambda _: True
-    ) -> None:
+    def __init__(self, name: str, text: str, stages: Sequence[str], knows: Callable[[str, int], bool]) -> None:
         """Begin with none.
 
         Args:
             name: Of the metric, in seconds.
             text: What it tells.
-            labels: Their names.
-            wanted: Whether values of the labels still matter: models come and go, and memory is finite.
+            stages: Their names.
+            knows: Whether a model has a version: they come and go, and memory is finite.
         """
-        self._name, self._text, self._labels = name, text, labels
-        self._wanted = wanted
-        self._series: defaultdict[tuple[str, ...], Latencies] = defaultdict(Latencies)
+        self._name, self._text, self._stages = name, text, stages
+        self._knows = knows
+        self._versions: dict[tuple[str, int], tuple[Latencies, ...]] = {}
 
-    def add(self, labels: tuple[str, ...], ns: int) -> None:
-        """Count one event of *ns* nanoseconds."""
-        self._series[labels].add(ns)
+    def of(self, model: str, version: int) -> tuple[Latencies, ...]:
+        """Return the latencies of each stage, in their order, to add to; not from several threads at once."""
+        return self._versions.get((model, version)) or self._begin(model, version)
+
+    def _begin(self, model: str, version: int) -> tuple[Latencies, ...]:
+        # Forgotten here, not by who asks: there may be nobody who does, or two at once in threads of their own.
+        for gone in [known for known in self._versions if not self._knows(*known)]:
+            del self._versions[gone]
+        begun = self._versions[model, version] = tuple(Latencies() for _ in self._stages)
+        return begun
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the histogram."""
-        family = latency_family(self._name, self._text, self._labels)
-        for labels, latencies in list(self._series.items()):
-            if self._wanted(labels):
-                add_latencies(family, labels, latencies)
-            else:
-                del self._series[labels]
+        """Yield the histogram of what is known now."""
+        family = latency_family(self._name, self._text, ("model", "version", "stage"))
+        for (model, version), stages in list(self._versions.items()):
+            if self._knows(model, version):
+                for stage, latencies in zip(self._stages, stages, strict=True):
+                    add_latencies(family, (model, str(version), stage), latencies)
         yield family
 
 
@@ -146,25 +160,48 @@ class Sources(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Ask all of them at once, and yield their figures and who answered."""
+        if not self._addresses:
+            return
         up = GaugeMetricFamily("aimass_metrics_source_up", "Whether a process told its figures.", labels=["source"])
-        with ThreadPoolExecutor(max(len(self._addresses), 1)) as threads:
+        with ThreadPoolExecutor(len(self._addresses)) as threads:
             for address, metrics in zip(self._addresses, threads.map(_read, self._addresses), strict=True):
                 up.add_metric([address], 0 if metrics is None else 1)
                 yield from metrics or ()
-        if self._addresses:
-            yield up
+        yield up
 
 
 def _read(address: str) -> list[Metric] | None:
-    connection = http.client.HTTPConnection(address, timeout=SOURCE_SECONDS)
+    ends = time.monotonic() + SOURCE_SECONDS
     try:
-        connection.request("GET", "/metrics")
-        return list(text_string_to_metric_families(connection.getresponse().read().decode()))
-    except (OSError, ValueError, http.client.HTTPException) as error:
+        with closing(http.client.HTTPConnection(address, timeout=SOURCE_SECONDS)) as connection:
+            connection.connect()
+            connection.sock = _Socket(connection.sock, ends)
+            connection.request("GET", "/metrics")
+            answer = connection.getresponse()
+            text = answer.read(SOURCE_BYTES)
+            if answer.status != http.client.OK:
+                raise ValueError(f"status {answer.status}")
+            if answer.length or answer.read(1):
+                raise ValueError("cut off, or too long")
+        return list(text_string_to_metric_families(text.decode()))
+    except (OSError, ValueError, IndexError, http.client.HTTPException) as error:  # IndexError: a flaw of the parser
         log.debug("no metrics from a sibling", source=address, reason=str(error))
         return None
-    finally:
-        connection.close()
+
+
+class _Socket(socket.socket):
+    """Receives until a deadline: a timeout is for each read alone, and what drips never exceeds it."""
+
+    def __init__(self, connected: socket.socket, ends: float) -> None:
+        super().__init__(fileno=connected.detach())
+        self._ends = ends
+
+    def recv_into(self, *args: Any) -> int:
+        left = self._ends - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        self.settimeout(left)
+        return super().recv_into(*args)
 
 
 class _Merged(CollectorRegistry):
@@ -185,9 +222,26 @@ def _family_of(metric: Metric, samples: Iterable[Sample]) -> Metric:
     return family
 
 
+class _ServerV6(ThreadingWSGIServer):
+    address_family = socket.AF_INET6
+
+
+class _Handler(WSGIRequestHandler):
+    """Gives up a client that is silent: the library's own handler would wait without an end."""
+
+    timeout = CLIENT_SECONDS
+
+    def handle(self) -> None:
+        with suppress(TimeoutError):
+            super().handle()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Log nothing."""
+
+
 @contextmanager
 def metrics_endpoint(host: str, port: int, collectors: Iterable[Collector]) -> Iterator[None]:
-    """Answer `GET /metrics` in a thread of its own while inside; port 0 means not at all.
+    """Answer `GET /metrics` in threads of its own while inside; port 0 means not at all.
 
     Raises:
         SettingsError: The address is taken or not ours.
@@ -198,12 +252,15 @@ def metrics_endpoint(host: str, port: int, collectors: Iterable[Collector]) -> I
     registry = _Merged()
     for collector in collectors:
         registry.register(collector)
+    kind = _ServerV6 if ":" in host else ThreadingWSGIServer
     try:
-        server, thread = start_http_server(port, host, registry)
+        server = make_server(host, port, make_wsgi_app(registry), kind, _Handler)
     except OSError as error:
         raise SettingsError(
             f"cannot listen on {host_and_port(host, port)}: is another suite running? ({error.strerror})"
         ) from error
+    thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
+    thread.start()
     try:
         yield
     finally:

@@ -48,8 +48,10 @@ STOP_MARGIN_SECONDS = 4.0
 """How much longer than its settings allow a process may take to stop, before it ends whatever still runs."""
 SETTLE_SECONDS = 0.02
 """What grpc accepted before a server was told to stop reaches its event loop within this time."""
+QUIET_SECONDS = 0.1
+"""Who got an answer and calls again at once has done so within this time."""
 LAST_SECONDS = 1.0
-"""How long a stream goes on after the end was called out, where one message follows the other without a pause."""
+"""How long those who never pause are waited for, once the end was called out, and threads once all is closed."""
 
 
 class StopSignal:
@@ -151,8 +153,9 @@ class _Door(grpc.aio.ServerInterceptor):
 
     def __init__(self) -> None:
         self._calls: set[asyncio.Task[Any]] = set()
-        self._begun = 0
+        self._moved = -math.inf
         self._closed = False
+        self._stopping = asyncio.Event()
 
     async def intercept_service(
         self,
@@ -162,31 +165,41 @@ class _Door(grpc.aio.ServerInterceptor):
         """Remember the task of the call, in which grpc asks for the handler, receives, runs it and sends."""
         call = asyncio.current_task()
         if call is not None and not handler_call_details.method.startswith(GRPC_INTERNAL):
-            self._begun += 1
+            self._moved = asyncio.get_running_loop().time()
             self._calls.add(call)
-            call.add_done_callback(self._calls.discard)
+            call.add_done_callback(self._left)
         return await continuation(handler_call_details)
 
+    def _left(self, call: asyncio.Task[Any]) -> None:
+        self._moved = asyncio.get_running_loop().time()
+        self._calls.discard(call)
+
     def close(self) -> None:
-        """Refuse from here on what begins."""
+        """Refuse from here on what begins; tell nobody yet: who is refused may call again at once, without an end."""
         self._closed = True
+
+    def tell(self) -> None:
+        """Answer those that were refused; when they call again, grpc turns them away."""
+        self._stopping.set()
 
     @contextlib.asynccontextmanager
     async def entering(self, method: str, context: Context) -> AsyncIterator[None]:
         """Let a call in, and end it with its status."""
         if self._closed:
+            await self._stopping.wait()
             status = status_of(NotReady("the server is stopping; call another one, or try again"))
             await context.abort_with_status(rpc_status.to_status(status.proto))
         async with ending_with_status(method, context):
             yield
 
     async def wait_quiet(self) -> None:
-        """Wait until nobody has called for a moment; not for those who call again and again."""
-        end = asyncio.get_running_loop().time() + LAST_SECONDS
-        while asyncio.get_running_loop().time() < end:
-            begun = self._begun
-            await asyncio.sleep(SETTLE_SECONDS)
-            if self._begun == begun:
+        """Wait until no call has begun or ended for a while; not without an end, as ever others may call."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + LAST_SECONDS
+        while loop.time() < end:
+            moved = self._moved
+            await asyncio.sleep(max(moved + QUIET_SECONDS - loop.time(), SETTLE_SECONDS))
+            if self._moved == moved:
                 break
 
     async def wait_idle(self, seconds: float) -> None:
@@ -256,11 +269,14 @@ class GrpcServer:
     async def stop(self, grace_seconds: float) -> None:
         """Refuse new calls, wait for those in flight, then stop."""
         await self.set_ready(False)
-        # What grpc has received and not begun when it stops ends as CANCELLED, which no client tries again.
+        # What grpc has received and not begun when it stops ends as CANCELLED, which no client tries again. So it
+        # stops in a pause, which comes as all that call again and again wait for an answer.
         self._door.close()
         await self._door.wait_quiet()
         # Two stops that run out of time together make grpc free its server twice: this one must not, ours ends it.
         stopped = asyncio.ensure_future(self._server.stop(grace_seconds + 3600))
+        await asyncio.sleep(SETTLE_SECONDS)  # the word of it shall reach clients before the answers do
+        self._door.tell()
         await self._door.wait_idle(grace_seconds)
         # What is left are health watchers and reflection clients; they would hold the server for the whole grace.
         await self._server.stop(None)
@@ -339,11 +355,11 @@ def run_until_signalled(
 ) -> None:
     """Run *main* on uvloop; SIGTERM, Ctrl-C and the end of a supervising parent ask it to stop.
 
-    A later second signal ends the process at once. So does the time: where a thread never returns, the interpreter
-    would wait for it without an end.
+    A later second signal ends the process at once. So does the time, with exit code 1. Threads are not waited for once
+    *main* has returned, as the interpreter would without an end: nobody needs the model that one is still loading.
 
     Args:
-        main: Returns when it has stopped.
+        main: Returns when everything is closed.
         stop_seconds: What it is given for that, beside a margin.
     """
 
@@ -357,9 +373,7 @@ def run_until_signalled(
             stop.set()
             loop.call_later(AGAIN_SECONDS, _end_at_the_next_signal)
             if stop_seconds < math.inf:
-                timer = threading.Timer(stop_seconds + STOP_MARGIN_SECONDS, _end_now)
-                timer.daemon = True
-                timer.start()
+                _after(stop_seconds + STOP_MARGIN_SECONDS, _give_up)
 
         def parent_gone() -> None:
             loop.remove_reader(sys.stdin.fileno())  # an ended file stays readable, and the loop would spin on it
@@ -371,9 +385,17 @@ def run_until_signalled(
             # The supervisor holds the other end of standard input and never writes: end of file means it is gone.
             loop.add_reader(sys.stdin.fileno(), parent_gone)
         await main(stop)
+        _end_at_the_next_signal()  # while the interpreter waits for threads
+        _after(LAST_SECONDS, _leave_threads)
 
     uvloop.run(signalled())
-    _end_at_the_next_signal()  # while the interpreter waits for threads
+
+
+def _after(seconds: float, act: Callable[[], None]) -> None:
+    """Call *act* after *seconds*, whatever the other threads do, where the process has not ended before."""
+    timer = threading.Timer(seconds, act)
+    timer.daemon = True
+    timer.start()
 
 
 def _end_at_the_next_signal() -> None:
@@ -381,6 +403,13 @@ def _end_at_the_next_signal() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def _end_now() -> None:
+def _give_up() -> None:
     log.error("some work does not come to an end, ending without it")
     os._exit(1)
+
+
+def _leave_threads() -> None:
+    log.info("all is closed, not waiting for threads that still work")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

@@ -66,11 +66,17 @@ def status_of(error: BaseException) -> Status:
     if isinstance(error, grpc.aio.AioRpcError):
         return _backend_status(error)
     if isinstance(error, TimeoutError):
-        return status_of(errors.DeadlineExceeded("the deadline passed before the answer was ready"))
+        return status_of(
+            errors.DeadlineExceeded("the deadline passed before the answer was ready; allow more time or send less")
+        )
     if isinstance(error, DecodeError):
-        return status_of(errors.InvalidInput("the request is not a message of the method's type"))
+        return status_of(
+            errors.InvalidInput("the request is not a message of the method's type; send one of that type")
+        )
     if isinstance(error, NotImplementedError):  # raised by the generated base of a servicer
-        return status_of(errors.Unsupported("this server does not implement the method"))
+        return status_of(
+            errors.Unsupported("this server does not implement the method; ask its reflection for those that it has")
+        )
     return _status(grpc.StatusCode.INTERNAL, "internal error", "INTERNAL", [])
 
 
@@ -104,13 +110,14 @@ def _backend_status(error: grpc.aio.AioRpcError) -> Status:
     """Keep a backend's status, so that it reaches the client as the backend meant it."""
     message = error.details() or ""
     code = error.code()
-    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED) and not (proto := _rich_status(error)):
+    proto = _rich_status(error)
+    if proto is None and code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
         # grpc's own text for a lost connection names our internal addresses. CANCELLED, where it wasn't us, is what
         # a server makes of calls that it had not begun when it stopped.
         return status_of(errors.NotReady("a service behind the gateway is not reachable; try again"))
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return status_of(TimeoutError())  # the same sentence as without a backend in between
-    proto = _rich_status(error) or status_pb2.Status(code=code.value[0], message=message)
+    if proto is None and code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return status_of(TimeoutError())  # grpc's own end of the call; the backend, where it speaks, knows more
+    proto = proto or status_pb2.Status(code=code.value[0], message=message)
     return Status(code, message, _reason(proto) or code_pb2.Code.Name(code.value[0]), proto)
 
 

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
+from services.common.tracing import item_span
+
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 
@@ -31,11 +33,15 @@ async def answer_in_order(
         task.add_done_callback(working.discard)
         return task
 
+    async def work_on(request: Request) -> Response:
+        with item_span():
+            return await answer(request)
+
     async def accept() -> None:
         try:
             async for request in requests:
                 await room.acquire()
-                answers.put_nowait(start(answer(request)))
+                answers.put_nowait(start(work_on(request)))
         finally:
             answers.put_nowait(None)
 

@@ -1,6 +1,7 @@
 """Tensors between the wire and numpy: raw little-endian bytes, row-major, as the Open Inference Protocol has them."""
 
 import math
+import struct
 from collections.abc import Sequence
 
 import ml_dtypes
@@ -24,7 +25,7 @@ _DTYPES: dict[str, np.dtype] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "BYTES": np.dtype(np.object_),
 }
-_LENGTH = np.dtype("<u4")  # each BYTES element is preceded by its length
+_LENGTH = struct.Struct("<I")  # each BYTES element is preceded by its length
 
 
 def numpy_dtype(datatype: str) -> np.dtype:
@@ -104,22 +105,16 @@ def to_raw(array: np.ndarray) -> bytes:
 
 def _pack_element(element: object) -> bytes:
     data = element if isinstance(element, bytes) else str(element).encode()
-    return len(data).to_bytes(_LENGTH.itemsize, "little") + data
+    return _LENGTH.pack(len(data)) + data
 
 
 def _unpack_bytes(name: str, shape: Sequence[int], count: int, raw: bytes) -> np.ndarray:
-    # Each element takes at least its length, so a huge shape is refused before it is allocated.
-    elements: list[bytes] = []
-    position = 0
-    while position < len(raw) and len(elements) < count:
-        start = position + _LENGTH.itemsize
-        position = start + int.from_bytes(raw[position:start], "little")
-        if start > len(raw) or position > len(raw):
-            raise InvalidInput(
-                f"input {name!r} ends inside element {len(elements)}; put the length before each BYTES element, "
-                "in 4 bytes, little-endian"
-            )
-        elements.append(raw[start:position])
+    elements, position = _elements(raw, count)
+    if position > len(raw):
+        raise InvalidInput(
+            f"input {name!r} ends inside element {len(elements)}; put the length before each BYTES element, "
+            "in 4 bytes, little-endian"
+        )
     if len(elements) != count or position != len(raw):
         raise InvalidInput(
             f"input {name!r} has {len(raw)} bytes, which are not exactly {count} elements; "
@@ -128,3 +123,23 @@ def _unpack_bytes(name: str, shape: Sequence[int], count: int, raw: bytes) -> np
     array = np.empty(count, np.object_)
     array[:] = elements
     return shaped(name, array, shape)
+
+
+def _elements(raw: bytes, most: int) -> tuple[list[bytes], int]:
+    """Return up to *most* elements and where they end: behind *raw* where the last of them, left out, is cut off.
+
+    Millions of empty strings fit a message, so the loop looks nothing up and leaves the checks to its end.
+    """
+    elements: list[bytes] = []
+    append, length_at, position, size = elements.append, _LENGTH.unpack_from, 0, len(raw)
+    try:
+        for _ in range(min(most, size // _LENGTH.size + 1)):  # one too many finds what is left over
+            start = position + _LENGTH.size
+            position = start + length_at(raw, position)[0]
+            append(raw[start:position])
+    except struct.error:  # there is no length at the position any more
+        if position <= size:
+            return elements, position if position == size else size + 1
+    if position > size:
+        elements.pop()
+    return elements, position

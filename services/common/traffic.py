@@ -102,11 +102,6 @@ def model_not_found(name: str, known: Iterable[str]) -> NotFound:
 class TrafficFollower:
     """Keeps the newest state of all models, as inference streams it; survives inference's restarts."""
 
-    def knows(self, model: str, version: str) -> bool:
-        """Whether a model has this version, as far as is known."""
-        state = (self._models or {}).get(model)
-        return state is not None and any(str(each.version) == version for each in state.versions)
-
     def __init__(self, watch: Callable[[], AsyncIterable[lifecycle_pb2.WatchTrafficResponse]]) -> None:
         self._watch = watch
         self._models: dict[str, lifecycle_pb2.ModelState] | None = None
@@ -147,6 +142,11 @@ class TrafficFollower:
             return self.models[name]
         except KeyError:
             raise model_not_found(name, self.models) from None
+
+    def knows(self, model: str, version: int) -> bool:
+        """Whether a model has this version, as far as is known; may be asked in any thread."""
+        state = (self._models or {}).get(model)
+        return state is not None and any(each.version == version for each in state.versions)
 
     async def wait_for(self, condition: Callable[[], bool], seconds: float) -> bool:
         """Wait until *condition* holds for a state that arrived, at most *seconds*; return whether it does."""

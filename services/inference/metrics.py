@@ -57,8 +57,8 @@ class ModelFigures(Collector):
             pending.add_metric(labels, version.batcher.waiting_requests)
             for stage, latencies in STAGES.items():
                 add_latencies(stages, (*labels, stage), latencies(version.statistics))
-            for samples, durations in sorted(version.statistics.batches.items()):
-                batches.add_metric((*labels, str(samples)), durations.compute_infer.count)
+            for samples, executions in sorted(version.statistics.batches.items()):
+                batches.add_metric((*labels, str(samples)), executions.count)
         yield from (pending, stages, batches)
         yield from _traffic_metrics(models)
 
@@ -69,15 +69,20 @@ def _traffic_metrics(models: list[ServedModel]) -> Iterator[Metric]:
     shadow = CounterMetricFamily(
         "aimass_shadow_requests", "What became of requests that a shadow was offered.", labels=(*LABELS, "outcome")
     )
+    times = latency_family(
+        "aimass_shadow_graph_seconds", "Time of compared requests in the graph of either version.", (*LABELS, "graph")
+    )
     for model in models:
         generation.add_metric([model.name], model.traffic.generation)
         for number, version in sorted(model.versions.items()):
             ready.add_metric([model.name, str(number)], version.state == READY)
         if model.shadow is not None:
             counts = model.shadow.counts
-            for outcome in ("compared", "agreed", "failed", "dropped", "skipped"):
+            for outcome in ("agreed", "disagreed", "failed", "dropped", "skipped"):
                 shadow.add_metric([model.name, str(counts.version), outcome], getattr(counts, outcome))
-    yield from (ready, generation, shadow)
+            for graph, latencies in (("shadow", counts.shadow), ("stable", counts.stable)):
+                add_latencies(times, [model.name, str(counts.version), graph], latencies)
+    yield from (ready, generation, shadow, times)
 
 
 def _triton_metrics(versions: list[tuple[tuple[str, str], Statistics]]) -> Iterator[Metric]:

@@ -68,7 +68,7 @@ class PreprocessServicer(PreprocessServiceServicer):
             # Added last: protobuf copies messages by writing and reading them, which takes seconds for a GB.
             response.request.raw_input_contents.append(await join_tensors(tensors))
         took = time.perf_counter_ns() - begin
-        self._figures.record((request.model, str(request.version)), took, prepared)
+        self._figures.record(request.model, request.version, took, prepared)
         response.duration.CopyFrom(duration_of(took))
         return response
 

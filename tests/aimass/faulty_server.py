@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import chain
 
 import grpc
@@ -41,6 +42,7 @@ class Right(GRPCInferenceServiceServicer):
     options = (("grpc.max_receive_message_length", -1),)
     max_calls: int | None = None
     health = health_pb2.HealthCheckResponse.SERVING
+    metrics: tuple[int, str] | None = (200, '# TYPE nv_inference_count counter\nnv_inference_count{model="sums"} 1\n')
 
     def __init__(self) -> None:
         self.count = 0
@@ -345,6 +347,28 @@ class IgnoresTyped(Right):
         return super().array(tensor, raw)
 
 
+class InputsByPosition(Right):
+    """Takes its inputs by their place in the request, whatever their names."""
+
+    def unpack(self, request):
+        if sorted(each.name for each in request.inputs) == list(INPUTS):
+            for name, tensor in zip(INPUTS, request.inputs, strict=True):
+                tensor.name = name
+        return super().unpack(request)
+
+
+class NoMetrics(Right):
+    metrics = None
+
+
+class FailingMetrics(Right):
+    metrics = (404, "not found")
+
+
+class ForeignMetrics(Right):
+    metrics = (200, "python_gc_objects_collected_total 1\n")
+
+
 class NeverReady(Right):
     async def ServerReady(self, request, context):
         return pb.ServerReadyResponse(ready=False)
@@ -434,18 +458,36 @@ class OtherPackage(Right):
         return b"\x08\x01"
 
 
+class Address(str):
+    """host:port of a server, and where its metrics are."""
+
+    metrics_url: str
+
+
 @asynccontextmanager
-async def serving(make: Callable[[], Right]) -> AsyncIterator[str]:
-    """Serve what *make* returns on a free port, and yield its address."""
+async def serving(make: Callable[[], Right]) -> AsyncIterator[Address]:
+    """Serve what *make* returns on free ports, and yield its address."""
     servicer = make()
     server = grpc.aio.server(options=servicer.options, maximum_concurrent_rpcs=servicer.max_calls)
     servicer.add_to(server)
     healths = health.aio.HealthServicer()
     await healths.set("", servicer.health)
     add_HealthServicer_to_server(healths, server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    address = Address(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
     await server.start()
+    metrics = await asyncio.start_server(partial(_tell, servicer.metrics), "127.0.0.1", 0)
+    address.metrics_url = f"127.0.0.1:{metrics.sockets[0].getsockname()[1]}/metrics"
     try:
-        yield f"127.0.0.1:{port}"
+        yield address
     finally:
+        metrics.close()
         await server.stop(0)
+
+
+async def _tell(metrics: tuple[int, str] | None, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer one HTTP request, or close the connection."""
+    await reader.readuntil(b"\r\n\r\n")
+    if metrics is not None:
+        status, text = metrics
+        writer.write(f"HTTP/1.1 {status} -\r\nContent-Length: {len(text)}\r\nConnection: close\r\n\r\n{text}".encode())
+    writer.close()

@@ -15,9 +15,19 @@ import tritonclient.grpc.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
 from aimass.oip_check import checking, refusals
+from aimass.oip_check.metrics import default_url
 from aimass.oip_check.report import document, summary
 from aimass.oip_check.server import UnknownModel
-from aimass.oip_check.tensors import DATATYPES, elements_of, parse_shapes, raw_zeros, size_in_bytes
+from aimass.oip_check.tensors import (
+    DATATYPES,
+    elements_of,
+    parse_shapes,
+    raw_filled,
+    raw_zeros,
+    same_values,
+    size_in_bytes,
+)
+from services.common.tensors import numpy_dtype
 from tests.aimass import faulty_server as faults
 from tests.end_to_end.suite import Ports
 
@@ -54,12 +64,16 @@ FAULTS = [
     (faults.NotServing, {"health-check", "health-watch"}, "Kubernetes gRPC probes"),
     (faults.OddState, {"repository-index"}, "tritonclient"),
     (faults.KeepsWorkers, {"deadline", "cancel"}, "every client"),
+    (faults.InputsByPosition, {"infer-input-order"}, "tritonclient"),
+    (faults.NoMetrics, {"metrics"}, "perf_analyzer --collect-metrics"),
+    (faults.FailingMetrics, {"metrics"}, "perf_analyzer --collect-metrics"),
     (faults.SharedMemoryWithoutEntry, {"shared-memory-output"}, "perf_analyzer"),
 ]
 
 
 async def check(address, **options):
     """Run all checks beside the server's loop."""
+    options = {"metrics_url": address.metrics_url, **options}
     return await asyncio.to_thread(checking.check_server, address, timeout=2, write=True, **options)
 
 
@@ -76,20 +90,24 @@ def one(findings, id):
     return next(finding for finding in findings if finding.id == id)
 
 
+def metrics_url(suite):
+    return f"127.0.0.1:{suite.ports.metrics}/metrics"
+
+
 @pytest.mark.parametrize("model", ["cifar10", "sums", "floats"])
 def test_our_own_suite_breaks_nobody(suite, run, model):
-    shown = run("oip-check", suite.address, "--model", model, "--json")
+    shown = run("oip-check", suite.address, "--model", model, "--metrics-url", metrics_url(suite), "--json")
 
     checks = json.loads(shown.stdout)["checks"]
     assert [each for each in checks if each["verdict"] in ("breaks", "warns")] == []
     assert shown.returncode == 0
-    assert {each["id"] for each in checks if each["area"] in ("statistics", "refusals")} <= {
+    assert {each["id"] for each in checks if each["area"] in ("statistics", "metrics", "refusals")} <= {
         each["id"] for each in checks if each["verdict"] == "ok"
     }
 
 
 def test_our_own_suite_breaks_nobody_who_writes(suite, run):
-    shown = run("oip-check", suite.address, "--model", "sums", "--write", "--json")
+    shown = run("oip-check", suite.address, "--model", "sums", "--write", "--metrics-url", "none", "--json")
 
     assert json.loads(shown.stdout)["breaks"] is False, shown.stdout
 
@@ -133,6 +151,36 @@ async def test_statistics_that_are_not_listed_are_skipped():
     assert {each.verdict for each in findings if each.area == "statistics"} == {"skipped"}
 
 
+async def test_metrics_that_are_not_tritons_are_a_warning():
+    findings = await checked(faults.ForeignMetrics)
+
+    assert broken(findings) == set()
+    assert one(findings, "metrics").came == "1 figures, no nv_inference_*"
+
+
+@pytest.mark.parametrize("text", ["", "<html>", "nv_inference_count"])
+async def test_what_is_not_in_prometheus_form_is_a_warning(text):
+    class Odd(faults.Right):
+        metrics = (200, text)
+
+    assert one(await checked(Odd), "metrics").verdict == "warns"
+
+
+async def test_metrics_that_may_be_at_another_port_are_a_warning_and_can_be_left_out():
+    usual = await checked(faults.Right, metrics_url="")
+    left_out = await checked(faults.Right, metrics_url="none")
+
+    assert default_url("127.0.0.1:8001") == "127.0.0.1:8002/metrics"
+    assert one(usual, "metrics").verdict in ("warns", "ok"), "this machine may have a suite at the usual port"
+    assert one(left_out, "metrics").verdict == "skipped"
+
+
+async def test_exchanged_inputs_are_noticed_by_their_answer():
+    finding = one(await checked(faults.InputsByPosition), "infer-input-order")
+
+    assert finding.came == "another difference for the same inputs"
+
+
 async def test_the_protocol_under_another_name_is_recognised():
     findings = await checked(faults.OtherPackage, model="sums")
 
@@ -141,7 +189,7 @@ async def test_the_protocol_under_another_name_is_recognised():
 
 async def test_nothing_is_written_unless_it_is_allowed():
     async with faults.serving(faults.LoadsAnything) as address:
-        findings = await asyncio.to_thread(checking.check_server, address, timeout=2)
+        findings = await asyncio.to_thread(checking.check_server, address, timeout=2, metrics_url="none")
 
     assert one(findings, "repository-load").came == "loads a model; allow it with --write"
     assert broken(findings) == set()
@@ -200,6 +248,29 @@ def test_a_shape_is_parsed_by_its_last_colon():
 @pytest.mark.parametrize("datatype", DATATYPES)
 def test_zeros_are_as_long_as_they_say(datatype):
     assert len(raw_zeros(datatype, (2, 3))) == size_in_bytes(datatype, (2, 3))
+
+
+@pytest.mark.parametrize("datatype", DATATYPES)
+def test_a_value_fills_all_elements_as_numpy_would(datatype):
+    raw = raw_filled(datatype, (2, 2), 1)
+
+    if datatype == "BYTES":
+        assert elements_of(raw) == [b"1"] * 4
+    else:
+        assert raw == np.ones((2, 2), numpy_dtype(datatype)).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("datatype", "one", "other", "same"),
+    [
+        ("FP32", np.float32([1, np.nan]), np.float32([1.0001, np.nan]), True),
+        ("FP32", np.float32([1]), np.float32([2]), False),
+        ("INT32", np.int32([1000]), np.int32([1001]), False),
+        ("FP64", np.float64([1]), np.float64([1, 1]), False),
+    ],
+)
+def test_values_are_compared_by_their_datatype(datatype, one, other, same):
+    assert same_values(datatype, one.tobytes(), other.tobytes()) is same
 
 
 @pytest.mark.parametrize(
@@ -301,6 +372,28 @@ async def test_tritonclient_loses_the_stream_that_an_error_closes():
 async def test_perf_analyzer_ends_as_is_said(fault, code, words):
     async with faults.serving(fault) as address:
         done = await asyncio.to_thread(perf_analyzer, "-m", "sums", "-i", "grpc", "-u", address)
+
+    assert done.returncode == code, done.stdout
+    assert words in done.stdout
+
+
+@pytest.mark.skipif(
+    not (PERF / "perf_analyzer").exists(), reason="the stock load generator is missing; `make perf-analyzer` gets it"
+)
+@pytest.mark.parametrize(
+    ("fault", "code", "words"),
+    [
+        (faults.Right, 0, "Server Prometheus Metrics"),
+        (faults.ForeignMetrics, 0, "Unable to parse 'nv_gpu_utilization' metric"),
+        (faults.NoMetrics, 99, "Metrics endpoint"),
+        (faults.FailingMetrics, 99, "Metrics endpoint"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+async def test_perf_analyzer_ends_as_is_said_where_it_collects_metrics(fault, code, words):
+    async with faults.serving(fault) as address:
+        wanted = ("-u", address, "--collect-metrics", "--metrics-url", address.metrics_url)
+        done = await asyncio.to_thread(perf_analyzer, "-m", "sums", "-i", "grpc", *wanted)
 
     assert done.returncode == code, done.stdout
     assert words in done.stdout

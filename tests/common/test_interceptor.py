@@ -8,6 +8,7 @@ import pytest
 
 from services.common.errors import InvalidInput
 from services.common.interceptor import AroundInterceptor
+from services.common.statuses import CALLS
 
 
 async def unary_unary(request, context):
@@ -79,6 +80,8 @@ async def test_unknown_method_stays_unimplemented(start):
         await channel.unary_unary("/test.Test/Other")(b"")
 
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    (calls,) = CALLS.collect()  # by method: a caller's inventions would make series without an end
+    assert "/test.Test/Other" not in {sample.labels["method"] for sample in calls.samples}
 
 
 async def test_around_is_left_when_the_client_of_a_stream_goes_away():

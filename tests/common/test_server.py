@@ -99,6 +99,30 @@ async def test_stop_finishes_what_is_in_flight_and_refuses_what_is_new(serve_han
     await stopping
 
 
+async def test_stop_cancels_no_call_of_those_that_call_again_at_once(serve_handlers):
+    refused, busy = [], asyncio.Event()
+
+    async def call_again(call) -> None:
+        while True:
+            try:
+                await call(b"")
+                busy.set()
+            except grpc.aio.AioRpcError as error:
+                refused.append((error.code().name, error.details()))
+                if not refused[-1][1].startswith("the server is stopping"):
+                    return
+
+    served = await serve_handlers(Echo=echo)
+    callers = [asyncio.ensure_future(call_again(served.channel.unary_unary("/test.Test/Echo"))) for _ in range(16)]
+    await busy.wait()
+    await served.server.stop(grace_seconds=3600)
+    await asyncio.gather(*callers)
+
+    assert {code for code, _ in refused} == {"UNAVAILABLE"}
+    told = [details for _, details in refused if details.startswith("the server is stopping")]
+    assert len(told) <= len(callers)  # nobody was told before the server had gone
+
+
 async def test_stop_ends_calls_that_outlive_the_grace(serve_handlers):
     entered = asyncio.Event()
 
@@ -353,20 +377,34 @@ run_until_signalled(main)
 
 
 ENDLESS = """
-import threading
+import asyncio
 from services.common import server
 server.STOP_MARGIN_SECONDS = {margin}
 async def main(stop):
-    threading.Thread(target=threading.Event().wait).start()
     print("started", flush=True)
     await stop.wait()
     print("asked", flush=True)
+    await asyncio.Event().wait()
 server.run_until_signalled(main, 0.0)
 """
 
 
+THREADS_STAY = """
+import asyncio, threading
+from services.common import server
+server.LAST_SECONDS = 0.1
+async def main(stop):
+    threading.Thread(target=threading.Event().wait).start()
+    working = asyncio.ensure_future(asyncio.to_thread(threading.Event().wait))
+    print("started", flush=True)
+    await stop.wait()
+    print("closed")
+server.run_until_signalled(main)
+"""
+
+
 @pytest.mark.parametrize("again", [True, False], ids=["asked twice", "time is over"])
-def test_process_ends_though_a_thread_of_it_does_not(again):
+def test_process_ends_though_its_work_does_not(again):
     program = ENDLESS.format(margin=3600 if again else 0.1)
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "started\n"
@@ -378,6 +416,15 @@ def test_process_ends_though_a_thread_of_it_does_not(again):
                 process.wait(0.1)
 
         assert process.wait() == (-signal.SIGTERM if again else 1)
+
+
+def test_process_that_has_closed_everything_does_not_wait_for_threads():
+    with subprocess.Popen([sys.executable, "-c", THREADS_STAY], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "started\n"
+        process.send_signal(signal.SIGTERM)
+
+        assert process.stdout.read() == "closed\n"
+        assert process.wait() == 0
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT, "supervisor gone"])

@@ -4,6 +4,7 @@ import asyncio
 
 import grpc
 import pytest
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
@@ -86,14 +87,18 @@ async def test_unexpected_error_is_internal_and_hides_its_text(fail_with, error)
 
 
 @pytest.mark.parametrize(
-    ("error", "code"),
+    ("error", "code", "advice"),
     [
-        (NotImplementedError(), grpc.StatusCode.UNIMPLEMENTED),
-        (TimeoutError(), grpc.StatusCode.DEADLINE_EXCEEDED),
+        (NotImplementedError(), grpc.StatusCode.UNIMPLEMENTED, "; ask its reflection for those that it has"),
+        (TimeoutError(), grpc.StatusCode.DEADLINE_EXCEEDED, "; allow more time or send less"),
+        (DecodeError(), grpc.StatusCode.INVALID_ARGUMENT, "; send one of that type"),
     ],
 )
-async def test_python_error_with_a_meaning_keeps_it(fail_with, error, code):
-    assert (await fail_with(error)).code() is code
+async def test_python_error_with_a_meaning_keeps_it_and_says_what_to_do(fail_with, error, code, advice):
+    received = await fail_with(error)
+
+    assert received.code() is code
+    assert received.details().endswith(advice)
 
 
 async def test_status_of_a_backend_passes_through_with_its_details(fail_with):
@@ -104,6 +109,28 @@ async def test_status_of_a_backend_passes_through_with_its_details(fail_with):
     assert (received.code(), received.details()) == (backend.code(), backend.details())
     assert details_of(received) == details_of(backend)
     assert status_of(backend).reason == "MODEL_NOT_FOUND"
+
+
+async def test_deadline_that_a_backend_speaks_of_keeps_its_words_and_reason(fail_with):
+    backend = await fail_with(errors.DeadlineExceeded("no part came for 60 seconds; leave no gaps", reason="GAP"))
+
+    received = await fail_with(backend)
+
+    assert (received.code(), received.details()) == (backend.code(), "no part came for 60 seconds; leave no gaps")
+    assert details_of(received)["ErrorInfo"].reason == "GAP"
+
+
+async def test_deadline_at_which_grpc_ended_the_call_gets_our_words(serve_handlers, fail_with):
+    async def hang(request, context):
+        await asyncio.Event().wait()
+
+    served = await serve_handlers(Hang=hang)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await served.channel.unary_unary("/test.Test/Hang")(b"", timeout=0.01)
+    received = await fail_with(caught.value)
+
+    assert received.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert received.details() == "the deadline passed before the answer was ready; allow more time or send less"
 
 
 async def test_plain_status_of_a_foreign_backend_passes_through(serve_handlers, fail_with):

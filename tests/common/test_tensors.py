@@ -70,6 +70,8 @@ def test_array_is_a_view_of_the_message():
         ("BYTES", [1], b"\0\0\0\0" * 2, "has 8 bytes, which are not exactly 1 elements"),
         ("BYTES", [2], b"\1\0\0\0a\1\0", "ends inside element 1"),
         ("BYTES", [1], b"\5\0\0\0abcd", "ends inside element 0"),
+        ("BYTES", [3], b"\0\0\0\0\5\0\0\0abcd", "ends inside element 1"),
+        ("BYTES", [3], b"\0\0\0\0" * 2, "has 8 bytes, which are not exactly 3 elements"),
         ("BYTES", [1], b"\xff\xff\xff\xff", "ends inside element 0"),
     ],
 )

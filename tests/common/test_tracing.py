@@ -1,13 +1,27 @@
 """Spans as an OpenTelemetry collector receives them."""
 
+import json
 import random
+import subprocess
+import sys
 
+import grpc
 import pytest
 
 from services.common import tracing
-from services.common.errors import SettingsError
+from services.common.errors import NotFound, SettingsError
 from services.common.logs import REQUEST_ID_KEY, bind_request_id
-from services.common.tracing import TRACEPARENT, call_metadata, call_span, exporting_spans, record_span, span
+from services.common.streaming import answer_in_order
+from services.common.tracing import (
+    TRACEPARENT,
+    call_metadata,
+    call_span,
+    exporting_spans,
+    record_failure,
+    record_span,
+    span,
+)
+from tests.collector import attributes_of
 
 TRACE, PARENT = f"{0xABC:032x}", f"{0xDEF:016x}"
 SAMPLED, NOT_SAMPLED = f"00-{TRACE}-{PARENT}-01", f"00-{TRACE}-{PARENT}-00"
@@ -95,25 +109,145 @@ async def test_a_failed_call_is_marked(tracing_on, collector):
     call = collector.named("call")
     assert call.status.message == "by zero"
     assert [event.name for event in call.events] == ["exception"]
+    assert attributes_of(call)["rpc.response.status_code"] == "INTERNAL"
+
+
+async def test_a_refusal_is_told_by_its_code_and_words_and_without_a_stack(tracing_on, collector):
+    refusal = NotFound("no such model", reason="MODEL_NOT_FOUND")
+
+    with exporting_spans("test"):
+        with pytest.raises(NotFound), call_span("/test.Test/Call", ()), span("part"):
+            raise refusal
+        with call_span("answered", ()):
+            record_failure(refusal)
+
+    assert attributes_of(collector.named("test.Test/Call")) == {
+        "rpc.system.name": "grpc",
+        "rpc.method": "test.Test/Call",
+        "rpc.response.status_code": "NOT_FOUND",
+        "error.type": "MODEL_NOT_FOUND",
+    }
+    assert len(collector.spans) == 3
+    for each in collector.spans:
+        assert (each.status.code, each.status.message) == (each.status.STATUS_CODE_ERROR, "no such model")
+        assert not each.events
+
+
+@pytest.fixture
+async def ask_stream(serve_handlers):
+    """A function that sends 100 requests in one stream, and returns the metadata of what each called behind it."""
+
+    async def answer(request):
+        with span("part"):
+            return dict(call_metadata())[TRACEPARENT].encode()
+
+    async def answers(requests, context):
+        assert TRACEPARENT in dict(call_metadata())
+        context.set_trailing_metadata(call_metadata(stream=True))
+        async for each in answer_in_order(requests, answer, 10):
+            yield each
+
+    async def ask(*metadata):
+        served = await serve_handlers(Stream=grpc.stream_stream_rpc_method_handler(answers))
+        call = served.channel.stream_stream("/test.Test/Stream")(iter([b""] * 100), metadata=metadata)
+        return [each.decode() async for each in call], dict(await call.trailing_metadata())
+
+    return ask
+
+
+async def test_each_request_of_a_stream_is_sampled_by_itself(tracing_on, collector, monkeypatch, ask_stream):
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "traceidratio")
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "0.3")
+    random.seed(2)
+
+    with exporting_spans("test"):
+        handed_on, together = await ask_stream()
+
+    requests = [each for each in collector.spans if each.name == "test.Test/Stream request"]
+    traced = [value for value in handed_on if int(value[-2:], 16) & 1]
+    assert 10 < len(traced) < 60
+    assert {each.trace_id.hex() for each in requests} == {value.split("-")[1] for value in traced}
+    assert not any(each.parent_span_id for each in requests)
+    parts = [each for each in collector.spans if each.name == "part"]
+    assert {each.parent_span_id for each in parts} == {each.span_id for each in requests}
+    assert len(set(handed_on)) == 100
+    assert TRACEPARENT not in together  # who answers a forwarded stream samples its requests too
+
+
+async def test_the_requests_of_a_stream_name_it_where_it_is_traced_too(tracing_on, collector, ask_stream):
+    with exporting_spans("test"):
+        await ask_stream()
+
+    stream = collector.named("test.Test/Stream")
+    requests = [each for each in collector.spans if each.name == "test.Test/Stream request"]
+    assert len({each.trace_id for each in (stream, *requests)}) == 101
+    assert {link.span_id for each in requests for link in each.links} == {stream.span_id}
+
+
+async def test_the_requests_of_a_stream_belong_to_its_callers_trace(tracing_on, collector, monkeypatch, ask_stream):
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
+
+    with exporting_spans("test"):
+        _, together = await ask_stream((TRACEPARENT, SAMPLED))
+
+    stream = collector.named("test.Test/Stream")
+    requests = [each for each in collector.spans if each.name == "test.Test/Stream request"]
+    assert {each.trace_id.hex() for each in collector.spans} == {TRACE}
+    assert {each.parent_span_id for each in requests} == {stream.span_id}
+    assert (stream.parent_span_id.hex(), len(requests)) == (PARENT, 100)
+    assert together[TRACEPARENT] == f"00-{TRACE}-{stream.span_id.hex()}-01"
+
+
+async def test_a_stream_that_its_caller_does_not_trace_is_not_traced(tracing_on, collector, ask_stream):
+    with exporting_spans("test"):
+        handed_on, together = await ask_stream((TRACEPARENT, NOT_SAMPLED))
+
+    assert {*handed_on, together[TRACEPARENT]} == {NOT_SAMPLED}
+    assert collector.spans == []
 
 
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
-        ({"OTEL_TRACES_EXPORTER": "zipkin"}, "OTEL_TRACES_EXPORTER names 'zipkin', which is not installed"),
-        ({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_TRACES_SAMPLER": "some"}, "OTEL_TRACES_SAMPLER='some'"),
-        (
-            {"OTEL_TRACES_EXPORTER": "otlp", "OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "7"},
-            "a share from 0 to 1",
-        ),
+        ({"OTEL_TRACES_EXPORTER": "zipkin"}, "the exporter 'zipkin', which is not installed; there are .*console"),
+        ({"OTEL_TRACES_EXPORTER": "otlp,zipkin"}, "'zipkin'"),
+        ({"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/json"}, "'http/json'"),
+        ({"OTEL_TRACES_SAMPLER": "some"}, "OTEL_TRACES_SAMPLER='some'"),
+        ({"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "7"}, "a share from 0 to 1"),
+        ({"OTEL_EXPORTER_OTLP_TIMEOUT": "ten"}, "refuses what OTEL_.* says: .*'ten'"),
+        ({"OTEL_EXPORTER_OTLP_COMPRESSION": "bogus"}, "refuses .*OTEL_EXPORTER_OTLP_COMPRESSION"),
+        ({"OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "99999"}, "refuses .*max_export_batch_size"),
+        ({"OTEL_BSP_SCHEDULE_DELAY": "-5"}, "refuses .*schedule_delay"),
+        ({"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "x"}, "refuses .*OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT"),
     ],
 )
 def test_settings_that_cannot_be_followed_are_refused(monkeypatch, variables, words):
-    for name, value in variables.items():
+    for name, value in {"OTEL_TRACES_EXPORTER": "otlp", **variables}.items():
         monkeypatch.setenv(name, value)
 
     with pytest.raises(SettingsError, match=words), exporting_spans("test"):
         pass
+
+
+async def test_capitals_do_not_matter(tracing_on, collector, monkeypatch):
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "OTLP")
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "Always_On")
+
+    with exporting_spans("test"), call_span("call", ()):
+        pass
+
+    assert collector.named("call")
+
+
+def test_several_exporters_all_get_the_spans(tracing_on, collector, monkeypatch):
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp, console")
+    program = "from services.common.tracing import *\nwith exporting_spans('test'), call_span('call', ()): pass"
+
+    # A process of its own: the SDK writes to what was standard output when it was imported.
+    written = subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.PIPE, timeout=60).stdout
+
+    assert json.loads(written)["name"] == "call"
+    assert collector.named("call")
 
 
 @pytest.mark.parametrize("variables", [{"OTEL_TRACES_EXPORTER": "none"}, {"OTEL_SDK_DISABLED": "true"}])

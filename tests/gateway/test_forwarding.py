@@ -1,5 +1,6 @@
 """Services behind the public gRPC port, reached by stock clients."""
 
+import asyncio
 import queue
 
 import grpc
@@ -10,12 +11,15 @@ import tritonclient.grpc.aio as triton_aio
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from aimass.gateway.v1 import gateway_pb2
+from aimass.inference.v1 import lifecycle_pb2
 from aimass.open_inference import grpc_service_pb2 as pb
 from aimass.open_inference.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 from aimass.starter import STARTER
 from aimass.trainer.v1 import trainer_pb2
 from aimass.trainer.v1.trainer_pb2_grpc import TrainerServiceStub
+from gateway.forwarding import forwarded_service
 from services.common.manifest import DIGEST_PARAMETER
+from services.common.server import Service
 from tests.end_to_end.pictures import cifar, encode
 
 OTHER_DIGEST = "sha256:" + 64 * "0"
@@ -222,7 +226,7 @@ def test_a_request_that_is_no_message_is_an_invalid_argument(suite, channel, met
         channel.stream_unary(method)(iter([b"\xff\xff"]))
 
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert caught.value.details() == "the request is not a message of the method's type"
+    assert caught.value.details() == "the request is not a message of the method's type; send one of that type"
 
 
 def test_an_unknown_method_is_unimplemented(channel):
@@ -294,3 +298,82 @@ def test_an_unknown_run_is_not_found_through_the_gateway(channel):
 
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
     assert "'nothing'" in caught.value.details()
+
+
+class Offering:
+    """A component that offers one service."""
+
+    collectors = ()
+
+    def __init__(self, service: Service) -> None:
+        self.services = (service,)
+
+    async def start(self) -> None:
+        """Nothing to load."""
+
+    async def close(self) -> None:
+        """Nothing to free."""
+
+
+@pytest.fixture
+async def serve_forwarded(serve):
+    """A function that serves a method as bytes and a gateway before it: the latter's channel and StopSignal."""
+
+    async def start(descriptor, method, handler):
+        generic = grpc.method_handlers_generic_handler(descriptor.full_name, {method: handler})
+        offered = Service(descriptor.full_name, lambda server: server.add_generic_rpc_handlers((generic,)))
+        behind = await serve(lambda _stop: Offering(offered))
+        front = await serve(lambda stop: Offering(forwarded_service(behind.channel, descriptor, stop)))
+        return front.channel, front.stop
+
+    return start
+
+
+async def test_a_stream_is_ended_in_order_when_the_gateway_stops(serve_forwarded):
+    ended = asyncio.Event()
+
+    async def answers(requests, context):
+        seen = [await anext(requests)]
+        yield b"first"
+        seen += [each async for each in requests]
+        ended.set()
+        for each in seen:
+            yield each
+
+    descriptor = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+    handler = grpc.stream_stream_rpc_method_handler(answers)
+    channel, stop = await serve_forwarded(descriptor, "ModelStreamInfer", handler)
+    stream = channel.stream_stream(f"/{descriptor.full_name}/ModelStreamInfer")()
+    await stream.write(b"request")
+    assert await stream.read() == b"first"
+    stop.set_drained()
+
+    await ended.wait()
+    assert await stream.read() == b"request"
+    assert await stream.code() is grpc.StatusCode.UNAVAILABLE
+    assert await stream.details() == "the server is stopping; send what was not answered again"
+
+
+async def test_what_arrived_by_the_stop_does_not_pass_for_the_whole(serve_forwarded):
+    arrived, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def collect(requests, context):
+        try:
+            async for _ in requests:
+                arrived.set()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+        return b"complete"
+
+    descriptor = lifecycle_pb2.DESCRIPTOR.services_by_name["ModelLifecycleService"]
+    handler = grpc.stream_unary_rpc_method_handler(collect)
+    channel, stop = await serve_forwarded(descriptor, "PublishVersion", handler)
+    call = channel.stream_unary(f"/{descriptor.full_name}/PublishVersion")()
+    await call.write(b"part")
+    await arrived.wait()
+    stop.set_drained()
+
+    assert await call.code() is grpc.StatusCode.UNAVAILABLE
+    assert await call.details() == "the server is stopping; send what was not answered again"
+    await cancelled.wait()

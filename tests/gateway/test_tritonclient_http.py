@@ -7,6 +7,7 @@ import sys
 from multiprocessing import shared_memory
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
@@ -241,6 +242,65 @@ def test_tensors_may_lie_in_shared_memory(stock):
     finally:
         memory.close()
         memory.unlink()
+
+
+async def test_the_asynchronous_client_uses_shared_memory_too(suite):
+    arrays, size = addends(), 2 * 4 * 4
+    memory = shared_memory.SharedMemory(create=True, size=3 * size)
+    try:
+        np.ndarray((2, 2, 4), np.float32, memory.buf)[:] = [arrays["a"], arrays["b"]]
+        async with triton_aio.InferenceServerClient(server(suite)) as client:
+            await client.register_system_shared_memory("sums_aio", f"/{memory.name}", 3 * size)
+            inputs = [triton_aio.InferInput(name, [2, 4], "FP32") for name in arrays]
+            for position, tensor in enumerate(inputs):
+                tensor.set_shared_memory("sums_aio", size, position * size)
+            output = triton_aio.InferRequestedOutput("sum")
+            output.set_shared_memory("sums_aio", size, 2 * size)
+
+            await client.infer("sums", inputs, outputs=[output])
+
+            assert (await client.get_system_shared_memory_status("sums_aio"))[0]["byte_size"] == 3 * size
+            await client.unregister_system_shared_memory("sums_aio")
+            assert "sums_aio" not in {each["name"] for each in await client.get_system_shared_memory_status()}
+        written = np.ndarray((2, 4), np.float32, memory.buf, 2 * size).copy()
+        np.testing.assert_array_equal(written, arrays["a"] + arrays["b"])
+    finally:
+        memory.close()
+        memory.unlink()
+
+
+def identity(save_graph, datatype):
+    """Return the bytes of a graph that gives back what it is given."""
+    tensors = [helper.make_tensor_value_info(name, datatype, ["batch", 2]) for name in "xy"]
+    return save_graph([helper.make_node("Identity", ["x"], ["y"])], tensors[:1], tensors[1:]).read_bytes()
+
+
+def echo(client, model, array, datatype, **forms):
+    """Return what *model* gives back; *forms* say whether request and answer are binary."""
+    tensor = triton.InferInput("x", list(array.shape), datatype)
+    tensor.set_data_from_numpy(array, binary_data=forms.get("request", True))
+    output = triton.InferRequestedOutput("y", binary_data=forms.get("answer", True))
+    return client.infer(model, [tensor], outputs=[output]).as_numpy("y")
+
+
+def test_text_and_bfloat16_go_in_and_come_out(own_suite, save_graph):
+    text = np.array([['\u00e4"\\'.encode(), b""]], np.object_)
+    numbers = np.array([[0.5, -2]], ml_dtypes.bfloat16)
+
+    with triton.InferenceServerClient(server(own_suite)) as client:
+        for model, datatype in (("text", TensorProto.STRING), ("brain", TensorProto.BFLOAT16)):
+            files = {"file:1/model.onnx": identity(save_graph, datatype)}
+            client.load_model(model, config='{"max_batch_size": 4}', files=files)
+        texts = [
+            echo(client, "text", text, "BYTES", request=request, answer=answer)
+            for request in (True, False)
+            for answer in (True, False)
+        ]
+        brain = echo(client, "brain", numbers, "BF16")
+
+    said = [[each if isinstance(each, bytes) else each.encode() for each in got.flat] for got in texts]
+    assert said == [list(text.flat)] * 4
+    assert (brain.dtype, brain.tolist()) == (numbers.dtype, numbers.tolist())
 
 
 @pytest.mark.parametrize(

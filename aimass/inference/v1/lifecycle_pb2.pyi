@@ -596,7 +596,7 @@ class ShadowReport(_message.Message):
     failed: _builtins.int
     """Requests on which the shadow failed."""
     dropped: _builtins.int
-    """Requests that were left out, because the machine had better to do."""
+    """Requests that were left out, because the stable version or the shadow had something else to run."""
     skipped: _builtins.int
     """Requests that were left out, because the shadow takes pixels of another preprocess spec."""
     @_builtins.property

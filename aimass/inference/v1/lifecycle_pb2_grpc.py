@@ -99,7 +99,8 @@ class ModelLifecycleServiceServicer(object):
         - DEADLINE_EXCEEDED when no chunk came for 30 seconds,
         - RESOURCE_EXHAUSTED when the graph is larger than `INFERENCE_MAX_MODEL_BYTES`, or would take more memory than
         `INFERENCE_MAX_MEMORY_BYTES`,
-        - UNAVAILABLE while the repository is being loaded, or another call sends the same graph to the same model.
+        - UNAVAILABLE while the repository is being loaded, when the server stops before all of it has arrived, or while
+        another call sends the same graph to the same model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -108,8 +109,9 @@ class ModelLifecycleServiceServicer(object):
     def GetUpload(self, request, context):
         """Tells how much of a graph is kept of uploads that broke off, so that the next one can go on from there.
 
-        It is kept for 3 days after its last byte came, as one of the 8 that were written to last; what is beyond that is
-        removed at the next upload or restart. Ends with INVALID_ARGUMENT when the name or the digest is malformed.
+        It is kept for 3 days after its last byte came, as one of the 8 that were written to last, those in progress not
+        counted; what is beyond that is removed at the next upload or restart. Ends with INVALID_ARGUMENT when the name or
+        the digest is malformed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -46,13 +46,15 @@ class ModelLifecycleServiceStub:
       - DEADLINE_EXCEEDED when no chunk came for 30 seconds,
       - RESOURCE_EXHAUSTED when the graph is larger than `INFERENCE_MAX_MODEL_BYTES`, or would take more memory than
         `INFERENCE_MAX_MEMORY_BYTES`,
-      - UNAVAILABLE while the repository is being loaded, or another call sends the same graph to the same model.
+      - UNAVAILABLE while the repository is being loaded, when the server stops before all of it has arrived, or while
+        another call sends the same graph to the same model.
     """
     GetUpload: _grpc.UnaryUnaryMultiCallable[_lifecycle_pb2.GetUploadRequest, _lifecycle_pb2.GetUploadResponse]
     """Tells how much of a graph is kept of uploads that broke off, so that the next one can go on from there.
 
-    It is kept for 3 days after its last byte came, as one of the 8 that were written to last; what is beyond that is
-    removed at the next upload or restart. Ends with INVALID_ARGUMENT when the name or the digest is malformed.
+    It is kept for 3 days after its last byte came, as one of the 8 that were written to last, those in progress not
+    counted; what is beyond that is removed at the next upload or restart. Ends with INVALID_ARGUMENT when the name or
+    the digest is malformed.
     """
     ListVersions: _grpc.UnaryUnaryMultiCallable[_lifecycle_pb2.ListVersionsRequest, _lifecycle_pb2.ListVersionsResponse]
     """Lists the versions of one model or of all. Ends with NOT_FOUND when the named model is unknown."""
@@ -105,13 +107,15 @@ class ModelLifecycleServiceAsyncStub(ModelLifecycleServiceStub):
       - DEADLINE_EXCEEDED when no chunk came for 30 seconds,
       - RESOURCE_EXHAUSTED when the graph is larger than `INFERENCE_MAX_MODEL_BYTES`, or would take more memory than
         `INFERENCE_MAX_MEMORY_BYTES`,
-      - UNAVAILABLE while the repository is being loaded, or another call sends the same graph to the same model.
+      - UNAVAILABLE while the repository is being loaded, when the server stops before all of it has arrived, or while
+        another call sends the same graph to the same model.
     """
     GetUpload: _aio.UnaryUnaryMultiCallable[_lifecycle_pb2.GetUploadRequest, _lifecycle_pb2.GetUploadResponse]  # type: ignore[assignment]
     """Tells how much of a graph is kept of uploads that broke off, so that the next one can go on from there.
 
-    It is kept for 3 days after its last byte came, as one of the 8 that were written to last; what is beyond that is
-    removed at the next upload or restart. Ends with INVALID_ARGUMENT when the name or the digest is malformed.
+    It is kept for 3 days after its last byte came, as one of the 8 that were written to last, those in progress not
+    counted; what is beyond that is removed at the next upload or restart. Ends with INVALID_ARGUMENT when the name or
+    the digest is malformed.
     """
     ListVersions: _aio.UnaryUnaryMultiCallable[_lifecycle_pb2.ListVersionsRequest, _lifecycle_pb2.ListVersionsResponse]  # type: ignore[assignment]
     """Lists the versions of one model or of all. Ends with NOT_FOUND when the named model is unknown."""
@@ -167,7 +171,8 @@ class ModelLifecycleServiceServicer(metaclass=_abc_1.ABCMeta):
           - DEADLINE_EXCEEDED when no chunk came for 30 seconds,
           - RESOURCE_EXHAUSTED when the graph is larger than `INFERENCE_MAX_MODEL_BYTES`, or would take more memory than
             `INFERENCE_MAX_MEMORY_BYTES`,
-          - UNAVAILABLE while the repository is being loaded, or another call sends the same graph to the same model.
+          - UNAVAILABLE while the repository is being loaded, when the server stops before all of it has arrived, or while
+            another call sends the same graph to the same model.
         """
 
     @_abc_1.abstractmethod
@@ -178,8 +183,9 @@ class ModelLifecycleServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_lifecycle_pb2.GetUploadResponse, _abc.Awaitable[_lifecycle_pb2.GetUploadResponse]]:
         """Tells how much of a graph is kept of uploads that broke off, so that the next one can go on from there.
 
-        It is kept for 3 days after its last byte came, as one of the 8 that were written to last; what is beyond that is
-        removed at the next upload or restart. Ends with INVALID_ARGUMENT when the name or the digest is malformed.
+        It is kept for 3 days after its last byte came, as one of the 8 that were written to last, those in progress not
+        counted; what is beyond that is removed at the next upload or restart. Ends with INVALID_ARGUMENT when the name or
+        the digest is malformed.
         """
 
     @_abc_1.abstractmethod

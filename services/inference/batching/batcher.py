@@ -11,7 +11,7 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
-from services.common.errors import DeadlineExceeded, InvalidInput, NotReady, Overloaded
+from services.common.errors import DeadlineExceeded, NotReady, Overloaded
 from services.inference.batching.duration_model import DurationModel
 from services.inference.batching.statistics import BatchTimes, Statistics
 from services.inference.batching.waiting import Pending, QueueOptions, WaitingRequests
@@ -29,6 +29,8 @@ class BatchOptions:
 
     max_batch_size: int
     """In samples; 0 means that the graph has no batch dimension and every request runs alone."""
+    shares_runs: bool = True
+    """Whether requests may be in the same batch, where there is one."""
     instances: int = 1
     """Runs that may go on at the same time."""
     max_queue_delay_seconds: float = 0.0
@@ -94,9 +96,9 @@ class Batcher:
         return len(self._waiting)
 
     @property
-    def waiting_samples(self) -> int:
-        """Samples of the requests that wait to run."""
-        return self._waiting.samples
+    def is_idle(self) -> bool:
+        """Whether nothing runs and nothing waits to."""
+        return not self._running and not len(self._waiting)
 
     async def infer(
         self,
@@ -113,24 +115,19 @@ class Batcher:
         Args:
             inputs: One array per graph input; the first dimension is *samples* where the model batches.
             outputs: Names of the wanted outputs.
-            samples: Size of the request along the batch dimension.
+            samples: Size of the request along the batch dimension; the caller sees that a batch may have so many.
             deadline: Event-loop time after which the request is not run any more.
             priority: 1 is the highest; 0 stands for the config's default level.
             timeout_seconds: Longest wait, where the config lets a request shorten it.
 
         Raises:
-            InvalidInput: The request holds more samples than a batch may.
+            InvalidInput: The graph refuses the values.
             NotReady: The version was unloaded.
             Overloaded: Too many wait already, or so many that the deadline cannot be met.
             DeadlineExceeded: The deadline or the longest wait passed in the queue.
         """
         if self._closing:
             raise NotReady("the version was unloaded meanwhile; try again")
-        if samples > self._options.max_batch_size > 0:
-            raise InvalidInput(
-                f"the request holds {samples} samples; this model takes 1 to {self._options.max_batch_size} at once; "
-                "send fewer"
-            )
         level = self._options.queue.level_of(priority)
         self._admit(samples, deadline, level)
         loop = asyncio.get_running_loop()
@@ -276,7 +273,7 @@ class Batcher:
                 return batch, True
             batch.append(pending)
             room -= pending.samples
-            if room <= 0 or not most or pending.alone:
+            if room <= 0 or not most or pending.alone or not self._options.shares_runs:
                 return batch, True
         return batch, False
 

@@ -2,19 +2,20 @@
 
 import time
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from aimass.open_inference import grpc_service_pb2 as pb
 from services.common.metrics import Latencies
 
 
-@dataclass
-class BatchLatencies:
-    """Times of the executions of one batch size."""
+@dataclass(slots=True)
+class Executions:
+    """How often a batch of one size ran, and the nanoseconds that it took in all."""
 
-    compute_input: Latencies = field(default_factory=Latencies)
-    compute_infer: Latencies = field(default_factory=Latencies)
-    compute_output: Latencies = field(default_factory=Latencies)
+    count: int = 0
+    compute_input: int = 0
+    compute_infer: int = 0
+    compute_output: int = 0
 
 
 @dataclass(frozen=True)
@@ -38,23 +39,25 @@ class Statistics:
         self.inference_count = 0
         self.execution_count = 0
         self.success = Latencies()
-        self.fail = Latencies()
+        self.fail_ns = 0
         self.failures: Counter[str] = Counter()
         """Failed requests by the reasons of Triton's metrics."""
         self.queue = Latencies()
         self.compute_input = Latencies()
         self.compute_infer = Latencies()
         self.compute_output = Latencies()
-        self.batches: defaultdict[int, BatchLatencies] = defaultdict(BatchLatencies)
+        self.batches: defaultdict[int, Executions] = defaultdict(Executions)
+        """By the samples in the batch."""
 
     def record_execution(self, batch_size: int, times: BatchTimes) -> None:
         """Count one run of the graph on *batch_size* samples."""
         self.last_inference_ms = time.time_ns() // 1_000_000
         self.execution_count += 1
         batch = self.batches[batch_size]
-        batch.compute_input.add(times.compute_input)
-        batch.compute_infer.add(times.compute_infer)
-        batch.compute_output.add(times.compute_output)
+        batch.count += 1
+        batch.compute_input += times.compute_input
+        batch.compute_infer += times.compute_infer
+        batch.compute_output += times.compute_output
 
     def record_success(self, samples: int, total_ns: int, queue_ns: int, times: BatchTimes) -> None:
         """Count one request of *samples* that was answered."""
@@ -67,7 +70,7 @@ class Statistics:
 
     def record_failure(self, total_ns: int, reason: str) -> None:
         """Count one request that ended in an error."""
-        self.fail.add(total_ns)
+        self.fail_ns += total_ns
         self.failures[reason] += 1
 
 
@@ -81,7 +84,7 @@ def statistics_message(name: str, number: int, statistics: Statistics) -> pb.Mod
         execution_count=statistics.execution_count,
         inference_stats=pb.InferStatistics(
             success=_duration(statistics.success),
-            fail=_duration(statistics.fail),
+            fail=pb.StatisticDuration(count=statistics.failures.total(), ns=statistics.fail_ns),
             queue=_duration(statistics.queue),
             compute_input=_duration(statistics.compute_input),
             compute_infer=_duration(statistics.compute_infer),
@@ -92,9 +95,9 @@ def statistics_message(name: str, number: int, statistics: Statistics) -> pb.Mod
         batch_stats=[
             pb.InferBatchStatistics(
                 batch_size=size,
-                compute_input=_duration(batch.compute_input),
-                compute_infer=_duration(batch.compute_infer),
-                compute_output=_duration(batch.compute_output),
+                compute_input=pb.StatisticDuration(count=batch.count, ns=batch.compute_input),
+                compute_infer=pb.StatisticDuration(count=batch.count, ns=batch.compute_infer),
+                compute_output=pb.StatisticDuration(count=batch.count, ns=batch.compute_output),
             )
             for size, batch in sorted(statistics.batches.items())
         ],

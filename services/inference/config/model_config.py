@@ -22,6 +22,10 @@ Tensor = pb.ModelInput | pb.ModelOutput
 PLATFORM = "onnxruntime_onnx"
 BACKEND = "onnxruntime"
 MAX_PRIORITY_LEVELS = 1000
+MAX_INSTANCES = 1024
+"""Each is a thread; more than a machine has processors gain nothing."""
+MAX_WARMUP_RUNS = 1000
+"""Of all warm-up requests together: nobody can change the model while they run."""
 _SUPPORTED = {
     "name",
     "platform",
@@ -67,7 +71,7 @@ def read_config(path: Path, model: str) -> pb.ModelConfig | None:
         return None
     try:
         config = text_format.Parse(path.read_text(), pb.ModelConfig())
-    except (text_format.ParseError, UnicodeDecodeError) as error:
+    except (text_format.ParseError, UnicodeDecodeError, RecursionError, OSError) as error:
         raise InvalidInput(f"{path.name} of model {model!r} cannot be read; correct it: {error}") from error
     check_config(config, model, path.name)
     return config
@@ -101,6 +105,7 @@ def check_config(config: pb.ModelConfig, model: str, source: str) -> None:
             f"{source} has a negative number, max_batch_size {config.max_batch_size} or one of the instance counts "
             f"{counts}; use 0 or more"
         )
+    _check_counts(config, source)
     _check_file_name(config.default_model_filename, source)
     _check_batching(config, source)
     tuning_of(config)
@@ -125,6 +130,17 @@ def _set_fields(message: Message, prefix: str = "") -> Iterator[str]:
             continue
         for each in [value] if isinstance(value, Message) else value:
             yield from _set_fields(each, f"{name}.")
+
+
+def _check_counts(config: pb.ModelConfig, source: str) -> None:
+    instances = sum((group.count or 1) * max(len(group.gpus), 1) for group in config.instance_group)
+    if instances > MAX_INSTANCES:
+        raise InvalidInput(
+            f"{source} has instance_group counts of {instances} instances in all; use at most {MAX_INSTANCES}"
+        )
+    runs = sum(warmup.count or 1 for warmup in config.model_warmup)
+    if runs > MAX_WARMUP_RUNS:
+        raise InvalidInput(f"{source} has model_warmup counts of {runs} runs in all; use at most {MAX_WARMUP_RUNS}")
 
 
 def _check_file_name(name: str, source: str) -> None:
@@ -327,11 +343,14 @@ def _read_label_file(folder: Path, name: str) -> tuple[str, ...]:
         raise InvalidInput(f"label_filename {name!r} is not UTF-8 text; save it as UTF-8") from error
 
 
-def batch_options(config: pb.ModelConfig, max_queue_samples: int, instances: int = 1) -> BatchOptions:
-    """Return how requests share runs under a completed *config*, with so many *instances* to run them."""
+def batch_options(
+    config: pb.ModelConfig, max_queue_samples: int, instances: int = 1, shares_runs: bool = True
+) -> BatchOptions:
+    """Return how requests wait under a completed *config*, and share the runs of so many *instances* if they may."""
     batching = config.dynamic_batching
     return BatchOptions(
         max_batch_size=config.max_batch_size,
+        shares_runs=shares_runs,
         instances=instances,
         max_queue_delay_seconds=batching.max_queue_delay_microseconds / 1e6,
         max_queue_samples=max_queue_samples,

@@ -35,12 +35,13 @@ def read_warmups(config: pb.ModelConfig, signature: Signature, folder: Path, max
     Raises:
         InvalidInput: A request does not fit the model, or a file is missing or of another size.
     """
+    random = np.random.default_rng(0)
     for position, warmup in enumerate(config.model_warmup):
         name = warmup.name or str(position)
         _check(warmup, name, signature)
         samples = warmup.batch_size if signature.max_batch_size else 0
         inputs = {
-            key: _array(f"{name!r}, input {key!r}", warmup.inputs[key], samples, folder / FOLDER, max_bytes)
+            key: _array(f"{name!r}, input {key!r}", warmup.inputs[key], samples, folder / FOLDER, max_bytes, random)
             for key in sorted(warmup.inputs)
         }
         yield Warmup(name, inputs, warmup.count or 1)
@@ -74,7 +75,9 @@ def _datatype(given: pb.ModelWarmup.Input) -> str:
     return pb.DataType.Name(given.data_type).removeprefix("TYPE_").replace("STRING", "BYTES")
 
 
-def _array(what: str, given: pb.ModelWarmup.Input, samples: int, folder: Path, max_bytes: int) -> np.ndarray:
+def _array(
+    what: str, given: pb.ModelWarmup.Input, samples: int, folder: Path, max_bytes: int, random: np.random.Generator
+) -> np.ndarray:
     """Return one sample, repeated *samples* times where that is not 0."""
     dtype = numpy_dtype(_datatype(given))
     size = int(np.prod(given.dims, dtype=object)) * max(samples, 1) * dtype.itemsize
@@ -84,7 +87,7 @@ def _array(what: str, given: pb.ModelWarmup.Input, samples: int, folder: Path, m
         case "zero_data":
             sample = np.full(given.dims, b"", dtype) if dtype.hasobject else np.zeros(given.dims, dtype)
         case "random_data":
-            sample = _random(what, given, dtype)
+            sample = _random(what, given, dtype, random)
         case "input_data_file":
             sample = to_array(what, _datatype(given), given.dims, _read(what, folder, given.input_data_file, max_bytes))
         case _:
@@ -92,10 +95,9 @@ def _array(what: str, given: pb.ModelWarmup.Input, samples: int, folder: Path, m
     return np.repeat(sample[None], samples, 0) if samples else sample
 
 
-def _random(what: str, given: pb.ModelWarmup.Input, dtype: np.dtype) -> np.ndarray:
+def _random(what: str, given: pb.ModelWarmup.Input, dtype: np.dtype, random: np.random.Generator) -> np.ndarray:
     if dtype.hasobject:
         raise InvalidInput(f"model_warmup {what} is text and random_data; use zero_data or input_data_file")
-    random = np.random.default_rng(0)
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)
         return random.integers(limits.min, limits.max, given.dims, dtype, endpoint=True)

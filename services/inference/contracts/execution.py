@@ -18,10 +18,10 @@ from services.inference.contracts.requests import (
     RequestOptions,
     check_batch_size,
     check_digest,
+    read_inputs,
     request_options,
     requested_outputs,
     requested_version,
-    unpack_inputs,
 )
 from services.inference.engine import REFUSED_BY_GRAPH, Arrays
 from services.inference.models.serving import ModelServer
@@ -42,6 +42,8 @@ class Executed:
 
     number: int
     version: LoadedVersion
+    generation: int
+    """Of the traffic that chose the version."""
     outputs: list[str]
     inference: Inference
 
@@ -69,25 +71,26 @@ async def execute(
     arrival = time.perf_counter_ns()
     options = request_options(request)
     routing_key = options.routing_key or uuid.uuid4().hex
-    number, version = models.resolve(request.model_name, requested_version(request.model_version), routing_key)
+    resolved = models.resolve(request.model_name, requested_version(request.model_version), routing_key)
+    version = resolved.version
     try:
-        check_digest(request, version.preprocess_digest)
-        inputs, samples = unpack_inputs(request, version.signature, split=split)
-        outputs = requested_outputs(request, version.signature)
-        if not split:
-            check_batch_size(samples, version.signature)
         with version.in_use():
+            check_digest(request, version.preprocess_digest)
+            inputs, samples = await read_inputs(request, version.signature, split=split)
+            outputs = requested_outputs(request, version.signature)
+            if not split:
+                check_batch_size(samples, version.signature)
             inference = await _infer(version, inputs, outputs, samples, deadline, options)
     except BaseException as error:
         version.statistics.record_failure(time.perf_counter_ns() - arrival, _failure_reason(error))
         raise
     total = time.perf_counter_ns() - arrival
     if is_traced():
-        _record_spans(request.model_name, number, arrival, inference)
+        _record_spans(request.model_name, resolved.number, arrival, inference)
     version.statistics.record_success(samples, total, inference.queue, inference.times)
     if samples <= (version.signature.samples_per_run or samples):  # a shadow runs nothing in parts
-        models.answered(request.model_name, number, inputs, outputs, samples, inference)
-    return Executed(number, version, outputs, inference)
+        models.answered(request.model_name, resolved, inputs, outputs, samples, inference)
+    return Executed(*resolved, outputs, inference)
 
 
 def _failure_reason(error: BaseException) -> str:

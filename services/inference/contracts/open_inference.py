@@ -100,7 +100,7 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
 
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:
         """Return what a version takes and gives."""
-        _, version = self._resolve(request.name, request.version)
+        version = self._resolve(request.name, request.version)
         return pb.ModelMetadataResponse(
             name=request.name,
             versions=[str(number) for number in ready_versions(self._models.states()[request.name])],
@@ -111,7 +111,7 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
 
     async def ModelConfig(self, request: pb.ModelConfigRequest, context: Context) -> pb.ModelConfigResponse:
         """Return the completed configuration."""
-        return pb.ModelConfigResponse(config=self._resolve(request.name, request.version)[1].config)
+        return pb.ModelConfigResponse(config=self._resolve(request.name, request.version).config)
 
     async def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: Context) -> pb.ModelStatisticsResponse:
         """Return the counters of one version, of one model's or of all loaded versions."""
@@ -121,7 +121,7 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
             raise model_not_found(request.name, states)
         return pb.ModelStatisticsResponse(
             model_stats=[
-                statistics_message(name, number, self._models.resolve(name, number)[1].statistics)
+                statistics_message(name, number, self._models.resolve(name, number).version.statistics)
                 for name, state in states.items()
                 if request.name in ("", name)
                 for number in ([wanted] if wanted else ready_versions(state))
@@ -265,14 +265,15 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
             settings={name: _log_setting(value) for name, value in self._logs.values().items()}
         )
 
-    def _resolve(self, name: str, version: str) -> tuple[int, LoadedVersion]:
-        return self._models.resolve(name, requested_version(version))
+    def _resolve(self, name: str, version: str) -> LoadedVersion:
+        return self._models.resolve(name, requested_version(version)).version
 
 
 async def _pack(
     request: pb.ModelInferRequest, executed: Executed, memory: Mapping[str, MemorySlice]
 ) -> pb.ModelInferResponse:
     response = pb.ModelInferResponse(model_name=request.model_name, model_version=str(executed.number), id=request.id)
+    response.parameters["traffic_generation"].int64_param = executed.generation
     arrays = await apply_classifications(request, executed)
     return pack_response(response, executed.outputs, datatypes_of(executed, arrays), arrays, memory)
 

@@ -1,5 +1,6 @@
 """Protocol messages <-> arrays: what `ModelInfer` and `Classify` have in common."""
 
+import asyncio
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from services.inference.engine import Signature, TensorSpec
 
 TIMINGS_PARAMETER = "aimass_timings"
 """The suite's own parameter: true asks for where the request's time went, as parameters of the response."""
+MANY_VALUES = 8192
+"""Inputs of more that are converted one by one are unpacked in a thread, so that the loop goes on with others."""
 
 _CONTENTS = {
     "BOOL": "bool_contents",
@@ -123,6 +126,23 @@ def check_digest(request: pb.ModelInferRequest, digest: str) -> None:
             reason="PREPROCESS_MISMATCH",
             details={"tensor": stated, "version": digest},
         )
+
+
+async def read_inputs(
+    request: pb.ModelInferRequest, signature: Signature, *, split: bool = False
+) -> tuple[dict[str, np.ndarray], int]:
+    """Do as `unpack_inputs`, in a thread where that would hold up the event loop."""
+    if any(_values_to_convert(tensor) > MANY_VALUES for tensor in request.inputs):
+        return await asyncio.to_thread(unpack_inputs, request, signature, split=split)
+    return unpack_inputs(request, signature, split=split)
+
+
+def _values_to_convert(tensor: pb.ModelInferRequest.InferInputTensor) -> int:
+    """Return how many values become Python's in between: of text and typed contents, where others are only viewed.
+
+    A shape that lies is refused before its values are looked at. Raw contents are not touched: that copies them.
+    """
+    return math.prod(tensor.shape) if tensor.datatype == "BYTES" or tensor.HasField("contents") else 0
 
 
 def unpack_inputs(

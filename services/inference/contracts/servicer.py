@@ -52,7 +52,7 @@ class InferenceServicer(InferenceServiceServicer):
             version=executed.number,
             classifications=classifications,
             timings=_timings(executed.inference),
-            traffic_generation=self._models.states()[name].traffic.generation,
+            traffic_generation=executed.generation,
         )
 
 

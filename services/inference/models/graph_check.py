@@ -16,10 +16,23 @@ from services.inference.engine import Operator, known_operators
 
 MAX_FIELDS = 20_000_000
 """So that a hostile file takes half a minute at most; graphs of ten thousand nodes have some 200,000."""
+MAX_MESSAGES = 4_000_000
+"""So that it takes about a GB: of two bytes, an empty message, ONNX Runtime makes an object of up to 285."""
 MAX_DEPTH = 100
 """Messages inside each other; protobuf's own limit."""
 MAX_TEXT_BYTES = 4096
 """Of a name, or of a path, whose limit this is in Linux."""
+PLAIN_FIELDS = {
+    "ModelProto": (2, 3, 4, 6),
+    "GraphProto": (2, 10),
+    "FunctionProto": (1, 4, 5, 6, 8, 10, 13),
+    "NodeProto": (1, 2, 3, 4, 6, 7, 8),
+    "AttributeProto": (1, 4, 7, 8, 9, 13, 21),
+    "TensorProto": (1, 4, 5, 6, 7, 8, 9, 10, 11, 12),
+    "SparseTensorProto": (3,),
+    "StringStringEntryProto": (1, 2),
+}
+"""Numbers of the fields that are text, bytes or packed numbers, and no messages, by the messages that are walked."""
 
 
 def check_size(path: Path, most: int) -> None:
@@ -83,12 +96,15 @@ class _WireFile:
         self._at = 0
         self._depth = 0
         self._fields_left = MAX_FIELDS
+        self._messages_left = MAX_MESSAGES
 
-    def fields(self, end: int) -> Iterator[tuple[int, int]]:
+    def fields(self, end: int, kind: str) -> Iterator[tuple[int, int]]:
         """Yield number and end of each message or text of the message up to *end*; the file stands at its begin.
 
-        How much of it is read meanwhile is left to the caller. Numbers are passed over.
+        How much of it is read meanwhile is left to the caller. Numbers are passed over. What is not plain in a message
+        of this *kind* counts as a message, with as many in it as there can be where it is not read.
         """
+        plain = PLAIN_FIELDS[kind]
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise _refusal(self.path, f"its messages nest deeper than {MAX_DEPTH}; export a flatter graph")
@@ -96,21 +112,32 @@ class _WireFile:
             self._fields_left -= 1
             if self._fields_left < 0:
                 raise _refusal(self.path, f"it has more than {MAX_FIELDS:,} fields; export a smaller graph")
-            number, kind = divmod(self._varint(), 8)
-            if kind == 0:
+            number, form = divmod(self._varint(), 8)
+            if form == 0:
                 self._varint()
                 continue
-            length = self._varint() if kind == 2 else {1: 8, 5: 4}.get(kind)
+            length = self._varint() if form == 2 else {1: 8, 5: 4}.get(form)
             if length is None or not number or length > end - self._at:
                 raise self._malformed()
             stop = self._at + length
-            if kind == 2:
+            if form == 2:
                 yield number, stop
+                if number not in plain:
+                    self._count_messages(1 + (stop - self._at) // 2)
             if self._at != stop:
                 self._at = self._file.seek(stop)
         if self._at > end:
             raise self._malformed()
         self._depth -= 1
+
+    def _count_messages(self, count: int) -> None:
+        self._messages_left -= count
+        if self._messages_left < 0:
+            raise _refusal(
+                self.path,
+                f"it has room for more than {MAX_MESSAGES:,} messages beside its weights and texts; export a smaller "
+                "graph",
+            )
 
     def text(self, end: int) -> str:
         """Return the text from here to *end*."""
@@ -162,12 +189,14 @@ class _GraphFile(_WireFile):
     def read(self) -> None:
         """Read the model."""
         has_graph = False
-        for number, end in self.fields(self.size):
+        for number, end in self.fields(self.size, "ModelProto"):
             if number == 7:
                 has_graph = True
                 self._graph(end, self._foreign)
             elif number == 25:
                 self._function(end)
+            elif number == 14:
+                self._entry(end)
         if not has_graph:
             raise self._malformed()
 
@@ -188,7 +217,7 @@ class _GraphFile(_WireFile):
         return unknown[:10]
 
     def _graph(self, end: int, foreign: dict[Operator, str]) -> None:
-        for number, stop in self.fields(end):
+        for number, stop in self.fields(end, "GraphProto"):
             match number:
                 case 1:
                     self._node(stop, foreign)
@@ -196,11 +225,13 @@ class _GraphFile(_WireFile):
                     self._tensor(stop)
                 case 15:
                     self._sparse_tensor(stop)
+                case 16:
+                    self._entry(stop)
 
     def _function(self, end: int) -> None:
         domain = name = ""
         foreign: dict[Operator, str] = {}
-        for number, stop in self.fields(end):
+        for number, stop in self.fields(end, "FunctionProto"):
             match number:
                 case 1:
                     name = self.text(stop)
@@ -210,11 +241,13 @@ class _GraphFile(_WireFile):
                     domain = self.text(stop)
                 case 11:
                     self._attribute(stop, foreign)
+                case 14:
+                    self._entry(stop)
         self._functions[_operator(domain, name)] = foreign
 
     def _node(self, end: int, foreign: dict[Operator, str]) -> None:
         domain = operator = name = ""
-        for number, stop in self.fields(end):
+        for number, stop in self.fields(end, "NodeProto"):
             match number:
                 case 3:
                     name = self.text(stop)
@@ -224,12 +257,14 @@ class _GraphFile(_WireFile):
                     self._attribute(stop, foreign)
                 case 7:
                     domain = self.text(stop)
+                case 9:
+                    self._entry(stop)
         key = _operator(domain, operator)
         if key not in known_operators():
             foreign.setdefault(key, name)
 
     def _attribute(self, end: int, foreign: dict[Operator, str]) -> None:
-        for number, stop in self.fields(end):
+        for number, stop in self.fields(end, "AttributeProto"):
             match number:
                 case 5 | 10:
                     self._tensor(stop)
@@ -239,22 +274,30 @@ class _GraphFile(_WireFile):
                     self._sparse_tensor(stop)
 
     def _sparse_tensor(self, end: int) -> None:
-        for number, stop in self.fields(end):
+        for number, stop in self.fields(end, "SparseTensorProto"):
             if number in (1, 2):
                 self._tensor(stop)
 
     def _tensor(self, end: int) -> None:
         name = ""
         data: dict[str, str] = {}
-        for number, stop in self.fields(end):
+        for number, stop in self.fields(end, "TensorProto"):
             match number:
                 case 8:
                     name = self.text(stop)
                 case 13:
-                    entry = {number: self.text(stop) for number, stop in self.fields(stop)}
+                    fields = self.fields(stop, "StringStringEntryProto")
+                    entry = {number: self.text(stop) for number, stop in fields}
                     data[entry.get(1, "")] = entry.get(2, "")
+                case 16:
+                    self._entry(stop)
         if "location" in data:
             self._external_data(name, data["location"], data.get("offset", "0"), data.get("length", "0"))
+
+    def _entry(self, end: int) -> None:
+        """Pass over an entry of metadata: its texts may be long."""
+        for _ in self.fields(end, "StringStringEntryProto"):
+            pass
 
     def _external_data(self, tensor: str, location: str, offset: str, length: str) -> None:
         of = f"tensor {tensor!r} has its data in {location!r}, "

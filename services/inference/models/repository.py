@@ -8,6 +8,7 @@
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -20,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from services.common.errors import InvalidInput
+from services.common.errors import Conflict, InvalidInput, NotFound, Overloaded
 from services.common.manifest import GRAPH_FILE, MANIFEST_FILE, Manifest
 from services.inference.models.desired_traffic import Traffic
 
@@ -90,7 +91,7 @@ class ModelRepository:
             document = json.loads(path.read_bytes())
             counts = {field.name: _count(document.get(field.name, 0)) for field in fields(Traffic) if field.type is int}
             return Traffic(**counts, canary_share=_share(document.get("canary_share", 0.0)))
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError, OSError) as error:
             raise InvalidInput(f"{path.name} is not valid: {error}; mend or remove it") from error
 
     def change_traffic(self, model: str, change: Callable[[Traffic], Traffic]) -> Traffic:
@@ -98,16 +99,31 @@ class ModelRepository:
 
         Other processes that share the repository wait meanwhile. What *change* raises goes through; then nothing is
         changed.
+
+        Raises:
+            NotFound: A version that gets a part is gone, or the model is.
+            Conflict: The disk does not let it.
+            Overloaded: The disk is full.
         """
-        folder = self.model_folder(model)
-        with _locked(folder):
-            current = self.traffic(model)
-            traffic = change(current)
-            if traffic != current:
-                aside = folder / f".{TRAFFIC_FILE}-{uuid.uuid4().hex}"
-                _write_durably(aside, json.dumps(asdict(traffic)).encode() + b"\n")
-                aside.rename(folder / TRAFFIC_FILE)
-                _sync_folder(folder)
+        with _on_disk(f"the traffic of model {model!r}"), _locked(self.model_folder(model)):
+            return self._change_traffic(model, change)
+
+    def _change_traffic(self, model: str, change: Callable[[Traffic], Traffic]) -> Traffic:
+        current = self.traffic(model)
+        traffic = change(current)
+        there = self.versions(model)
+        for number in traffic.versions - {traffic.previous_version} - current.versions:
+            if number not in there:  # any more: another process may have removed it
+                raise NotFound(
+                    f"version {number} of model {model!r} is gone; name one that it has: {', '.join(map(str, there))}",
+                    reason="VERSION_NOT_FOUND",
+                )
+        if traffic != current:
+            folder = self.model_folder(model)
+            aside = folder / f".{TRAFFIC_FILE}-{uuid.uuid4().hex}"
+            _write_durably(aside, json.dumps(asdict(traffic)).encode() + b"\n")
+            aside.rename(folder / TRAFFIC_FILE)
+            _sync_folder(folder)
         return traffic
 
     def stage(self, model: str) -> Path:
@@ -116,26 +132,27 @@ class ModelRepository:
         It is locked until `discard`, so that another process can tell it from the leftovers of one that was killed.
         """
         folder = self.model_folder(model)
-        folder.mkdir(exist_ok=True)
         staging = folder / f".staging-{uuid.uuid4().hex}"
-        staging.mkdir()
-        self._staged[staging] = _lock(staging)
+        with _on_disk(f"a new version of model {model!r}"):
+            folder.mkdir(exist_ok=True)
+            staging.mkdir()
+            self._staged[staging] = _lock(staging)
         return staging
 
     def write_aside(self, model: str, files: Mapping[str, bytes]) -> Path:
         """Write *files* to a folder that stands in for the one of *model*, outside of the repository, and return it.
 
         Raises:
-            InvalidInput: A path leaves the folder.
+            InvalidInput: A path leaves the folder, or the files cannot lie beside each other.
         """
         self.model_folder(model)
         folder = Path(tempfile.mkdtemp(prefix="aimass-given-")) / model
-        for name, data in files.items():
-            path = folder / name
-            if not path.resolve().is_relative_to(folder.resolve()) or path == folder:
-                raise InvalidInput(f"file {name[:100]!r} leaves the model's folder; give a path such as 1/{GRAPH_FILE}")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
+        try:
+            for name, data in files.items():
+                _write_given(folder, name, data)
+        except BaseException:
+            shutil.rmtree(folder.parent, ignore_errors=True)
+            raise
         return folder
 
     def discard(self, staging: Path) -> None:
@@ -147,12 +164,20 @@ class ModelRepository:
         if staging.parent.is_dir() and not any(staging.parent.iterdir()):
             staging.parent.rmdir()
 
-    def delete(self, model: str, version: int) -> None:
-        """Remove one version, atomically for whoever looks."""
+    def delete(self, model: str, version: int, change: Callable[[Traffic], Traffic]) -> Traffic:
+        """Change the traffic and, in the same breath, remove one version; return the traffic.
+
+        Raises:
+            NotFound: The version is gone already.
+            ServiceError: As `change_traffic`.
+        """
         aside = self.model_folder(model) / f".staging-{uuid.uuid4().hex}"
-        self.version_folder(model, version).rename(aside)
-        _sync_folder(aside.parent)
+        with _on_disk(f"version {version} of model {model!r}"), _locked(self.model_folder(model)):
+            traffic = self._change_traffic(model, change)
+            self.version_folder(model, version).rename(aside)
+            _sync_folder(aside.parent)
         shutil.rmtree(aside, ignore_errors=True)
+        return traffic
 
     def look(self, folder: Path) -> Look:
         """Return the files of the model that lies in *folder*."""
@@ -176,15 +201,22 @@ class ModelRepository:
             staging: From `stage`.
             manifest: Of the version.
             newest: Highest number that was ever given out, as far as is known; a folder may have been removed since.
+
+        Raises:
+            Conflict: There is no higher number, or the disk does not let it.
+            Overloaded: The disk is full.
         """
-        _write_durably(staging / MANIFEST_FILE, manifest.to_json().encode())
-        _sync_folder(staging)
         model = staging.parent.name
-        with _locked(staging.parent):  # a replica may be giving out a number too
-            version = max(newest, *self.versions(model), 0) + 1
-            staging.rename(self.version_folder(model, version))
-            _sync_folder(staging.parent)
-        _sync_folder(self._root)  # where the model is new
+        with _on_disk(f"a new version of model {model!r}"):
+            _write_durably(staging / MANIFEST_FILE, manifest.to_json().encode())
+            _sync_folder(staging)
+            with _locked(staging.parent):  # a replica may be giving out a number too
+                version = max(newest, *self.versions(model), 0) + 1
+                if not _VERSION_NAME.fullmatch(str(version)):
+                    raise Conflict(f"model {model!r} has version {version - 1}, the highest there can be; remove it")
+                staging.rename(self.version_folder(model, version))
+                _sync_folder(staging.parent)
+            _sync_folder(self._root)  # where the model is new
         return version
 
 
@@ -234,10 +266,46 @@ def _share(value: object) -> float:
 
 
 def _write_durably(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with path.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:  # such as a full disk
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _write_given(folder: Path, name: str, data: bytes) -> None:
+    try:
+        path = folder / name
+        if not path.resolve().is_relative_to(folder.resolve()) or path == folder:
+            raise InvalidInput(f"file {name[:100]!r} leaves the model's folder; give a path such as 1/{GRAPH_FILE}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    except (OSError, ValueError) as error:  # a name that is too long, or at the same time a file and a folder
+        raise InvalidInput(
+            f"file {name[:100]!r} cannot be written: {error}; give a path such as 1/{GRAPH_FILE}"
+        ) from error
+
+
+@contextmanager
+def _on_disk(what: str) -> Iterator[None]:
+    """Say in words what the disk does not let *what* have.
+
+    Raises:
+        NotFound: It is not there.
+        Overloaded: The disk is full.
+        Conflict: Anything else.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise NotFound(f"{what} is gone from the repository; see ListVersions for what is there") from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise Overloaded(f"there is no room on the disk for {what}; remove versions that are not needed") from error
+        raise Conflict(f"{what} cannot be written: {error}; see to the repository's folder") from error
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from aimass.inference.v1 import lifecycle_pb2 as pb
 from aimass.open_inference.model_config_pb2 import ModelConfig
-from services.common.manifest import Manifest
+from services.common.manifest import GRAPH_FILE, Manifest
 from services.inference.models.desired_traffic import Traffic
 from services.inference.models.repository import Fingerprint
 from services.inference.models.shadowing import Shadow
@@ -40,7 +40,11 @@ class ServedModel:
     tried: dict[int, Fingerprint] = field(default_factory=dict)
     """Files of a version as they were when it was loaded, or failed to be."""
     config_mark: Fingerprint | None = None
-    """The config's file as it was read."""
+    """The config's file as it was read, or failed to be."""
+    config_problem: str = ""
+    """What is wrong with that file; `config` is the one before."""
+    traffic_problem: str = ""
+    """What is wrong with `traffic.json`."""
     failed_reloads: set[int] = field(default_factory=set)
     """Versions that serve as they were, while what lies in their folder does not load."""
 
@@ -62,13 +66,6 @@ class ServedModel:
         if before is not None:
             before.close()
 
-    def stand_in(self, given: Path | None, own: Path) -> None:
-        """Take versions from *given*, a folder of the process's own, or else from the repository's again."""
-        if self.given:
-            shutil.rmtree(self.folder.parent, ignore_errors=True)
-        self.folder = given or own
-        self.given = given is not None
-
     def fail(self, number: int, reason: str) -> None:
         """Say why version *number* could not be loaded; where an earlier load of it serves, that goes on."""
         if number in self.loaded:
@@ -79,8 +76,19 @@ class ServedModel:
 
     def retry_failed(self) -> None:
         """Let what could not be loaded be tried again, though its files are the same."""
+        if self.config_problem:
+            self.config_mark = None
         for number in [number for number in self.tried if number not in self.loaded or number in self.failed_reloads]:
             del self.tried[number]
+
+    def problem(self) -> str:
+        """Return why the newest version does not serve, or not as its files are by now; empty where it does."""
+        if not self.versions:
+            return f"there is no version of it; give a file such as 1/{GRAPH_FILE}"
+        newest = max(self.versions)
+        if newest in self.loaded and newest not in self.failed_reloads:
+            return ""
+        return f"version {newest}: {self.versions[newest].state_reason}"
 
     def forget(self, number: int) -> None:
         """Let go of a version that is no longer in the repository."""

@@ -19,7 +19,7 @@ from services.inference.models.repository import check_model_name
 RETENTION_SECONDS = 3 * 24 * 3600
 """How long an upload that nobody goes on with is kept; the contract states it."""
 MAX_UPLOADS = 8
-"""Uploads that are kept, apart from those in progress; the contract states it."""
+"""Uploads that are kept, those in progress not counted; the contract states it."""
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _PREFIX = ".upload-"
 
@@ -102,9 +102,10 @@ class Uploads:
             InvalidInput: The model's name or the digest is malformed.
         """
         try:
-            return self._path(model, graph_digest).stat().st_size
+            status = self._path(model, graph_digest).stat()
         except FileNotFoundError:
             return 0
+        return 0 if _is_a_versions(status) else status.st_size
 
     @contextmanager
     def receiving(self, model: str, graph: Graph, offset: int) -> Iterator[Upload]:
@@ -117,7 +118,7 @@ class Uploads:
         """
         path = self._path(model, graph.sha256)
         try:
-            with _locked(path, "ab") as file:
+            with _unshared(path) as file:
                 upload = Upload(path, file, graph)
                 self.remove_abandoned()
                 try:
@@ -137,10 +138,14 @@ class Uploads:
     def remove_abandoned(self) -> None:
         """Remove what nobody has gone on with for long, and the oldest where there are too many."""
         ages = sorted((_age_seconds(path), path) for path in self._root.glob(f"{_PREFIX}*"))
-        for place, (age, path) in enumerate(ages):
-            if place >= MAX_UPLOADS or age > RETENTION_SECONDS:
-                with contextlib.suppress(BlockingIOError, FileNotFoundError), _locked(path, "r+b"):
-                    path.unlink()
+        too_many = len(ages) > MAX_UPLOADS
+        kept = 0
+        for age, path in ages:
+            if too_many or age > RETENTION_SECONDS:
+                with contextlib.suppress(BlockingIOError, FileNotFoundError), _locked(path, "r+b"):  # in progress; gone
+                    kept += 1
+                    if kept > MAX_UPLOADS or age > RETENTION_SECONDS:
+                        path.unlink()
 
     def _path(self, model: str, graph_digest: str) -> Path:
         check_model_name(model)
@@ -170,6 +175,27 @@ def _age_seconds(path: Path) -> float:
     with contextlib.suppress(FileNotFoundError):  # finished meanwhile
         return time.time() - path.stat().st_mtime
     return 0.0
+
+
+def _is_a_versions(status: os.stat_result) -> bool:
+    """Whether a version has the file as its graph too: what is written to it would change a version that serves."""
+    return status.st_nlink > 1
+
+
+@contextmanager
+def _unshared(path: Path) -> Iterator[IO[bytes]]:
+    """Open the upload at *path*, or a new one where a process that was killed has left it to a version.
+
+    Raises:
+        BlockingIOError: As `_locked`.
+    """
+    with _locked(path, "ab") as file:
+        if not _is_a_versions(os.fstat(file.fileno())):
+            yield file
+            return
+        path.unlink()
+    with _locked(path, "ab") as file:
+        yield file
 
 
 @contextmanager

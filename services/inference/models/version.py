@@ -2,16 +2,18 @@
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import structlog
 
 from aimass.open_inference import model_config_pb2
 from services.common.errors import InvalidInput
 from services.common.manifest import MANIFEST_FILE, Golden, Manifest
-from services.common.tensors import numpy_dtype
+from services.common.tensors import numpy_dtype, to_raw
 from services.inference.batching.batcher import Batcher
 from services.inference.batching.statistics import Statistics
 from services.inference.config.model_config import (
@@ -28,9 +30,11 @@ from services.inference.config.placement import Instances, placements
 from services.inference.config.reshape import ReshapedRun
 from services.inference.config.tuning import tuning_of
 from services.inference.config.warmup import read_warmups
-from services.inference.engine import BFLOAT16, ENDLESS, OnnxModel, Signature, TensorSpec, gpu_count
+from services.inference.engine import BFLOAT16, ENDLESS, Arrays, OnnxModel, Signature, TensorSpec, gpu_count
 from services.inference.models.graph_check import check_graph, check_size
 from services.inference.settings import InferenceSettings
+
+log = structlog.get_logger(__name__)
 
 
 class LoadedVersion:
@@ -44,6 +48,7 @@ class LoadedVersion:
         graphs: Sequence[OnnxModel],
         config: model_config_pb2.ModelConfig,
         max_queue_samples: int,
+        shares_runs: bool,
     ) -> None:
         """Put a batcher before *graphs*, of which there is one for each instance; several may be the same."""
         self.manifest = manifest
@@ -61,7 +66,7 @@ class LoadedVersion:
         reshapes = reshapes_of(config)
         self.batcher = Batcher(
             ReshapedRun(run, reshapes, config.max_batch_size > 0) if reshapes else run,
-            batch_options(config, max_queue_samples, len(graphs)),
+            batch_options(config, max_queue_samples, len(graphs), shares_runs),
             self.statistics,
         )
 
@@ -117,25 +122,40 @@ def load_version(
     check_graph(path, settings.max_model_bytes)
     graphs = _load_graphs(path, config, settings)
     graph, outputs = graphs[0], served_outputs(config, graphs[0].outputs)
-    largest = settings.max_message_bytes // _sample_bytes(graph, settings.max_message_bytes)
+    _check_sample_size(graph, settings.max_message_bytes)
     names = [spec.name for spec in outputs]
-    apart = _keeps_samples_apart(graph, names) if takes_any_batch(graph.inputs, outputs) else None
-    if config is not None and config.max_batch_size and apart is False:
-        raise InvalidInput(
-            f"max_batch_size is {config.max_batch_size}, but the graph's answer for one sample depends on the "
-            "others in its batch; set max_batch_size to 0"
-        )
+    apart: bool | None = None
+    sample: Arrays = _sample(graph, 0)
+    if takes_any_batch(graph.inputs, outputs):
+        apart, sample = _keeps_samples_apart(graph, names, _sample_pairs(graph, manifest.golden))
     own = settings.max_batch_size if apart else 0
     completed = complete_config(config, model, graph.inputs, graph.outputs, own)
     signature = signature_of(completed, graph.inputs, outputs)
     _check_manifest(manifest, signature)
+    if apart is None and completed.max_batch_size:
+        warmups = _warmup_pairs(completed, signature, folder.parent, settings.max_message_bytes)
+        apart, sample = _keeps_samples_apart(graph, names, warmups)
+    if completed.max_batch_size and apart is False:
+        raise InvalidInput(
+            f"max_batch_size is {completed.max_batch_size}, but the graph's answer for one sample depends on the "
+            "others in its batch; set max_batch_size to 0"
+        )
+    if completed.max_batch_size > 1 and apart is None:
+        log.warning(
+            "requests will not share runs, for nothing shows that the graph keeps samples apart; "
+            "give it golden vectors of two samples, or two model_warmup that differ",
+            model=model,
+        )
+    largest = settings.max_message_bytes // (1 + sum(array.nbytes for array in sample.values()))
     for each in dict.fromkeys(graphs):
-        _warm_up(each, min(completed.max_batch_size, largest) if apart else 0)
+        _warm_up(each, sample, min(completed.max_batch_size, largest) if apart else 0)
         _run_warmups(each, completed, signature, folder.parent, settings.max_message_bytes)
     if manifest.golden is not None:
         check_golden(graph, manifest.golden)
     labels = read_labels(folder.parent, completed)
-    return LoadedVersion(manifest, labels, graph_digest, graphs, completed, settings.max_queue_samples)
+    return LoadedVersion(
+        manifest, labels, graph_digest, graphs, completed, settings.max_queue_samples, shares_runs=apart is True
+    )
 
 
 def _digest(path: Path, manifest: Manifest) -> str:
@@ -212,13 +232,13 @@ def _check_manifest(manifest: Manifest, signature: Signature) -> None:
         )
 
 
-def _sample_bytes(graph: OnnxModel, most: int) -> int:
-    """Return the bytes of one sample's inputs, where free dimensions count as 1.
+def _check_sample_size(graph: OnnxModel, most: int) -> None:
+    """Refuse a graph of which a sample, where free dimensions count as 1, has more bytes than a message.
 
     Raises:
-        InvalidInput: They are more than *most*, so no request could carry them, nor can a trial.
+        InvalidInput: There are more than *most*, so no request could carry them, nor can a trial.
     """
-    size = 1
+    size = 0
     for spec in graph.inputs:
         size += math.prod(abs(side) for side in spec.shape) * numpy_dtype(spec.datatype).itemsize
         if size > most:
@@ -226,7 +246,6 @@ def _sample_bytes(graph: OnnxModel, most: int) -> int:
                 f"input {spec.name!r} has shape {list(spec.shape)}: one sample is larger than a message may be, "
                 f"{most:,} bytes; export a smaller input or raise INFERENCE_MAX_MESSAGE_BYTES"
             )
-    return size
 
 
 def _sample(graph: OnnxModel, seed: int) -> dict[str, np.ndarray]:
@@ -247,23 +266,63 @@ def _values(random: np.random.Generator, spec: TensorSpec, seed: int) -> np.ndar
     return np.full(shape, seed, dtype)  # small, since integers are often indices
 
 
-def _keeps_samples_apart(graph: OnnxModel, names: Sequence[str]) -> bool | None:
+def _sample_pairs(graph: OnnxModel, golden: Golden | None) -> Iterator[tuple[Arrays, Arrays]]:
+    """Yield two made-up samples, and the first two of the golden vectors, which suit the graph whatever it takes."""
+    yield _sample(graph, 0), _sample(graph, 1)
+    inputs = {tensor.name: tensor.to_array() for tensor in golden.inputs} if golden is not None else {}
+    if inputs and all(array.ndim for array in inputs.values()):
+        first, second = ({name: array[row : row + 1] for name, array in inputs.items()} for row in range(2))
+        yield first, second
+
+
+def _warmup_pairs(
+    config: model_config_pb2.ModelConfig, signature: Signature, folder: Path, max_bytes: int
+) -> Iterator[tuple[Arrays, Arrays]]:
+    """Yield a sample each of warm-up requests that follow each other; those of one request are all the same."""
+    reshapes = reshapes_of(config)
+    samples = (
+        {
+            name: reshapes[name].apply(name, array[:1], batched=True) if name in reshapes else array[:1]
+            for name, array in warmup.inputs.items()
+        }
+        for warmup in read_warmups(config, signature, folder, max_bytes)
+    )
+    yield from pairwise(samples)
+
+
+def _keeps_samples_apart(
+    graph: OnnxModel, names: Sequence[str], pairs: Iterable[tuple[Arrays, Arrays]]
+) -> tuple[bool | None, Arrays]:
     """Run two samples alone and together: a batch dimension that isn't one shows, whatever the graph declares.
 
-    None where the made-up samples don't suit the graph, which proves nothing.
+    Return that and a sample which shows it. None where no pair suits the graph, or only equal samples do, which prove
+    nothing.
 
     Raises:
         InvalidInput: The graph does not come to an end.
     """
-    first, second = _sample(graph, 0), _sample(graph, 1)
-    both = {name: np.concatenate([first[name], second[name]]) for name in first}
+    for first, second in pairs:
+        apart = _are_kept_apart(graph, names, first, second) if _differ(first, second) else None
+        if apart is not None:
+            return apart, first
+    return None, _sample(graph, 0)
+
+
+def _differ(first: Arrays, second: Arrays) -> bool:
+    """Whether two samples can share a batch and are not the same."""
+    pairs = [(array, second[name]) for name, array in first.items()]
+    fit = all(one.shape == other.shape and len(one) == 1 for one, other in pairs)
+    return fit and (not pairs or any(to_raw(one) != to_raw(other) for one, other in pairs))
+
+
+def _are_kept_apart(graph: OnnxModel, names: Sequence[str], first: Arrays, second: Arrays) -> bool | None:
     try:
         alone = [graph.try_out(first, names), graph.try_out(second, names)]
     except Exception as error:  # whatever it is, ONNX Runtime has a class of its own for each
         _raise_if_endless(error)
         return None
     try:
-        together = graph.try_out(both, names)
+        together = graph.try_out({name: np.concatenate([first[name], second[name]]) for name in first}, names)
     except Exception:
         return False
     return all(
@@ -282,13 +341,12 @@ def _close(one: np.ndarray, other: np.ndarray) -> bool:
     return bool(np.allclose(one, other, rtol=1e-2, atol=1e-3, equal_nan=True))
 
 
-def _warm_up(graph: OnnxModel, max_batch_size: int) -> None:
-    """Run a full batch, so that the first caller pays for no allocation.
+def _warm_up(graph: OnnxModel, sample: Arrays, max_batch_size: int) -> None:
+    """Run a full batch of *sample*, so that the first caller pays for no allocation.
 
     Raises:
         InvalidInput: The graph, which ran on less, fails.
     """
-    sample = _sample(graph, 0)
     if max_batch_size:
         sample = {name: np.repeat(array, max_batch_size, 0) for name, array in sample.items()}
     try:

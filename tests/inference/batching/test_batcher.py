@@ -184,15 +184,27 @@ async def test_request_that_comes_too_late_is_told_so_at_once(bench):
     assert bench.graph.batches == []
 
 
-async def test_what_waits_is_counted_in_requests_and_samples(bench):
+async def test_what_waits_is_counted_and_what_waits_or_runs_is_no_idleness(bench):
     bench = bench()
+    assert (bench.batcher.waiting_requests, bench.batcher.is_idle) == (0, True)
     running = await bench.occupied()
+    assert (bench.batcher.waiting_requests, bench.batcher.is_idle) == (0, False)
     waiting = [await bench.send(1), await bench.send(2, 3, 4)]
 
-    assert (bench.batcher.waiting_requests, bench.batcher.waiting_samples) == (2, 4)
+    assert (bench.batcher.waiting_requests, bench.batcher.is_idle) == (2, False)
     bench.graph.gate.set()
     await asyncio.gather(running, *waiting)
-    assert (bench.batcher.waiting_requests, bench.batcher.waiting_samples) == (0, 0)
+    assert (bench.batcher.waiting_requests, bench.batcher.is_idle) == (0, True)
+
+
+async def test_requests_that_may_not_share_runs_each_run_with_all_their_samples(bench):
+    bench = bench(shares_runs=False)
+    await bench.occupied()
+    waiting = [await bench.send(1, 2), await bench.send(3), await bench.send(4)]
+    bench.graph.gate.set()
+
+    assert [values(each) for each in await asyncio.gather(*waiting)] == [[2, 4], [6], [8]]
+    assert bench.graph.batches == [[0], [1, 2], [3], [4]]
 
 
 async def test_full_queue_refuses_more(bench):
@@ -301,12 +313,7 @@ async def test_times_say_where_a_request_was(bench):
     assert inference.queue > 0
     assert min(inference.times.compute_input, inference.times.compute_infer, inference.times.compute_output) >= 0
     assert bench.statistics.execution_count == 2
-    assert {size: batch.compute_infer.count for size, batch in bench.statistics.batches.items()} == {1: 2}
-
-
-async def test_request_larger_than_a_batch_is_refused(bench):
-    with pytest.raises(InvalidInput, match="holds 5 samples; this model takes 1 to 4 at once"):
-        await (await bench().send(1, 2, 3, 4, 5))
+    assert {size: batch.count for size, batch in bench.statistics.batches.items()} == {1: 2}
 
 
 async def test_array_of_a_request_that_runs_alone_reaches_the_graph_without_a_copy():

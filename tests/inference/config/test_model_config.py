@@ -126,6 +126,11 @@ def test_config_of_a_triton_repository_is_honoured(config):
         ("version_policy { specific { versions: [ 0 ] } }", InvalidInput, "use integers from 1"),
         ("max_batch_size: -1", InvalidInput, "negative number, max_batch_size -1 or"),
         ("instance_group [ { count: -2 } ]", InvalidInput, r"instance counts \[-2\]; use 0 or more"),
+        ("instance_group [ { count: 2147483647 } ]", InvalidInput, "of 2147483647 instances in all; use at most 1024"),
+        ("instance_group [ { count: 1024 }, {} ]", InvalidInput, "of 1025 instances in all; use at most 1024"),
+        ("instance_group [ { count: 600 gpus: [ 0, 1 ] } ]", InvalidInput, "of 1200 instances in all"),
+        ("model_warmup [ { count: 4294967295 } ]", InvalidInput, "of 4294967295 runs in all; use at most 1000"),
+        ("model_warmup [ { count: 1000 }, {} ]", InvalidInput, "of 1001 runs in all; use at most 1000"),
     ],
 )
 def test_config_that_cannot_be_honoured_is_refused(config, text, error, words):

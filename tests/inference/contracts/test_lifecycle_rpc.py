@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import numpy as np
@@ -219,6 +220,41 @@ async def test_upload_of_which_nothing_more_comes_is_ended_and_kept(stub, good, 
     assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert "no part of the upload came for 0 seconds; ask GetUpload where to go on" in await call.details()
     assert await received(stub, good[0]) == 300
+
+
+async def test_upload_is_ended_and_kept_when_the_service_stops(stub, good, begin, inference):
+    call = await begin(stub)
+    inference.stop.set_drained()
+
+    assert await call.code() is grpc.StatusCode.UNAVAILABLE
+    assert "the server is stopping" in await call.details()
+    assert await received(stub, good[0]) == 200
+
+
+async def test_upload_that_has_arrived_becomes_a_version_though_the_service_stops(stub, good, upload, inference):
+    inference.stop.set_drained()
+
+    assert (await stub.PublishVersion(iter(upload("new", *good)))).version.version == 1
+
+
+class Threads(ThreadPoolExecutor):
+    """Threads that know what they were asked to do."""
+
+    def __init__(self) -> None:
+        super().__init__(max_workers=1)
+        self.asked = []
+
+    def submit(self, work, /, *args, **named):
+        self.asked.append(work)
+        return super().submit(work, *args, **named)
+
+
+async def test_manifest_is_parsed_beside_the_event_loop(stub, upload):
+    threads = Threads()
+    asyncio.get_running_loop().set_default_executor(threads)
+
+    assert await stub.PublishVersion(iter(upload("new", b"{", b""))).code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert Manifest.from_json in [work.args[0] for work in threads.asked]
 
 
 async def test_upload_of_which_only_the_header_came_leaves_nothing(stub, good, upload, model_repository):

@@ -217,6 +217,7 @@ async def test_requests_that_share_a_batch_are_told_so_with_their_timings(start_
 
     for answer in answers:
         figures = {name: figure.int64_param for name, figure in answer.parameters.items()}
+        del figures["traffic_generation"]
         assert (figures.pop("batch_size"), figures.pop("batch_requests")) == (2, 2)
         assert figures.keys() == {"queue_ns", "compute_input_ns", "compute_infer_ns", "compute_output_ns"}
         assert min(figures.values()) >= 0
@@ -224,8 +225,12 @@ async def test_requests_that_share_a_batch_are_told_so_with_their_timings(start_
 
 
 @pytest.mark.parametrize("parameters", [{}, {"aimass_timings": pb.InferParameter(bool_param=False)}])
-async def test_answer_has_no_timings_where_none_were_asked_for(stub, images, infer_request, parameters):
-    assert not (await stub.ModelInfer(infer_request(images, parameters=parameters))).parameters
+async def test_answer_tells_the_generation_of_the_traffic_and_no_timings_where_none_were_asked_for(
+    stub, images, infer_request, parameters
+):
+    answer = await stub.ModelInfer(infer_request(images, parameters=parameters))
+
+    assert {name: value.int64_param for name, value in answer.parameters.items()} == {"traffic_generation": 0}
 
 
 async def test_parameters_of_the_suite_are_refused_with_values_of_another_kind(stub, images, infer_request):

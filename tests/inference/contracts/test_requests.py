@@ -1,5 +1,6 @@
 """Protocol messages to arrays: what is taken and what is refused, with the numbers that disagree."""
 
+import asyncio
 import math
 
 import numpy as np
@@ -9,9 +10,11 @@ from aimass.open_inference import grpc_service_pb2 as pb
 from services.common.errors import Conflict, InvalidInput
 from services.common.tensors import numpy_dtype
 from services.inference.contracts.requests import (
+    MANY_VALUES,
     RequestOptions,
     check_batch_size,
     check_digest,
+    read_inputs,
     request_options,
     requested_outputs,
     requested_version,
@@ -112,6 +115,36 @@ def test_bf16_is_taken_raw():
     assert arrays["x"].tolist() == [1, -2]
     with pytest.raises(InvalidInput, match="of BF16 has no typed contents; send it raw"):
         unpack_inputs(request(("x", "BF16", [2], pb.InferTensorContents(fp32_contents=[1, -2]))), one("BF16"))
+
+
+@pytest.mark.parametrize(
+    ("datatype", "raw", "contents", "aside"),
+    [
+        ("BYTES", [b"\0\0\0\0" * (MANY_VALUES + 1)], {}, True),
+        ("BYTES", [b"\0\0\0\0" * MANY_VALUES], {}, False),
+        ("BYTES", [], {"bytes_contents": [b""] * (MANY_VALUES + 1)}, True),
+        ("FP32", [], {"fp32_contents": [0] * (MANY_VALUES + 1)}, True),
+        ("FP32", [], {"fp32_contents": [0] * MANY_VALUES}, False),
+        ("FP32", [bytes(16 * MANY_VALUES)], {}, False),  # a view of the message
+    ],
+)
+async def test_large_inputs_are_taken_apart_outside_of_the_event_loop(datatype, raw, contents, aside):
+    count = len(raw[0]) // 4 if raw else len(next(iter(contents.values())))
+    typed = [pb.InferTensorContents(**contents)] if contents else []
+    reading = asyncio.ensure_future(read_inputs(request(("x", datatype, [count], *typed), raw=raw), one(datatype)))
+    await asyncio.sleep(0)  # one step: all that is done in the loop itself
+
+    assert reading.done() is not aside
+    arrays, _ = await reading
+    assert arrays["x"].shape == (count,)
+
+
+async def test_large_inputs_are_refused_as_small_ones():
+    count = MANY_VALUES + 1
+    message = request(("x", "BYTES", [count]), raw=[b"\0" * 4])
+
+    with pytest.raises(InvalidInput, match=f"which are not exactly {count} elements"):
+        await read_inputs(message, one("BYTES"))
 
 
 A, B = ("a", "FP32", [1, 2]), ("b", "INT64", [1])

@@ -95,7 +95,7 @@ async def test_stream_tells_each_request_that_asks_where_its_time_went(stub, ima
     ]
 
     assert with_timings.parameters["batch_size"].int64_param >= len(images)
-    assert without.parameters.keys() == {"triton_final_response"}
+    assert without.parameters.keys() == {"triton_final_response", "traffic_generation"}
 
 
 async def test_stream_without_requests_ends_well(stub):

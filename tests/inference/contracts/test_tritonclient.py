@@ -206,6 +206,50 @@ async def test_text_fp16_and_bf16_go_in_and_come_out(start_inference, add_model,
         assert got.astype(np.float32).tolist() == [[-0.5, 2]]
 
 
+CONFIG = '{"max_batch_size": 4}'
+NUMBERS = np.float32([[1, -2]])
+
+
+@pytest.fixture
+def graph(one_node) -> dict[str, bytes]:
+    """The file of a graph that negates, as a client sends it."""
+    return {"file:1/model.onnx": one_node("Neg", ["n", 2]).read_bytes()}
+
+
+async def test_aio_client_loads_a_model_that_it_brings_along(client, graph):
+    await client.load_model("pushed", config=CONFIG, files=graph)
+    result = await client.infer("pushed", request(tritonclient.grpc.aio, "x", NUMBERS, "FP32"))
+    config = await client.get_model_config("pushed", as_json=True)
+    await client.unload_model("pushed")
+
+    np.testing.assert_array_equal(result.as_numpy("y"), -NUMBERS)
+    assert config["config"]["max_batch_size"] == 4
+    assert not await client.is_model_ready("pushed")
+
+
+async def test_synchronous_client_loads_a_model_that_it_brings_along(inference, graph):
+    def load() -> tuple[np.ndarray, dict, bool]:
+        with tritonclient.grpc.InferenceServerClient(inference.address) as client:
+            client.load_model("pushed", config=CONFIG, files=graph)
+            result = client.infer("pushed", request(tritonclient.grpc, "x", NUMBERS, "FP32"))
+            config = client.get_model_config("pushed", as_json=True)
+            client.unload_model("pushed")
+            return result.as_numpy("y"), config["config"], client.is_model_ready("pushed")
+
+    negated, config, ready = await asyncio.to_thread(load)
+    np.testing.assert_array_equal(negated, -NUMBERS)
+    assert (config["max_batch_size"], ready) == (4, False)
+
+
+async def test_client_overrides_the_config_of_a_model_until_the_next_load(client):
+    await client.load_model("tiny", config='{"max_batch_size": 2}')
+    overridden = await client.get_model_config("tiny", as_json=True)
+    await client.load_model("tiny")
+    restored = await client.get_model_config("tiny", as_json=True)
+
+    assert [each["config"]["max_batch_size"] for each in (overridden, restored)] == [2, 32]
+
+
 async def test_trace_and_log_settings_are_read_and_written(client):
     assert (await client.get_trace_settings(as_json=True))["settings"]["trace_level"]["value"] == ["OFF"]
     changed = await client.update_trace_settings(

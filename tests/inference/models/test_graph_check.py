@@ -282,6 +282,56 @@ def test_file_of_endless_fields_is_given_up(load, monkeypatch):
         load(b"\x08\x00" * 1001)
 
 
+EMPTY = message(1, b"") * 1001
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        message(7, EMPTY),
+        message(7, message(1, message(5, b"") * 1001)),
+        message(7, message(13, message(2, message(1, message(2, EMPTY))))),  # never walked
+        message(20, EMPTY),
+        message(7, message(16, b"") * 1001),
+    ],
+    ids=["nodes", "attributes", "dimensions", "training", "metadata"],
+)
+def test_file_of_empty_messages_is_given_up(load, monkeypatch, content):
+    monkeypatch.setattr(graph_check, "MAX_MESSAGES", 1000)
+
+    with pytest.raises(InvalidInput, match="room for more than 1,000 messages beside its weights and texts; export"):
+        load(content)
+
+
+def test_weights_and_texts_are_no_messages(tmp_path, monkeypatch):
+    monkeypatch.setattr(graph_check, "MAX_MESSAGES", 100)
+    long, many = "a" * 3000, np.arange(3000, dtype=np.float32)
+    weights = [
+        numpy_helper.from_array(many, "raw"),
+        helper.make_tensor("floats", TensorProto.FLOAT, [3000], many),
+        helper.make_tensor("longs", TensorProto.INT64, [3000], range(3000)),
+        helper.make_tensor("strings", TensorProto.STRING, [3000], [b"a"] * 3000),
+    ]
+    node = helper.make_node("Add", ["x"] * 3000, ["y"], doc_string=long, f=[1.0] * 3000, i=[1] * 3000, s=["a"] * 3000)
+    model = make_model([node], weights)
+    for where in (model, model.graph, model.graph.node[0], model.graph.initializer[0]):
+        where.doc_string = long
+        where.metadata_props.add(key="k", value=long)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+
+    check_graph(path, ANY)
+
+
+@pytest.mark.parametrize(("kind", "plain"), graph_check.PLAIN_FIELDS.items())
+def test_plain_fields_are_those_that_onnx_has(kind, plain):
+    fields = getattr(onnx, kind).DESCRIPTOR.fields
+    repeated = {field.number for field in fields if field.message_type is None and field.is_repeated}
+    texts = {field.number for field in fields if field.type in (field.TYPE_STRING, field.TYPE_BYTES)}
+
+    assert set(plain) == repeated | texts
+
+
 @hypothesis_settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.one_of(

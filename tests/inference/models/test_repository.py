@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from services.common.errors import Conflict, InvalidInput
+from services.common.errors import Conflict, InvalidInput, NotFound
 from services.common.manifest import Manifest
 from services.inference.models.desired_traffic import Traffic
 from services.inference.models.repository import ModelRepository
@@ -79,12 +79,60 @@ def test_folders_that_are_no_models_or_versions_are_not_seen(repository):
 
 
 def test_traffic_survives_a_restart(repository, tmp_path):
-    commit_graph(repository)
-    repository.change_traffic("m", lambda traffic: traffic.moved_to(7))
-    repository.change_traffic("m", lambda traffic: traffic.moved_to(8, 9, 0.25, 10))
+    for _ in range(4):
+        commit_graph(repository)
+    repository.change_traffic("m", lambda traffic: traffic.moved_to(1))
+    repository.change_traffic("m", lambda traffic: traffic.moved_to(2, 3, 0.25, 4))
 
-    assert ModelRepository(tmp_path / "models").traffic("m") == Traffic(2, 8, 7, 9, 0.25, 10)
-    assert {path.name for path in repository.model_folder("m").iterdir()} == {"1", "traffic.json"}
+    assert ModelRepository(tmp_path / "models").traffic("m") == Traffic(2, 2, 1, 3, 0.25, 4)
+    assert {path.name for path in repository.model_folder("m").iterdir()} == {"1", "2", "3", "4", "traffic.json"}
+
+
+def test_traffic_never_moves_to_a_version_that_is_gone(repository):
+    commit_graph(repository)
+    commit_graph(repository)
+    repository.change_traffic("m", lambda traffic: traffic.moved_to(1))
+    repository.delete("m", 2, lambda traffic: traffic.without(2))
+
+    with pytest.raises(NotFound, match="version 2 of model 'm' is gone; name one that it has: 1"):
+        repository.change_traffic("m", lambda traffic: traffic.moved_to(2))
+    with pytest.raises(NotFound, match="version 2 of model 'm' is gone from the repository"):
+        repository.delete("m", 2, lambda traffic: traffic)
+    assert repository.traffic("m").stable_version == 1
+
+
+def test_a_model_whose_folder_is_gone_is_not_found(repository):
+    with pytest.raises(NotFound, match="the traffic of model 'm' is gone from the repository"):
+        repository.change_traffic("m", lambda traffic: traffic.moved_to(1))
+
+
+def test_what_the_disk_does_not_let_be_is_refused_with_its_reason(repository):
+    (repository.model_folder("m")).write_text("a file where the folder should be")
+
+    with pytest.raises(Conflict, match=r"a new version of model 'm' cannot be written: .*File exists"):
+        repository.stage("m")
+
+
+def test_no_version_gets_a_number_that_is_no_versions_name(repository):
+    (repository.model_folder("m") / ("9" * 18)).mkdir(parents=True)
+
+    with pytest.raises(Conflict, match="the highest there can be; remove it"):
+        commit_graph(repository)
+
+
+@pytest.mark.parametrize(
+    "names", [["1", "1/model.onnx"], ["1/model.onnx", "1/model.onnx/a"], ["1/\0"], ["1/" + "a" * 300], ["../../x"]]
+)
+def test_files_that_cannot_lie_beside_each_other_are_refused_and_leave_nothing(
+    repository, names, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    before = set(tmp_path.iterdir())
+
+    with pytest.raises(InvalidInput, match=r"give a path such as 1/model\.onnx"):
+        repository.write_aside("m", dict.fromkeys(names, b"x"))
+
+    assert set(tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize(

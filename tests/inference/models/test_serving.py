@@ -3,7 +3,9 @@
 import asyncio
 import shutil
 
+import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 from aimass.inference.v1.lifecycle_pb2 import ModelVersion
 from aimass.open_inference.model_config_pb2 import ModelConfig
@@ -483,7 +485,7 @@ async def test_files_that_come_with_a_load_take_the_folders_place_until_the_next
     assert server.resolve("tiny")[1].signature.max_batch_size == 3
     assert server.resolve("fresh")[0] == 5
     await server.unload("fresh")
-    with pytest.raises(Conflict, match="version 5 of model 'fresh' came with the request that loaded it"):
+    with pytest.raises(Conflict, match="model 'fresh' is served from files that came with a request"):
         await server.delete("fresh", 5)
     await server.load("tiny")
     assert states_of(server) == {1: READY}
@@ -504,3 +506,190 @@ async def test_version_that_does_not_fit_into_the_memory_is_refused(start, publi
     assert "INFERENCE_MAX_MEMORY_BYTES" in server.states()["tiny"].versions[0].state_reason
     with pytest.raises(Overloaded, match="more than 1 "):
         await publish(server)
+
+
+@pytest.fixture(scope="session")
+def slow_graph(save_graph):
+    """A graph that takes about a second to be loaded: it is run four times, and each run works."""
+    body = helper.make_graph(
+        [helper.make_node("MatMul", ["matrix", "identity"], ["product"]), helper.make_node("Identity", ["go"], ["on"])],
+        "round",
+        [
+            helper.make_tensor_value_info("round", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("matrix", TensorProto.FLOAT, [256, 256]),
+        ],
+        [
+            helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("product", TensorProto.FLOAT, [256, 256]),
+        ],
+    )
+    return save_graph(
+        [
+            helper.make_node("Loop", ["rounds", "", "identity"], ["worked"], body=body),
+            helper.make_node("ReduceMax", ["worked"], ["one"], keepdims=0),
+            helper.make_node("Mul", ["x", "one"], ["y"]),
+        ],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 1])],
+        {"identity": np.eye(256, dtype=np.float32), "rounds": np.array(500, np.int64)},
+    )
+
+
+async def serve_meanwhile(server: ModelServer, work, model: str = "tiny") -> int:
+    """Resolve requests while *work* goes on, and return how many; each finds a version, or this raises."""
+    task, resolved = asyncio.ensure_future(work), 0
+    while not task.done():
+        server.resolve(model)
+        resolved += 1
+        await asyncio.sleep(0)
+    await task
+    return resolved
+
+
+async def test_requests_are_served_while_pushed_files_are_loaded(start, slow_graph):
+    server = await start()
+
+    assert await serve_meanwhile(server, server.load("tiny", files={"5/model.onnx": slow_graph.read_bytes()})) > 0
+
+    assert server.resolve("tiny").number == 5
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"5/model.onnx": b"garbage"}, "version 5: model.onnx cannot be loaded"),
+        ({"labels.txt": b"a"}, "there is no version of it; give a file such as 1/model.onnx"),
+    ],
+)
+async def test_pushed_files_that_cannot_be_served_leave_what_is(start, files, words):
+    server = await start()
+    before = server.resolve("tiny")
+
+    with pytest.raises(InvalidInput, match=words):
+        await server.load("tiny", files=files)
+
+    assert server.resolve("tiny") == before
+    assert states_of(server) == {1: READY}
+
+
+async def test_a_published_model_is_not_loaded_again(start_polling, publish):
+    server = await start_polling()
+    await publish(server, "new")
+    version = server.resolve("new").version
+    for _ in range(3):  # by now it is settled
+        await server._reconcile("new", settle=True)
+
+    assert server.resolve("new").version is version
+
+
+async def test_nothing_is_published_to_a_model_that_is_not_the_repositorys(start, publish, tiny_classifier):
+    server = await start()
+    await server.load("tiny", files={"1/model.onnx": tiny_classifier.path.read_bytes()})
+
+    with pytest.raises(Conflict, match="served from files that came with a request"):
+        await publish(server)
+    with pytest.raises(Conflict, match="served from files that came with a request"):
+        await server.set_traffic("tiny", 1, None)
+
+
+async def test_replicas_agree_that_a_version_is_gone(start, publish):
+    one = await start()
+    await publish(one)
+    other = await start()
+    await one.delete("tiny", 2)
+
+    with pytest.raises(NotFound, match="version 2 of model 'tiny' is gone"):
+        await other.set_traffic("tiny", 2, None)
+    assert other.resolve("tiny").number == 1
+
+
+async def test_a_version_that_gives_way_serves_until_all_is_loaded(
+    start_polling, tiny_classifier, slow_graph, add_model
+):
+    server = await start_polling(loaded_versions=1)
+    add_model(tiny_classifier.path, "bare", 1)
+    await poll(server, lambda: "bare" in server.states())
+    add_model(tiny_classifier.path, "bare", 2)
+    add_model(slow_graph, "bare", 3)
+    add_model(slow_graph, "other", 1)
+
+    changes = poll(server, lambda: states_of(server, "bare").get(3) == READY)
+    assert await serve_meanwhile(server, changes, "bare") > 0
+
+    assert server.resolve("bare").number == 3
+
+
+async def test_rolling_back_does_not_wait_for_a_version_that_is_being_loaded(
+    start_polling, publish, slow_graph, add_model
+):
+    server = await start_polling()
+    await publish(server)
+    await server.set_traffic("tiny", 1, None)
+    await server.set_traffic("tiny", 2, None)
+    add_model(slow_graph, "tiny", 3)
+    await eventually(lambda: 3 in server._models["tiny"].tried)
+
+    traffic = await server.roll_back("tiny", None)
+
+    assert traffic.stable_version == 1
+    assert server.resolve("tiny").number == 1
+    assert 3 not in states_of(server)  # it is not over
+    await poll(server, lambda: states_of(server).get(3) == READY)
+
+
+async def test_a_model_that_loads_does_not_keep_others_from_following_their_traffic(
+    start_polling, publish, slow_graph, add_model
+):
+    server = await start_polling()
+    await publish(server)
+    replica = await start_polling()
+    add_model(slow_graph, "other")
+    await eventually(lambda: server._loader._one_at_a_time.locked())
+
+    await replica.set_traffic("tiny", 2, None)
+
+    await poll(server, lambda: server.resolve("tiny").number == 2)
+
+
+async def test_polling_goes_on_after_the_repository_could_not_be_read(
+    start_polling, tiny_classifier, model_repository, capfd
+):
+    server = await start_polling()
+    aside = model_repository.with_name("aside")
+    model_repository.rename(aside)
+    await eventually(lambda: "not served" in "".join(capfd.readouterr()))
+    aside.rename(model_repository)
+    tiny_classifier.install(model_repository, "new", 1)
+
+    await poll(server, lambda: "new" in server.states())
+
+
+async def test_a_malformed_config_is_told_once_and_the_one_before_holds(
+    start_polling, tiny_classifier, model_repository, add_model, capfd
+):
+    server = await start_polling()
+    folder = add_model(tiny_classifier.path, "bare", 1, config="max_batch_size: 3")
+    await poll(server, lambda: "bare" in server.states())
+    (folder.parent / "config.pbtxt").write_text("nonsense {")
+    await poll(server, lambda: "config.pbtxt" in server.states()["bare"].versions[0].state_reason)
+    add_model(tiny_classifier.path, "bare", 2)
+    await poll(server, lambda: states_of(server, "bare").get(2) == READY)
+
+    assert server.resolve("bare", 2).version.signature.max_batch_size == 3
+    assert "".join(capfd.readouterr()).count("cannot be read") == 1
+
+
+async def test_an_answer_reaches_its_caller_though_its_version_is_gone(start, publish, model_repository):
+    server = await start()
+    await publish(server)
+    await server.set_traffic("tiny", 1, None, shadow_version=2)
+    resolved = server.resolve("tiny")
+    image = {"image": np.zeros((1, 4, 4, 3), np.uint8)}
+    answer = await resolved.version.batcher.infer(image, ["probabilities"], 1, float("inf"))
+    shutil.rmtree(model_repository / "tiny" / "1")
+    await server._reconcile("tiny")
+
+    server.answered("tiny", resolved, image, ["probabilities"], 1, answer)
+
+    assert 1 not in states_of(server)

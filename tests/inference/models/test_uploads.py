@@ -2,10 +2,11 @@
 
 import os
 import time
+from contextlib import ExitStack
 
 import pytest
 
-from services.common.errors import NotReady
+from services.common.errors import Conflict, NotReady
 from services.common.manifest import Graph, digest_of
 from services.inference.models.uploads import MAX_UPLOADS, RETENTION_SECONDS, Uploads
 
@@ -73,8 +74,56 @@ def test_no_more_than_so_many_uploads_are_kept(uploads, tmp_path):
     models = [f"m{number}" for number in range(MAX_UPLOADS + 2)]
     for number, model in enumerate(models):
         leave(uploads, tmp_path, model, 600 - number)
+    Uploads(tmp_path).remove_abandoned()
 
     assert kept(uploads, *models) == [0, 0] + [3] * MAX_UPLOADS
+
+
+def test_uploads_in_progress_take_no_places(uploads, tmp_path):
+    models = [f"m{number}" for number in range(MAX_UPLOADS)]
+    for number, model in enumerate(models):
+        leave(uploads, tmp_path, model, 600 - number)
+    with ExitStack() as stack:
+        for number in range(MAX_UPLOADS):
+            stack.enter_context(uploads.receiving(f"other{number}", GRAPH, 0)).append(b"gra")
+
+        assert kept(uploads, *models) == [3] * MAX_UPLOADS
+    Uploads(tmp_path).remove_abandoned()
+    assert kept(uploads, *models) == [0] * MAX_UPLOADS
+
+
+def leave_to_a_version(uploads, tmp_path):
+    """Do what a process does that is killed when a version has the graph and the upload is still there too."""
+    version, spare = tmp_path / "version", tmp_path / "spare"
+    with uploads.receiving("m", GRAPH, 0) as upload:
+        upload.append(b"graph")
+        upload.complete()
+        upload.copy_to(version)
+        (path,) = tmp_path.glob(".upload-m-*")
+        spare.hardlink_to(path)
+        upload.finished = True
+    spare.rename(path)
+    return version
+
+
+@pytest.mark.parametrize("size", [5, 50], ids=["the same", "of another size, as it says"])
+def test_graph_that_a_version_has_is_not_written_to(uploads, tmp_path, size):
+    version = leave_to_a_version(uploads, tmp_path)
+    stated = Graph(sha256=GRAPH.sha256, size_bytes=size)
+
+    with pytest.raises(Conflict, match="but 0 bytes of the graph are kept"), uploads.receiving("m", stated, 5):
+        pass
+    with uploads.receiving("m", stated, 0) as upload:
+        upload.append(b"gra")
+
+    assert version.read_bytes() == b"graph"
+    assert kept(uploads, "m") == [3]
+
+
+def test_graph_that_a_version_has_is_no_upload(uploads, tmp_path):
+    leave_to_a_version(uploads, tmp_path)
+
+    assert kept(uploads, "m") == [0]
 
 
 def test_upload_in_progress_is_not_removed(uploads, tmp_path):

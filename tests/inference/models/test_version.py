@@ -160,11 +160,84 @@ def test_config_that_batches_a_fixed_graph_is_refused(load, add_model, one_node)
         load("fixed")
 
 
-def test_config_may_batch_a_graph_that_made_up_samples_do_not_suit(load, add_model, one_node):
-    graph = one_node("MatMul", ["n", "k"], after=np.eye(7, dtype=np.float32), out=["n", 7])
-    add_model(graph, "wide", config="max_batch_size: 4")
+@pytest.fixture
+def load_wide(load, add_model, save_graph):
+    """A function that loads a graph which made-up samples, of one number, do not suit: it takes seven."""
 
-    assert load("wide").signature.max_batch_size == 4
+    def load_wide(config: str = "max_batch_size: 4", golden: np.ndarray | None = None, mixing: bool = False):
+        last = helper.make_node("Softmax", ["z"], ["y"], axis=0) if mixing else helper.make_node("Neg", ["z"], ["y"])
+        path = save_graph(
+            [helper.make_node("MatMul", ["x", "w"], ["z"]), last],
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", "k"])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 7])],
+            {"w": np.eye(7, dtype=np.float32)},
+        )
+        folder = add_model(path, "wide", config=config)
+        if golden is not None:
+            inputs = (GoldenTensor.from_array("x", "FP32", golden),)
+            outputs = (GoldenTensor.from_array("y", "FP32", -golden),)
+            (folder / "model.json").write_text(Manifest(golden=Golden(inputs=inputs, outputs=outputs)).to_json())
+        return load("wide")
+
+    return load_wide
+
+
+async def share_a_run(version) -> bool:
+    """Whether two requests that come at once do; each has two samples."""
+    samples = np.arange(28, dtype=np.float32).reshape(2, 2, 7)
+    inferences = await asyncio.gather(*(version.batcher.infer({"x": each}, ["y"], 2, math.inf) for each in samples))
+    version.close()
+    return {each.batch_requests for each in inferences} == {2}
+
+
+TWO = np.arange(14, dtype=np.float32).reshape(2, 7)
+X = 'inputs { key: "x" value { data_type: TYPE_FP32 dims: [ 7 ] %s: true } }'
+ZERO, RANDOM = (f"model_warmup [ {{ batch_size: 2 {X % kind} }} ]" for kind in ("zero_data", "random_data"))
+
+
+@pytest.mark.parametrize(
+    ("further", "golden", "shared"),
+    [
+        ("", None, False),
+        ("", TWO, True),
+        ("", TWO[:1], False),
+        ("", TWO[[1, 1]], False),
+        (ZERO, None, False),
+        (ZERO + ZERO, None, False),
+        (ZERO + RANDOM, None, True),
+        (RANDOM + RANDOM, None, True),
+    ],
+    ids=["nothing", "golden", "one sample", "the same twice", "zeros", "zeros twice", "zeros, random", "random"],
+)
+async def test_requests_share_runs_only_where_two_samples_that_suit_the_graph_were_kept_apart(
+    load_wide, further, golden, shared
+):
+    version = await asyncio.to_thread(load_wide, f"max_batch_size: 4 {further}", golden)
+
+    assert version.signature.max_batch_size == 4
+    assert await share_a_run(version) is shared
+
+
+async def test_graph_without_a_config_is_batched_where_golden_vectors_show_that_it_can_be(load_wide):
+    version = await asyncio.to_thread(load_wide, None, TWO)
+
+    assert version.signature.max_batch_size == 32
+    assert await share_a_run(version)
+
+
+@pytest.mark.parametrize(("further", "golden"), [("", TWO), (ZERO + RANDOM, None)], ids=["golden", "warm-ups"])
+def test_graph_that_is_seen_to_mix_samples_of_the_owner_is_refused(load_wide, further, golden):
+    with pytest.raises(InvalidInput, match="depends on the others in its batch; set max_batch_size to 0"):
+        load_wide(f"max_batch_size: 4 {further}", golden, mixing=True)
+
+
+async def test_graph_of_which_nothing_is_known_gives_each_request_its_own_answer(load_wide):
+    version = await asyncio.to_thread(load_wide, mixing=True)
+    alone = await version.batcher.infer({"x": TWO[:1]}, ["y"], 1, math.inf)
+    at_once = await asyncio.gather(*(version.batcher.infer({"x": TWO[:1]}, ["y"], 1, math.inf) for _ in range(3)))
+    version.close()
+
+    assert [each.outputs[0].tolist() for each in at_once] == [alone.outputs[0].tolist()] * 3
 
 
 def test_graph_that_fails_on_a_full_batch_is_refused(load, add_model, save_graph):
