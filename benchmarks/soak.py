@@ -15,6 +15,7 @@ import grpc
 import numpy as np
 import uvloop
 
+from aimass.inference.v1 import lifecycle_pb2
 from aimass.inference.v1.lifecycle_pb2_grpc import ModelLifecycleServiceStub
 from aimass.open_inference import grpc_service_pb2
 from aimass.open_inference.grpc_service_pb2_grpc import GRPCInferenceServiceStub

@@ -24,7 +24,7 @@ from gateway.generate_json import generate_answer, generate_request
 from gateway.inference_json import Wanted, format_response, parse_request, raw_request
 from gateway.prediction import Deadline, Predictor
 from services.common.direct import UnaryCall
-from services.common.errors import InvalidInput, NotReady
+from services.common.errors import REFUSED_BY_GRAPH, InvalidInput, NotReady
 from services.common.peers import FORWARDED_PEER_KEY
 from services.common.statuses import Status, log_failure, status_of
 from services.common.tensors import numpy_dtype
@@ -46,8 +46,6 @@ LARGE_BYTES = 32 * 1024
 """Bodies above are converted in a thread, so that the loop goes on with others."""
 FAILED_AT_WORK = frozenset({"INTERNAL", "UNKNOWN", "DEADLINE_EXCEEDED"})
 """Codes of requests that were taken on; others were refused before."""
-REFUSED_BY_GRAPH = "REFUSED_BY_GRAPH"
-"""The reason of a refusal that comes from the model itself, at work."""
 
 
 class InferenceRoutes:

@@ -14,6 +14,9 @@
 
 from collections.abc import Mapping
 
+REFUSED_BY_GRAPH = "REFUSED_BY_GRAPH"
+"""Reason of the error about inputs that a graph fails on: the request came as far as that."""
+
 
 class ServiceError(Exception):
     """An expected failure with a sentence for the caller.

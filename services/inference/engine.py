@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument, get_all_operator_schema
 
-from services.common.errors import InvalidInput, Unsupported
+from services.common.errors import REFUSED_BY_GRAPH, InvalidInput, Unsupported
 from services.inference.memory import give_back_memory
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -24,8 +24,6 @@ Operator = tuple[str, str]
 
 ENDLESS = "ENDLESS_GRAPH"
 """Reason of the error about a graph that was given up."""
-REFUSED_BY_GRAPH = "REFUSED_BY_GRAPH"
-"""Reason of the error about inputs that a graph fails on."""
 TRIAL_SECONDS = 60.0
 """How long one run may take while a version is checked and warmed up."""
 
@@ -128,8 +126,14 @@ class OnnxModel:
         give_back_memory()
         if device == "cuda" and not self.on_gpu:  # ONNX Runtime falls back without a word
             raise Unsupported("INFERENCE_DEVICE is cuda, but its libraries were not found; install the extra cuda")
-        self.inputs = tuple(_describe(argument) for argument in self._session.get_inputs())
-        self.outputs = tuple(_describe(argument) for argument in self._session.get_outputs())
+        try:
+            self.inputs = tuple(_describe(argument) for argument in self._session.get_inputs())
+            self.outputs = tuple(_describe(argument) for argument in self._session.get_outputs())
+        except UnicodeDecodeError as error:
+            raise InvalidInput(
+                f"{path.name} cannot be loaded: the name of an input or output is not UTF-8; export it with another",
+                reason="INVALID_GRAPH",
+            ) from error
         self._has_bfloat16 = any(spec.datatype == "BF16" for spec in (*self.inputs, *self.outputs))
 
     @property

@@ -127,3 +127,18 @@ def test_golden_tensor_that_contradicts_itself_is_refused(fields):
 
 def test_digest_names_its_algorithm():
     assert digest_of(b"") == "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        ('{"labels": [1, 2, 3]}', "labels.0: Input should be a valid string$"),
+        (
+            '{"metrics": {' + ", ".join(f'"{number}": "x"' for number in range(50)) + "}}",
+            "50 values are of another kind",
+        ),
+    ],
+)
+def test_of_many_problems_few_are_listed(document, words):
+    with pytest.raises(InvalidInput, match=words):
+        Manifest.from_json(document, "manifest")

@@ -423,7 +423,7 @@ def test_process_that_has_closed_everything_does_not_wait_for_threads():
         assert process.stdout.readline() == "started\n"
         process.send_signal(signal.SIGTERM)
 
-        assert process.stdout.read() == "closed\n"
+        assert process.stdout.readline() == "closed\n"
         assert process.wait() == 0
 
 

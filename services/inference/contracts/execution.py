@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from aimass.open_inference import grpc_service_pb2 as pb
-from services.common.errors import DeadlineExceeded, NotReady, Overloaded, ServiceError
+from services.common.errors import REFUSED_BY_GRAPH, DeadlineExceeded, NotReady, Overloaded, ServiceError
 from services.common.tracing import is_traced, record_span
 from services.inference.batching.batcher import Inference, merge_inferences
 from services.inference.contracts.requests import (
@@ -23,7 +23,7 @@ from services.inference.contracts.requests import (
     requested_outputs,
     requested_version,
 )
-from services.inference.engine import REFUSED_BY_GRAPH, Arrays
+from services.inference.engine import Arrays
 from services.inference.models.serving import ModelServer
 from services.inference.models.version import LoadedVersion
 

@@ -89,11 +89,16 @@ def _slice_of(memory: SharedMemory, parameters: Mapping[str, pb.InferParameter],
     if REGION not in parameters:
         return None
     name = parameters[REGION].string_param
-    byte_size = parameters[BYTE_SIZE].int64_param if BYTE_SIZE in parameters else -1
-    offset = parameters[OFFSET].int64_param if OFFSET in parameters else 0
+    byte_size = _integer(parameters[BYTE_SIZE]) if BYTE_SIZE in parameters else -1
+    offset = _integer(parameters[OFFSET]) if OFFSET in parameters else 0
     if not name or byte_size < 0 or offset < 0:
         raise InvalidInput(
             f"{tensor} is in region {name!r}, {byte_size} bytes from byte {offset}; give {REGION} a name, and "
             f"{BYTE_SIZE} and {OFFSET} integers from 0"
         )
     return memory.slice(name, offset, byte_size)
+
+
+def _integer(parameter: pb.InferParameter) -> int:
+    """Return the parameter's value, or -1 where it is none that counts bytes."""
+    return parameter.int64_param if parameter.HasField("int64_param") else -1

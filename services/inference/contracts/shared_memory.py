@@ -124,7 +124,8 @@ class SharedMemory:
         """
         if not name or not 0 < byte_size < 2**62 or not offset < 2**62:
             raise InvalidInput(
-                f"region {name!r} has {byte_size} bytes from byte {offset}; give it a name and 1 byte or more"
+                f"region {name!r} has {byte_size} bytes from byte {offset}; give it a name, 1 byte or more and an "
+                "offset below 2^62"
             )
         if name in self._regions:
             raise Conflict(f"region {name!r} is registered already; unregister it first", reason="ALREADY_REGISTERED")

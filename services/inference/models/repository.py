@@ -105,7 +105,7 @@ class ModelRepository:
             Conflict: The disk does not let it.
             Overloaded: The disk is full.
         """
-        with _on_disk(f"the traffic of model {model!r}"), _locked(self.model_folder(model)):
+        with on_disk(f"the traffic of model {model!r}"), _locked(self.model_folder(model)):
             return self._change_traffic(model, change)
 
     def _change_traffic(self, model: str, change: Callable[[Traffic], Traffic]) -> Traffic:
@@ -133,7 +133,7 @@ class ModelRepository:
         """
         folder = self.model_folder(model)
         staging = folder / f".staging-{uuid.uuid4().hex}"
-        with _on_disk(f"a new version of model {model!r}"):
+        with on_disk(f"a new version of model {model!r}"):
             folder.mkdir(exist_ok=True)
             staging.mkdir()
             self._staged[staging] = _lock(staging)
@@ -172,7 +172,7 @@ class ModelRepository:
             ServiceError: As `change_traffic`.
         """
         aside = self.model_folder(model) / f".staging-{uuid.uuid4().hex}"
-        with _on_disk(f"version {version} of model {model!r}"), _locked(self.model_folder(model)):
+        with on_disk(f"version {version} of model {model!r}"), _locked(self.model_folder(model)):
             traffic = self._change_traffic(model, change)
             self.version_folder(model, version).rename(aside)
             _sync_folder(aside.parent)
@@ -207,7 +207,7 @@ class ModelRepository:
             Overloaded: The disk is full.
         """
         model = staging.parent.name
-        with _on_disk(f"a new version of model {model!r}"):
+        with on_disk(f"a new version of model {model!r}"):
             _write_durably(staging / MANIFEST_FILE, manifest.to_json().encode())
             _sync_folder(staging)
             with _locked(staging.parent):  # a replica may be giving out a number too
@@ -290,7 +290,7 @@ def _write_given(folder: Path, name: str, data: bytes) -> None:
 
 
 @contextmanager
-def _on_disk(what: str) -> Iterator[None]:
+def on_disk(what: str) -> Iterator[None]:
     """Say in words what the disk does not let *what* have.
 
     Raises:

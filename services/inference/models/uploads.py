@@ -14,7 +14,7 @@ from typing import IO
 
 from services.common.errors import Conflict, InvalidInput, NotReady
 from services.common.manifest import Graph
-from services.inference.models.repository import check_model_name
+from services.inference.models.repository import check_model_name, on_disk
 
 RETENTION_SECONDS = 3 * 24 * 3600
 """How long an upload that nobody goes on with is kept; the contract states it."""
@@ -52,8 +52,12 @@ class Upload:
                 f"{received} bytes of the graph arrived; the manifest states {self._graph.size_bytes}; upload it again",
                 reason="SIZE_MISMATCH",
             )
-        self._file.write(chunk)
-        self._file.flush()
+        try:
+            self._file.write(chunk)
+            self._file.flush()
+        except OSError:  # such as a full disk, which it must not keep full
+            self.finished = True
+            raise
 
     def complete(self) -> None:
         """Make sure that the whole graph is here and on disk, also what came before the last interruption.
@@ -69,7 +73,10 @@ class Upload:
                 reason="INCOMPLETE_UPLOAD",
             )
         os.fsync(self._file.fileno())
-        with self._path.open("rb") as file:
+        with open(
+            self._file.fileno(), "rb", closefd=False
+        ) as file:  # not by its path, where another one may lie by now
+            file.seek(0)
             found = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
         if found != self._graph.sha256:
             self.finished = True
@@ -80,13 +87,16 @@ class Upload:
 
     def copy_to(self, path: Path) -> None:
         """Let the graph lie at *path* too."""
-        try:
+        with contextlib.suppress(OSError):  # the model's folder is a link to another disk, or the disk knows no links
             path.hardlink_to(self._path)
-        except OSError:  # the model's folder is a link to another disk, or the disk knows no links
-            with path.open("wb") as copy, self._path.open("rb") as file:
-                shutil.copyfileobj(file, copy)
-                copy.flush()
-                os.fsync(copy.fileno())
+            if os.path.samestat(path.stat(), os.fstat(self._file.fileno())):
+                return
+            path.unlink()  # somebody has put another file there
+        self._file.seek(0)
+        with path.open("wb") as copy:
+            shutil.copyfileobj(self._file, copy)
+            copy.flush()
+            os.fsync(copy.fileno())
 
 
 class Uploads:
@@ -115,25 +125,27 @@ class Uploads:
             InvalidInput: The model's name is malformed.
             Conflict: The kept bytes do not end at *offset*.
             NotReady: Another call is at work on the same upload.
+            Overloaded: The disk is full; nothing is kept.
         """
         path = self._path(model, graph.sha256)
-        try:
-            with _unshared(path) as file:
-                upload = Upload(path, file, graph)
-                self.remove_abandoned()
-                try:
-                    _begin_at(offset, upload, file)
-                    yield upload
-                finally:
-                    if upload.finished or not upload.received_bytes:
-                        path.unlink(missing_ok=True)
-        except BlockingIOError as error:
-            raise NotReady(
-                f"graph {graph.sha256} of model {model!r} is being uploaded by another call; try again when that has "
-                "ended",
-                reason="UPLOAD_IN_PROGRESS",
-                retry_after_seconds=1.0,
-            ) from error
+        with on_disk(f"the upload of graph {graph.sha256} of model {model!r}"):
+            try:
+                with _unshared(path) as file:
+                    upload = Upload(path, file, graph)
+                    self.remove_abandoned()
+                    try:
+                        _begin_at(offset, upload, file)
+                        yield upload
+                    finally:
+                        if upload.finished or not upload.received_bytes:
+                            path.unlink(missing_ok=True)
+            except BlockingIOError as error:
+                raise NotReady(
+                    f"graph {graph.sha256} of model {model!r} is being uploaded by another call; try again when that "
+                    "has ended",
+                    reason="UPLOAD_IN_PROGRESS",
+                    retry_after_seconds=1.0,
+                ) from error
 
     def remove_abandoned(self) -> None:
         """Remove what nobody has gone on with for long, and the oldest where there are too many."""
@@ -142,7 +154,7 @@ class Uploads:
         kept = 0
         for age, path in ages:
             if too_many or age > RETENTION_SECONDS:
-                with contextlib.suppress(BlockingIOError, FileNotFoundError), _locked(path, "r+b"):  # in progress; gone
+                with contextlib.suppress(OSError), _locked(path, "r+b"):  # in progress; gone; no file of ours
                     kept += 1
                     if kept > MAX_UPLOADS or age > RETENTION_SECONDS:
                         path.unlink()
@@ -189,13 +201,18 @@ def _unshared(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         BlockingIOError: As `_locked`.
     """
-    with _locked(path, "ab") as file:
+    with _locked(path, "a+b") as file:
         if not _is_a_versions(os.fstat(file.fileno())):
             yield file
             return
         path.unlink()
-    with _locked(path, "ab") as file:
+    with _locked(path, "a+b") as file:
         yield file
+
+
+def _open_itself(path: str, flags: int) -> int:
+    """Open *path*, but not what a link there leads to."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o644)
 
 
 @contextmanager
@@ -205,7 +222,7 @@ def _locked(path: Path, mode: str) -> Iterator[IO[bytes]]:
     Raises:
         BlockingIOError: Another one has it, or had it and took it away.
     """
-    with path.open(mode) as file:
+    with open(path, mode, opener=_open_itself) as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # Without this a file that has become a version's graph since it was opened would be written to.
         try:

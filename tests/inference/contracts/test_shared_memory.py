@@ -116,7 +116,7 @@ def test_region_that_reaches_out_of_its_memory_is_refused(shared, memory, offset
 
 @pytest.mark.parametrize(("name", "byte_size"), [("", 1), ("a", 0), ("a", 2**64 - 1)])
 def test_region_without_a_name_or_of_no_size_is_refused(shared, memory, name, byte_size):
-    with pytest.raises(InvalidInput, match="give it a name and 1 byte or more"):
+    with pytest.raises(InvalidInput, match="give it a name, 1 byte or more"):
         shared.register(name, memory.name, 0, byte_size)
 
 

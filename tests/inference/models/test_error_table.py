@@ -433,6 +433,11 @@ TABLE: dict[str, tuple[Ask, Expected]] = {
             *(INVALID, "model.onnx cannot be loaded", "z", "export it again"),
         ),
         (
+            "name of a tensor",
+            lambda s: s.load(onnx=graph().replace(b"\x01x", b"\x01\xff")),
+            *(INVALID, "an input or output", "UTF-8", "export it with another"),
+        ),
+        (
             "type of a tensor",
             lambda s: s.load(onnx=SEQUENCE),
             *(INVALID, "seq(tensor(float))", "the protocol does not have", "export the graph with another type"),

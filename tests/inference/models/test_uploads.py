@@ -1,12 +1,14 @@
 """Partial graphs on disk: gone on with, kept within bounds, never two writers."""
 
 import os
+import shutil
+import subprocess
 import time
 from contextlib import ExitStack
 
 import pytest
 
-from services.common.errors import Conflict, NotReady
+from services.common.errors import Conflict, NotReady, Overloaded
 from services.common.manifest import Graph, digest_of
 from services.inference.models.uploads import MAX_UPLOADS, RETENTION_SECONDS, Uploads
 
@@ -132,3 +134,55 @@ def test_upload_in_progress_is_not_removed(uploads, tmp_path):
         Uploads(tmp_path).remove_abandoned()
 
         assert path.exists()
+
+
+def test_upload_is_written_to_no_file_that_a_link_leads_to(uploads, tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    (tmp_path / f".upload-m-{GRAPH.sha256.removeprefix('sha256:')}").symlink_to(victim)
+
+    with pytest.raises(Conflict, match="cannot be written"), uploads.receiving("m", GRAPH, 0):
+        pass
+    assert victim.read_bytes() == b"precious"
+
+
+def test_upload_whose_file_is_exchanged_meanwhile_gives_what_was_sent(uploads, tmp_path):
+    with uploads.receiving("m", GRAPH, 0) as upload:
+        upload.append(b"graph")
+        (path,) = tmp_path.glob(".upload-m-*")
+        path.unlink()
+        path.write_bytes(b"other")
+        upload.complete()
+        upload.copy_to(tmp_path / "graph")
+
+    assert (tmp_path / "graph").read_bytes() == b"graph"
+
+
+def test_what_is_no_upload_disturbs_none(uploads, tmp_path):
+    for number in range(MAX_UPLOADS + 1):
+        folder = tmp_path / f".upload-{number}"
+        folder.mkdir()
+        os.utime(folder, (0, 0))
+
+    leave(uploads, tmp_path, "m")
+
+    assert kept(uploads, "m") == [3]
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="only root can make a disk that is full")
+def test_a_full_disk_is_told_and_not_kept_full(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True, check=False)
+    if made.returncode:
+        pytest.skip("this machine lets nobody mount")
+    try:
+        graph = Graph(sha256=GRAPH.sha256, size_bytes=10**6)
+        with (
+            pytest.raises(Overloaded, match="there is no room on the disk for the upload of graph"),
+            Uploads(disk).receiving("m", graph, 0) as upload,
+        ):
+            upload.append(bytes(10**6))
+        assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(["umount", disk], check=True)
