@@ -231,12 +231,6 @@ async def test_upload_is_ended_and_kept_when_the_service_stops(stub, good, begin
     assert await received(stub, good[0]) == 200
 
 
-async def test_upload_that_has_arrived_becomes_a_version_though_the_service_stops(stub, good, upload, inference):
-    inference.stop.set_drained()
-
-    assert (await stub.PublishVersion(iter(upload("new", *good)))).version.version == 1
-
-
 class Threads(ThreadPoolExecutor):
     """Threads that know what they were asked to do."""
 
