@@ -1,10 +1,8 @@
 """The gateway put together."""
 
 import asyncio
-import contextlib
 import socket
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import structlog
 import uvicorn
@@ -14,13 +12,13 @@ from aimass.gateway.v1 import gateway_pb2
 from aimass.gateway.v1.gateway_pb2_grpc import add_GatewayServiceServicer_to_server
 from gateway.backends import Backends
 from gateway.http import create_app
+from gateway.http_server import HttpServer, listen
 from gateway.metrics import GatewayFigures
 from gateway.prediction import Predictor
 from gateway.servicer import GatewayServicer
 from gateway.settings import GatewaySettings
-from services.common.errors import SettingsError
 from services.common.metrics import Sources
-from services.common.server import LAST_SECONDS, SETTLE_SECONDS, Service, StopSignal
+from services.common.server import Service, StopSignal
 from services.common.traffic import TrafficFollower
 
 log = structlog.get_logger(__name__)
@@ -40,7 +38,7 @@ class GatewayComponent:
         )
         self._servicer = GatewayServicer(predictor, self._follower, stop, settings.stream_window)
         app = create_app(settings, predictor, self._follower, backends, stop, self._figures.http)
-        self._http = _HttpServer(
+        self._http = HttpServer(
             uvicorn.Config(
                 app,
                 http="httptools",
@@ -76,7 +74,7 @@ class GatewayComponent:
         Raises:
             SettingsError: The HTTP port is taken.
         """
-        listener = _listen(self._settings.host, self._settings.http_port)
+        listener = listen(self._settings.host, self._settings.http_port)
         log.info("listening for HTTP", host=self._settings.host, port=listener.getsockname()[1])
         self._serving = asyncio.create_task(self._serve_http(listener))
         await self._follower.start()
@@ -98,54 +96,3 @@ class GatewayComponent:
         if self._serving is not None:
             await self._serving
         await self._follower.close()
-
-
-class _HttpServer(uvicorn.Server):
-    """Leaves signals to the process, which has more to stop than HTTP, and resets no connection that is in use."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept who has connected and nobody else, give each connection one more answer, which closes it, and stop.
-
-        uvicorn by itself closes connections that are idle, while their clients may just be sending.
-        """
-        loop = asyncio.get_running_loop()
-        connected = [connection for listener in sockets or () for connection in _connected(listener)]
-        for server in self.servers:
-            server.close()
-        for connection in connected:
-            await loop.connect_accepted_socket(self._protocol, connection)
-        end = loop.time() + LAST_SECONDS
-        while self.server_state.connections and loop.time() < end:  # noqa: ASYNC110 uvicorn has no event for it
-            await asyncio.sleep(SETTLE_SECONDS)
-        await super().shutdown(sockets)
-
-    def _protocol(self) -> asyncio.Protocol:
-        return self.config.http_protocol_class(  # type: ignore[call-arg]
-            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
-        )
-
-
-def _connected(listener: socket.socket) -> Iterator[socket.socket]:
-    """Yield the connections that *listener* has not accepted yet; they are reset where it is closed before."""
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            connection, _ = listener.accept()
-            connection.setblocking(False)
-            yield connection
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family)
-    listener.setblocking(False)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise SettingsError(f"cannot listen on {host}:{port}: is another suite running? ({error.strerror})") from error
-    return listener
