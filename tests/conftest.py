@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+import hypothesis
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -23,6 +24,10 @@ from tests.end_to_end.suite import DEVICE
 
 # Otherwise grpc ends its poller whenever the last server or channel is collected, and waits for it in the collector.
 grpc.aio.init_grpc_aio()
+
+# The first text that it draws on a new machine takes seconds: it makes a table of all characters.
+hypothesis.settings.register_profile("suite", suppress_health_check=[hypothesis.HealthCheck.too_slow], deadline=None)
+hypothesis.settings.load_profile("suite")
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 
