@@ -60,48 +60,51 @@ def _answers_through(call: Any) -> Any:
 
 def _both_streams_through(call: Any, stop: StopSignal) -> Any:
     async def forward(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
-        cut: NotReady | None = None
-
-        async def passed() -> AsyncIterator[bytes]:
-            nonlocal cut
-            try:
-                async for request in stop.until(requests):
-                    yield request
-            except NotReady as stopped:  # the call behind takes it for their end, and answers those before
-                cut = stopped
-
+        # Where they are cut off, the call behind takes it for their end, and answers those before.
+        passed = _Requests(requests, stop, ends_whole=True)
         metadata = _metadata(context, stream=True)
-        async for response in call(passed(), timeout=context.time_remaining(), metadata=metadata):
+        async for response in call(aiter(passed), timeout=context.time_remaining(), metadata=metadata):
             yield response
-        if cut is not None:
-            raise cut
+        if passed.cut is not None:
+            raise passed.cut
 
     return forward
 
 
 def _requests_through(call: Any, stop: StopSignal) -> Any:
     async def forward(requests: AsyncIterator[bytes], context: Context) -> bytes:
-        cut: NotReady | None = None
-
-        async def passed() -> AsyncIterator[bytes]:
-            nonlocal cut
-            try:
-                async for request in stop.until(requests):
-                    yield request
-            except NotReady as stopped:
-                cut = stopped
-                raise  # which cancels the call behind: what has arrived must not pass for the whole
-
+        # Where they are cut off, the call behind is cancelled: what has arrived must not pass for the whole.
+        passed = _Requests(requests, stop, ends_whole=False)
         metadata = _metadata(context, stream=True)
         try:
-            response: bytes = await call(passed(), timeout=context.time_remaining(), metadata=metadata)
+            response: bytes = await call(aiter(passed), timeout=context.time_remaining(), metadata=metadata)
         except asyncio.CancelledError:
-            if cut is None:
+            if passed.cut is None:
                 raise
-            raise cut from None
+            raise passed.cut from None
         return response
 
     return forward
+
+
+class _Requests:
+    """Requests on their way to the call behind, until the process stops."""
+
+    def __init__(self, requests: AsyncIterator[bytes], stop: StopSignal, *, ends_whole: bool) -> None:
+        self._requests = requests
+        self._stop = stop
+        self._ends_whole = ends_whole
+        self.cut: NotReady | None = None
+        """Why they end before their time."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for request in self._stop.until(self._requests):
+                yield request
+        except NotReady as stopped:
+            self.cut = stopped
+            if not self._ends_whole:
+                raise
 
 
 def _metadata(context: Context, stream: bool = False) -> list[tuple[str, str | bytes]]:

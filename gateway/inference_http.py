@@ -29,6 +29,7 @@ from services.common.peers import FORWARDED_PEER_KEY
 from services.common.statuses import Status, log_failure, status_of
 from services.common.tensors import numpy_dtype
 from services.common.tracing import call_metadata
+from services.common.traffic import ROUTING_KEY
 
 if TYPE_CHECKING:
     from aimass.open_inference.grpc_service_pb2_grpc import GRPCInferenceServiceAsyncStub
@@ -38,8 +39,6 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 JSON_SIZE_HEADER = "Inference-Header-Content-Length"
 """How much of a body is JSON; binary tensors follow."""
-ROUTING_KEY = "routing_key"
-"""The suite's own parameter: the same key, the same version, while traffic is split."""
 JSON_WEIGHT = 7
 """Further bytes of memory that a byte of JSON takes while it is numbers in lists: `0,` becomes a pointer of eight."""
 LARGE_BYTES = 32 * 1024

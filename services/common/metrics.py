@@ -70,13 +70,8 @@ class Latencies:
         return cumulated
 
 
-def latency_family(name: str, text: str, labels: Sequence[str]) -> HistogramMetricFamily:
-    """Return a histogram in seconds to which `add_latencies` adds."""
-    return HistogramMetricFamily(name, text, labels=labels)
-
-
 def add_latencies(family: HistogramMetricFamily, labels: Sequence[str], latencies: Latencies) -> None:
-    """Add one series to *family*."""
+    """Add one series to *family*, in seconds."""
     family.add_metric(labels, latencies.cumulated(), latencies.ns / 1e9)
 
 
@@ -109,7 +104,7 @@ class StageLatencies(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield the histogram of what is known now."""
-        family = latency_family(self._name, self._text, ("model", "version", "stage"))
+        family = HistogramMetricFamily(self._name, self._text, labels=("model", "version", "stage"))
         for (model, version), stages in list(self._versions.items()):
             if self._knows(model, version):
                 for stage, latencies in zip(self._stages, stages, strict=True):

@@ -33,7 +33,6 @@ SAMPLED_SHARE = 0.01
 LAST_SECONDS = 2.0
 """How long a process that ends goes on trying to send its last spans."""
 
-_NOT_SAMPLED = "00"
 _PROPAGATOR = TraceContextTextMapPropagator()
 _NOTHING: AbstractContextManager[None] = nullcontext()
 _on = False
@@ -283,4 +282,5 @@ def _registered(name: str) -> EntryPoint:
 
 
 def _made_up() -> str:
-    return f"00-{random.getrandbits(128) | 1:032x}-{random.getrandbits(64) | 1:016x}-{_NOT_SAMPLED}"
+    """Return the `traceparent` of a request that is not traced."""
+    return f"00-{random.getrandbits(128) | 1:032x}-{random.getrandbits(64) | 1:016x}-00"

@@ -13,6 +13,8 @@ from services.common.statuses import status_of
 
 log = structlog.get_logger(__name__)
 
+ROUTING_KEY = "routing_key"
+"""Parameter of a protocol request: the same key, the same version, while traffic is split."""
 READY = lifecycle_pb2.ModelVersion.STATE_READY
 RECONNECT_SECONDS = 0.2
 """Wait before a follower asks again after it lost its stream."""

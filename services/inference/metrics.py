@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from operator import attrgetter
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from services.common.metrics import add_latencies, latency_family
+from services.common.metrics import add_latencies
 from services.common.traffic import READY
 from services.inference.batching.statistics import Statistics
 from services.inference.models.served_model import ServedModel
@@ -47,8 +47,8 @@ class ModelFigures(Collector):
         ]
         yield from _triton_metrics([(labels, version.statistics) for labels, version in loaded])
         pending = GaugeMetricFamily("nv_inference_pending_request_count", "Requests that wait to run.", labels=LABELS)
-        stages = latency_family(
-            "aimass_inference_stage_seconds", "Time of answered requests in each stage.", (*LABELS, "stage")
+        stages = HistogramMetricFamily(
+            "aimass_inference_stage_seconds", "Time of answered requests in each stage.", labels=(*LABELS, "stage")
         )
         batches = CounterMetricFamily(
             "aimass_inference_batches", "Runs of the graph by samples in the batch.", labels=(*LABELS, "samples")
@@ -69,8 +69,10 @@ def _traffic_metrics(models: list[ServedModel]) -> Iterator[Metric]:
     shadow = CounterMetricFamily(
         "aimass_shadow_requests", "What became of requests that a shadow was offered.", labels=(*LABELS, "outcome")
     )
-    times = latency_family(
-        "aimass_shadow_graph_seconds", "Time of compared requests in the graph of either version.", (*LABELS, "graph")
+    times = HistogramMetricFamily(
+        "aimass_shadow_graph_seconds",
+        "Time of compared requests in the graph of either version.",
+        labels=(*LABELS, "graph"),
     )
     for model in models:
         generation.add_metric([model.name], model.traffic.generation)

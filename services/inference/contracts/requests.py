@@ -12,6 +12,7 @@ from aimass.open_inference import grpc_service_pb2 as pb
 from services.common.errors import Conflict, InvalidInput
 from services.common.manifest import DIGEST_PARAMETER
 from services.common.tensors import check_byte_count, check_sides, numpy_dtype, shaped, to_array, to_raw
+from services.common.traffic import ROUTING_KEY
 from services.inference.batching.batcher import Inference
 from services.inference.contracts.memory_tensors import BYTE_SIZE, OFFSET, REGION
 from services.inference.contracts.shared_memory import MemorySlice
@@ -60,7 +61,7 @@ def request_options(request: pb.ModelInferRequest) -> RequestOptions:
     return RequestOptions(
         timeout_seconds=microseconds / 1e6 if microseconds else math.inf,
         priority=_whole_number(request, "priority"),
-        routing_key=_parameter(request, "routing_key", ("string_param",), "a string") or "",
+        routing_key=_parameter(request, ROUTING_KEY, ("string_param",), "a string") or "",
     )
 
 

@@ -343,7 +343,8 @@ class ModelServer:
                 # Beside the one that serves, which goes on where this comes to nothing.
                 folder = given or self._repository.model_folder(name)
                 model = ServedModel(name, folder, given is not None, config=config, config_given=config is not None)
-                model.traffic = model.traffic if before is None else before.traffic
+                if before is not None:
+                    model.traffic = before.traffic
             else:
                 model = before
                 model.unloaded = False
