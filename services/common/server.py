@@ -23,13 +23,14 @@ from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 from prometheus_client.registry import Collector
 
+from services.common.calls import CALLS, ending_with_status
 from services.common.channels import PING_SECONDS, host_and_port
 from services.common.errors import NotReady, SettingsError
 from services.common.interceptor import GRPC_INTERNAL, AroundInterceptor
 from services.common.logs import configure_logs
 from services.common.metrics import ProcessFigures, metrics_endpoint
 from services.common.settings import ServiceSettings, load_settings
-from services.common.statuses import CALLS, ending_with_status, status_of
+from services.common.statuses import status_of
 from services.common.tracing import exporting_spans
 
 if TYPE_CHECKING:

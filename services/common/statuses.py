@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 import structlog
@@ -15,12 +13,6 @@ from grpc_status import rpc_status
 
 from services.common import errors
 from services.common.durations import duration_of
-from services.common.logs import bind_request_id
-from services.common.metrics import LabelledCounts
-from services.common.tracing import call_span
-
-if TYPE_CHECKING:
-    Context = grpc.aio.ServicerContext[Any, Any]
 
 log = structlog.get_logger(__name__)
 
@@ -29,8 +21,6 @@ MAX_MESSAGE_BYTES = 1024
 MAX_DETAIL_BYTES = 256
 ERROR_DOMAIN = "aimass"
 """`domain` of every `google.rpc.ErrorInfo` that the suite sends."""
-
-CALLS = LabelledCounts("aimass_grpc_calls", "gRPC calls that have ended.", ("method", "code"))
 
 CODES: dict[type[errors.ServiceError], grpc.StatusCode] = {
     errors.InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
@@ -134,27 +124,6 @@ def _reason(proto: status_pb2.Status) -> str | None:
         if detail.Unpack(info):
             return str(info.reason)
     return None
-
-
-@asynccontextmanager
-async def ending_with_status(method: str, context: Context) -> AsyncIterator[None]:
-    """Bind the call's request id, trace and count it, and end a failed call with the status of its exception."""
-    metadata = context.invocation_metadata()
-    bind_request_id(metadata)
-    code = grpc.StatusCode.CANCELLED
-    try:
-        with call_span(method, metadata):
-            yield
-        code = grpc.StatusCode.OK
-    except grpc.aio.AbortError:
-        raise
-    except Exception as error:
-        status = status_of(error)
-        code = status.code
-        log_failure(status, error, method=method)
-        await context.abort_with_status(rpc_status.to_status(status.proto))
-    finally:
-        CALLS.add((method, code.name))
 
 
 def log_failure(status: Status, error: BaseException, **facts: Any) -> None:

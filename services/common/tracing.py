@@ -25,6 +25,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from services.common.errors import SettingsError
 from services.common.logs import REQUEST_ID_KEY, request_id
+from services.common.statuses import status_of
 
 TRACEPARENT = "traceparent"
 """Metadata key and HTTP header, as the W3C's Trace Context names it."""
@@ -171,8 +172,6 @@ def record_failure(error: Exception) -> None:
 
 
 def _record(error: Exception, failed: trace.Span) -> None:
-    from services.common.statuses import status_of  # not above: it traces the calls whose errors it maps
-
     status = status_of(error)
     failed.set_attribute("error.type", status.reason)
     failed.set_attribute("rpc.response.status_code", status.code.name)

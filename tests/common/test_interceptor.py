@@ -6,9 +6,9 @@ from contextlib import asynccontextmanager
 import grpc
 import pytest
 
+from services.common.calls import CALLS
 from services.common.errors import InvalidInput
 from services.common.interceptor import AroundInterceptor
-from services.common.statuses import CALLS
 
 
 async def unary_unary(request, context):
