@@ -310,7 +310,7 @@ def fetch(
     """Fetch a data set and verify it."""
     from aimass.progress import progress_bar
     from services.common.settings import load_settings
-    from services.trainer.cifar10 import fetch_cifar10
+    from services.trainer.data.cifar10 import fetch_cifar10
     from services.trainer.settings import TrainerSettings
 
     if name != "cifar10":

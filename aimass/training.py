@@ -13,9 +13,10 @@ from rich.console import Console
 from aimass.progress import progress_bar
 from services.common.errors import Conflict, InvalidInput, NotFound, NotReady
 from services.common.settings import load_settings
-from services.trainer.datasets import load_dataset
-from services.trainer.recipes import TrainingOptions, make_options
-from services.trainer.runs import Run, RunState, check_run_id, open_run, read_run, started_run
+from services.trainer.data.datasets import load_dataset
+from services.trainer.options import TrainingOptions
+from services.trainer.recipes import make_options
+from services.trainer.runs.record import Run, RunState, check_run_id, open_run, read_run, started_run
 from services.trainer.settings import TrainerSettings
 
 DEFAULT_RECIPE = "quick"
@@ -84,7 +85,7 @@ def _train(out: Console, run: Run, data_dir: Path, folder: Path) -> Run:
     with started_run(folder, run) as run:
         _say(out, f"run {run.id} in {folder}; if it is interrupted, `aimass train --run-id {run.id}` goes on")
         _say(out, f"data set {_samples(dataset.name, dataset.counts)}")
-        from services.trainer.pipeline import run_training  # imports torch, which takes seconds
+        from services.trainer.jobs.train import run_training  # imports torch, which takes seconds
 
         with progress_bar() as advance:
             return run_training(run, dataset, folder, advance)

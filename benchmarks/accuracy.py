@@ -17,9 +17,9 @@ from PIL import Image
 from aimass import Client, Prediction
 from benchmarks.suites import running_suite
 from services.common.settings import load_settings
-from services.trainer import cifar10, slices
-from services.trainer.evaluation import wilson_interval
-from services.trainer.samples import Samples
+from services.trainer.data import cifar10, slices
+from services.trainer.data.samples import Samples
+from services.trainer.evaluation.figures import wilson_interval
 from services.trainer.settings import TrainerSettings
 
 REQUEST_IMAGES = 100

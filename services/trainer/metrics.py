@@ -7,7 +7,7 @@ from pathlib import Path
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from services.trainer.runs import list_runs
+from services.trainer.runs.record import list_runs
 
 
 class RunFigures(Collector):

@@ -7,8 +7,8 @@ from prometheus_client.registry import Collector
 from aimass.trainer.v1 import trainer_pb2
 from aimass.trainer.v1.trainer_pb2_grpc import add_TrainerServiceServicer_to_server
 from services.common.server import Service
+from services.trainer.contracts.training import TrainerServicer
 from services.trainer.metrics import RunFigures
-from services.trainer.servicer import TrainerServicer
 from services.trainer.settings import TrainerSettings
 
 

@@ -10,7 +10,7 @@ from aimass.starter import STARTER
 from services.common.manifest import Manifest
 from services.trainer.publishing import publish_version
 from services.trainer.recipes import make_options
-from services.trainer.runs import Run, write_run
+from services.trainer.runs.record import Run, write_run
 from tests.end_to_end.pictures import SAMPLES, cat
 from tests.end_to_end.suite import Ports
 

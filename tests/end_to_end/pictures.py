@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from services.trainer.slices import read_slice
+from services.trainer.data.slices import read_slice
 
 SAMPLES = sorted((Path(__file__).parents[2] / "gateway" / "page" / "samples").glob("*.png"))
 

@@ -3,8 +3,8 @@
 import pytest
 
 from aimass import Client
-from services.trainer.cifar10 import LABELS
-from services.trainer.slices import read_slice
+from services.trainer.data.cifar10 import LABELS
+from services.trainer.data.slices import read_slice
 from tests.end_to_end.pictures import encode
 from tests.end_to_end.suite import MAX_IMAGES
 

@@ -10,7 +10,7 @@ import pytest
 
 from aimass.starter import STARTER
 from services.trainer.publishing import publish_version
-from services.trainer.runs import CHECKPOINT_FILE, Run, RunState, read_run
+from services.trainer.runs.record import CHECKPOINT_FILE, Run, RunState, read_run
 from tests.end_to_end.pictures import cat
 from tests.end_to_end.suite import AIMASS, clean_environment, eventually, poll
 

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer import slices
-from services.trainer.cifar10 import LABELS
-from services.trainer.datasets import Dataset, split
-from services.trainer.pipeline import Report, run_training
-from services.trainer.recipes import TrainingOptions, make_options
-from services.trainer.runs import Run, open_run, started_run
-from services.trainer.samples import Samples
+from services.trainer.data import slices
+from services.trainer.data.cifar10 import LABELS
+from services.trainer.data.datasets import Dataset, split
+from services.trainer.data.samples import Samples
+from services.trainer.jobs.train import Report, run_training
+from services.trainer.options import TrainingOptions
+from services.trainer.recipes import make_options
+from services.trainer.runs.record import Run, open_run, started_run
 
 
 class Reports(list[tuple[str, float, dict[str, float]]]):

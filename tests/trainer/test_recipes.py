@@ -3,7 +3,8 @@ from typing import Any
 import pytest
 
 from services.common.errors import InvalidInput, NotFound
-from services.trainer.recipes import RECIPES, TrainingOptions, make_options
+from services.trainer.options import TrainingOptions
+from services.trainer.recipes import RECIPES, make_options
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -31,9 +32,12 @@ def test_an_unknown_recipe_is_answered_with_those_that_exist() -> None:
     [
         ({"epochs": 0}, "epochs is 0: input should be greater than or equal to 1"),
         ({"momentum": 1}, "momentum is 1: input should be less than 1"),
-        ({"precision": "int4"}, "precision is 'int4': input should be 'auto', 'float32' or 'bfloat16'"),
-        ({"augmentation": {"cutout": 99}}, "augmentation.cutout is 99: input should be less than or equal to 24"),
-        ({"epoch": 3}, "epoch is not an option of training; the options are recipe, dataset"),
+        ({"precision": "int4"}, "precision is 'int4': input should be 'auto', 'float32', 'bfloat16' or 'float16'"),
+        ({"augmentation": {"cutout": 999}}, "augmentation.cutout is 999: input should be less than or equal to 256"),
+        ({"epoch": 3}, "epoch is not an option; did you mean epochs?"),
+        ({"augmentation": {"mixap": 1}}, "augmentation.mixap is not an option; did you mean augmentation.mixup?"),
+        ({"xyzzy": 1}, "xyzzy is not an option; the options are recipe, dataset, pixels.width"),
+        ({"replay": 3}, "replay needs start_from, whose set is replayed"),
     ],
 )
 def test_a_wrong_override_is_answered_with_a_sentence(overrides: dict[str, Any], sentence: str) -> None:
@@ -44,5 +48,17 @@ def test_a_wrong_override_is_answered_with_a_sentence(overrides: dict[str, Any],
 
 
 def test_every_wrong_override_is_named_at_once() -> None:
-    with pytest.raises(InvalidInput, match=r"epochs is 0.*; batch_size is 1"):
-        make_options("quick", {"epochs": 0, "batch_size": 1})
+    with pytest.raises(InvalidInput, match=r"epochs is 0.*; batch_size is 0"):
+        make_options("quick", {"epochs": 0, "batch_size": 0})
+
+
+def test_lr_is_a_short_name_of_the_learning_rate() -> None:
+    assert make_options("quick", {"lr": 0.01}).learning_rate == 0.01
+
+
+def test_another_network_takes_none_of_the_options_of_the_recipe_s_network() -> None:
+    assert make_options("quick", {"network": "alexnet"}).network_options == {}
+    assert make_options("quick", {"network_options": {"depths": [0, 0, 0]}}).network_options == {
+        "widths": [32, 64, 128],
+        "depths": [0, 0, 0],
+    }

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from services.common.errors import InvalidInput
-from services.trainer.evaluation import (
+from services.trainer.evaluation.figures import (
     calibration_error,
     evaluate_predictions,
     fit_temperature,

@@ -4,7 +4,7 @@ import pytest
 
 from services.common.errors import Conflict, InvalidInput, NotFound
 from services.trainer.recipes import make_options
-from services.trainer.runs import Run, RunState, list_runs, now, open_run, read_run, started_run, write_run
+from services.trainer.runs.record import Run, RunState, list_runs, now, open_run, read_run, started_run, write_run
 
 
 def _run(run_id: str, create_time: str) -> Run:

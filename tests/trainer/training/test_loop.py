@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from services.common.errors import Conflict, InvalidInput
-from services.trainer.datasets import Dataset
-from services.trainer.networks import build_network, whitening_filters
-from services.trainer.recipes import TrainingOptions
-from services.trainer.runs import EpochResult
-from services.trainer.training import build_model, predict, rate_at, train
+from services.trainer.data.datasets import Dataset
+from services.trainer.networks.building import build_network
+from services.trainer.networks.residual import whitening_filters
+from services.trainer.options import TrainingOptions
+from services.trainer.runs.record import EpochResult
+from services.trainer.training.loop import build_model, predict, rate_at, train
 
 
 class Stopped(Exception):

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from services.common.errors import InvalidInput, NotFound, NotReady
-from services.trainer import cifar10
-from services.trainer.samples import Samples
+from services.trainer.data import cifar10
+from services.trainer.data.samples import Samples
 
 
 def _no_progress(what: str, fraction: float) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from services.common.errors import InvalidInput, NotFound, NotReady
-from services.trainer.samples import Samples
+from services.trainer.data.samples import Samples
 
 LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 TRAIN_FILES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))

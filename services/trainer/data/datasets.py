@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.common.errors import InvalidInput
-from services.trainer import cifar10, slices
-from services.trainer.samples import Samples
+from services.trainer.data import cifar10, slices
+from services.trainer.data.samples import Samples
 
 NAMES = ("cifar10", "cifar10-slice")
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from services.common.errors import InvalidInput, NotFound
-from services.trainer.samples import Samples
+from services.trainer.data.samples import Samples
 
 FOLDER = Path(__file__).parent / "slice"
 PER_CLASS = {"train": 500, "test": 100}

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from services.common.errors import InvalidInput, NotFound
-from services.trainer.datasets import Dataset, channel_statistics, load_dataset, split
-from services.trainer.samples import Samples
+from services.trainer.data.datasets import Dataset, channel_statistics, load_dataset, split
+from services.trainer.data.samples import Samples
 
 
 def _numbered(count: int) -> Samples:

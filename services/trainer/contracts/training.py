@@ -10,8 +10,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from aimass.trainer.v1 import trainer_pb2 as pb
 from aimass.trainer.v1.trainer_pb2_grpc import TrainerServiceServicer
-from services.trainer.recipes import RECIPES, TrainingOptions
-from services.trainer.runs import EpochResult, Run, check_run_id, list_runs, read_run
+from services.trainer.options import TrainingOptions
+from services.trainer.recipes import RECIPES
+from services.trainer.runs.record import EpochResult, Run, check_run_id, list_runs, read_run
 
 if TYPE_CHECKING:
     import grpc

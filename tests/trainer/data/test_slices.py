@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from services.common.errors import InvalidInput, NotFound
-from services.trainer import slices
-from services.trainer.samples import Samples
+from services.trainer.data import slices
+from services.trainer.data.samples import Samples
 
 PUBLISHED_DIGEST = "b60f671a1c92e16ab1187aa1f2d21fae9a3b9f5c2e02e9aff9f762646504ae27"
 

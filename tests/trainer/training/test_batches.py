@@ -1,9 +1,9 @@
 import numpy as np
 import torch
 
-from services.trainer.batches import cut_out, epoch_batches, mirrored_in, translate
-from services.trainer.recipes import Augmentation
-from services.trainer.samples import Samples
+from services.trainer.data.samples import Samples
+from services.trainer.options import Augmentation
+from services.trainer.training.batches import cut_out, epoch_batches, mirrored_in, translate
 
 PLAIN = Augmentation(flip=False, translate=0, cutout=0)
 

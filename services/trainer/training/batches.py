@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from services.trainer.recipes import Augmentation
-from services.trainer.samples import Samples
+from services.trainer.data.samples import Samples
+from services.trainer.options import Augmentation
 
 
 def epoch_batches(

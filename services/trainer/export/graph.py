@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from services.common.errors import Conflict
 from services.common.manifest import Golden, GoldenTensor
-from services.trainer.networks import Classifier
-from services.trainer.samples import Samples
+from services.trainer.data.samples import Samples
+from services.trainer.networks.classifier import Classifier
 
 INPUT = "image"
 """UINT8 [batch, height, width, 3]: pixels as they come out of preprocessing."""

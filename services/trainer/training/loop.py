@@ -12,12 +12,13 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from services.common.errors import Conflict, InvalidInput
-from services.trainer.batches import epoch_batches
-from services.trainer.datasets import Dataset, channel_statistics
-from services.trainer.networks import Classifier, build_network
-from services.trainer.recipes import TrainingOptions
-from services.trainer.runs import EpochResult
-from services.trainer.samples import Samples
+from services.trainer.data.datasets import Dataset, channel_statistics
+from services.trainer.data.samples import Samples
+from services.trainer.networks.building import build_network
+from services.trainer.networks.classifier import Classifier
+from services.trainer.options import TrainingOptions
+from services.trainer.runs.record import EpochResult
+from services.trainer.training.batches import epoch_batches
 
 _WHITENING_SAMPLES = 5_000
 _EVALUATION_BATCH = 500

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from services.common.errors import Conflict, InvalidInput, NotFound, ServiceError
 from services.common.manifest import Dataset
-from services.trainer.recipes import TrainingOptions
+from services.trainer.options import TrainingOptions
 
 log = structlog.get_logger(__name__)
 

@@ -9,10 +9,10 @@ import pytest
 
 from services.common.errors import Conflict
 from services.common.manifest import Manifest, digest_of
-from services.trainer.datasets import Dataset
-from services.trainer.export import open_graph, run_graph
-from services.trainer.recipes import TrainingOptions
-from services.trainer.runs import RunState, read_run
+from services.trainer.data.datasets import Dataset
+from services.trainer.export.graph import open_graph, run_graph
+from services.trainer.options import TrainingOptions
+from services.trainer.runs.record import RunState, read_run
 from tests.trainer.conftest import Reports, run_in
 
 
@@ -99,7 +99,7 @@ def test_an_interrupted_run_refuses_other_samples(
 
 
 def test_only_the_training_process_imports_torch() -> None:
-    modules = ("datasets", "recipes", "evaluation", "runs", "slices", "cifar10", "samples")
+    modules = ("data.datasets", "options", "recipes", "evaluation.figures", "runs.record", "service")
     program = f"import sys, {', '.join(f'services.trainer.{name}' for name in modules)}; print('torch' in sys.modules)"
 
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

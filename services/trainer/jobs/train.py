@@ -8,13 +8,22 @@ from typing import Protocol
 
 from services.common import manifest
 from services.common.errors import Conflict
-from services.trainer import slices
-from services.trainer.datasets import Dataset
-from services.trainer.evaluation import evaluate_predictions, fit_temperature
-from services.trainer.export import check_parity, export_graph, graph_metadata, make_golden, open_graph, run_graph
-from services.trainer.runs import CHECKPOINT_FILE, EVALUATION_FILE, EpochResult, Run, RunState, now, read_run, write_run
-from services.trainer.samples import Samples
-from services.trainer.training import build_model, predict, train
+from services.trainer.data import slices
+from services.trainer.data.datasets import Dataset
+from services.trainer.data.samples import Samples
+from services.trainer.evaluation.figures import evaluate_predictions, fit_temperature
+from services.trainer.export.graph import check_parity, export_graph, graph_metadata, make_golden, open_graph, run_graph
+from services.trainer.runs.record import (
+    CHECKPOINT_FILE,
+    EVALUATION_FILE,
+    EpochResult,
+    Run,
+    RunState,
+    now,
+    read_run,
+    write_run,
+)
+from services.trainer.training.loop import build_model, predict, train
 
 _PARITY_SAMPLES = 2_000
 _GOLDEN_SAMPLES = 8

@@ -9,9 +9,10 @@ import pytest
 from aimass.trainer.v1 import trainer_pb2 as pb
 from aimass.trainer.v1.trainer_pb2_grpc import TrainerServiceStub
 from services.common.errors import InvalidInput
-from services.trainer.datasets import Dataset
-from services.trainer.recipes import TrainingOptions, make_options
-from services.trainer.runs import read_run
+from services.trainer.data.datasets import Dataset
+from services.trainer.options import TrainingOptions
+from services.trainer.recipes import make_options
+from services.trainer.runs.record import read_run
 from services.trainer.service import TrainerComponent
 from services.trainer.settings import TrainerSettings
 from tests.conftest import Serve

@@ -5,11 +5,11 @@ import onnx
 import pytest
 
 from services.common.errors import Conflict
-from services.trainer.datasets import Dataset
-from services.trainer.export import check_parity, export_graph, make_golden, open_graph, run_graph
-from services.trainer.networks import Classifier
-from services.trainer.recipes import TrainingOptions
-from services.trainer.training import build_model, predict, train
+from services.trainer.data.datasets import Dataset
+from services.trainer.export.graph import check_parity, export_graph, make_golden, open_graph, run_graph
+from services.trainer.networks.classifier import Classifier
+from services.trainer.options import TrainingOptions
+from services.trainer.training.loop import build_model, predict, train
 
 
 @pytest.fixture(scope="module")
