@@ -8,7 +8,6 @@ from prometheus_client.registry import Collector
 from aimass.inference.v1 import lifecycle_pb2
 from aimass.open_inference import grpc_service_pb2
 from aimass.open_inference.grpc_service_pb2_grpc import GRPCInferenceServiceServicer
-from aimass.trainer.v1 import trainer_pb2
 from gateway.backends import Backends
 from gateway.service import GatewayComponent
 from gateway.settings import GatewaySettings
@@ -43,7 +42,7 @@ class Pipeline:
         self._inference_settings = inference
         self._inference = InferenceComponent(inference, stop)
         self._preprocess = PreprocessComponent(preprocess, self._watch_traffic)
-        self._trainer = TrainerComponent(trainer)
+        self._trainer = TrainerComponent(trainer, stop)
         self._gateway = GatewayComponent(gateway, self._backends(), stop)
         self._publishing = GrpcServer(
             inference.host,
@@ -86,15 +85,14 @@ class Pipeline:
 
     def _backends(self) -> Backends:
         open_inference = grpc_service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
-        trainer = trainer_pb2.DESCRIPTOR.services_by_name["TrainerService"].full_name
-        offered = {service.name: service for service in (*self._inference.services, *self._trainer.services)}
+        offered = {service.name: service for service in self._inference.services}
         return Backends(
             preprocess=direct_call(self._preprocess.preprocess.Preprocess),
             classify=direct_call(self._inference.inference.Classify),
             open_inference=cast("GRPCInferenceServiceAsyncStub", _DirectStub(self._inference.open_inference)),
             watch_traffic=self._watch_traffic,
             ready=_always_ready,
-            forwarded=[offered[open_inference], offered[trainer]],
+            forwarded=[offered[open_inference], *self._trainer.services],
         )
 
     def _watch_traffic(self) -> Any:

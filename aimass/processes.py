@@ -116,6 +116,7 @@ def _addresses(processes: Sequence[Process]) -> dict[str, str]:
         "GATEWAY_INFERENCE_ADDRESS": at["inference"],
         "GATEWAY_TRAINER_ADDRESS": at["trainer"],
         "PREPROCESS_INFERENCE_ADDRESS": at["inference"],
+        "TRAINER_INFERENCE_ADDRESS": at["inference"],
     }
 
 

@@ -16,7 +16,7 @@ from aimass.open_inference import grpc_service_pb2
 from aimass.open_inference.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 from aimass.preprocess.v1 import preprocess_pb2
 from aimass.preprocess.v1.preprocess_pb2_grpc import PreprocessServiceStub
-from aimass.trainer.v1 import trainer_pb2
+from aimass.trainer.v1 import data_pb2, training_pb2
 from gateway.forwarding import forwarded_service
 from gateway.settings import GatewaySettings
 from services.common.channels import open_channel
@@ -68,7 +68,8 @@ async def connected_backends(settings: GatewaySettings, stop: StopSignal) -> Asy
                 forwarded_service(
                     inference, grpc_service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"], stop
                 ),
-                forwarded_service(trainer, trainer_pb2.DESCRIPTOR.services_by_name["TrainerService"], stop),
+                forwarded_service(trainer, training_pb2.DESCRIPTOR.services_by_name["TrainingService"], stop),
+                forwarded_service(trainer, data_pb2.DESCRIPTOR.services_by_name["DataService"], stop),
             ],
         )
 

@@ -7,7 +7,7 @@ from services.trainer.settings import TrainerSettings
 
 async def main(settings: TrainerSettings, stop: StopSignal) -> None:
     """Serve until told to stop."""
-    await serve(TrainerComponent(settings), settings, settings.port, stop)
+    await serve(TrainerComponent(settings, stop), settings, settings.port, stop)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,32 @@
 """Figures of the trainer service."""
 
-from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
+import structlog
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from services.trainer.runs.record import list_runs
+from services.common.errors import NotReady
+from services.trainer.runs.record import RunState
+from services.trainer.runs.store import RunStore
+
+log = structlog.get_logger(__name__)
 
 
 class RunFigures(Collector):
-    """Counts the runs that lie on disk, at the moment somebody asks."""
+    """Counts the runs in the database, at the moment somebody asks."""
 
-    def __init__(self, runs_dir: Path) -> None:
-        self._runs_dir = runs_dir
+    def __init__(self, store: RunStore) -> None:
+        self._store = store
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the number of runs in each state."""
+        """Yield the number of runs in each state; nothing while the database is away."""
         family = GaugeMetricFamily("aimass_training_runs", "Training runs by their state.", labels=["state"])
-        for state, count in sorted(Counter(run.state for run in list_runs(self._runs_dir)).items()):
-            family.add_metric([state], count)
+        try:
+            counts = self._store.counts()
+        except NotReady as error:
+            log.warning("no figures of runs", reason=error.message)
+            return
+        for state in RunState:
+            family.add_metric([state], counts.get(state, 0))
         yield family

@@ -163,9 +163,102 @@ class TrainingOptions(_Options):
     def _check(self) -> Self:
         if self.replay != 1.0 and not self.start_from:
             raise ValueError("replay needs start_from, whose set is replayed")
-        if self.distillation.teacher and self.augmentation.cutmix:
-            raise ValueError("distillation.teacher and augmentation.cutmix cannot be used together; set cutmix to 0")
         return self
+
+
+class Range(_Options):
+    """Values that a search draws one option from: an interval, or a list."""
+
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    """Draw the logarithm uniformly, as suits rates and decays."""
+    choices: tuple[Any, ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if bool(self.choices) == (self.low is not None or self.high is not None):
+            raise ValueError("give low and high, or choices")
+        if not self.choices and not (self.low is not None and self.high is not None and self.low < self.high):
+            raise ValueError(f"low {self.low} must be below high {self.high}")
+        if self.log and not (self.low or 0) > 0:
+            raise ValueError(f"log needs a low above 0, not {self.low}")
+        return self
+
+    def admits(self, value: Any) -> bool:
+        """Whether *value* can be drawn."""
+        if self.choices:
+            return value in self.choices
+        return (
+            isinstance(value, int | float)
+            and self.low is not None
+            and self.high is not None
+            and self.low <= value <= self.high
+        )
+
+
+class TuningOptions(_Options):
+    """A search for better options of training."""
+
+    training: TrainingOptions
+    """What the search starts from; its first trial is this."""
+    space: Annotated[dict[str, Range], Field(min_length=1)]
+    """What is searched, by the dotted names of options, such as `learning_rate` or `augmentation.cutout`."""
+    trials: Annotated[int, Field(ge=1, le=10_000)] = 20
+    pruner: Literal["none", "median", "halving"] = "median"
+    """Ends bad trials early: those below the median of the earlier ones at the same epoch, or successive halving."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name, values in self.space.items():
+            for value in values.choices or (values.low, values.high):
+                self.trial({name: value})
+        return self
+
+    def trial(self, values: dict[str, Any]) -> TrainingOptions:
+        """Return the options of a trial with *values* for the dotted names that are searched.
+
+        Raises:
+            InvalidInput: A name is not an option, or a value is out of its range.
+        """
+        fields = self.training.model_dump()
+        for name, value in values.items():
+            group = fields
+            *outer, last = name.split(".")
+            for part in outer:
+                group = group.setdefault(part, {})
+                if not isinstance(group, dict):
+                    raise InvalidInput(f"{name} is not an option: {part} has no parts", field="space")
+            group[last] = value
+        return parse_options(TrainingOptions, fields)
+
+
+class ConversionOptions(_Options):
+    """Another arithmetic for a trained model."""
+
+    source: str
+    """`run:<id>`, or `<model>@<version>` of a run on this machine."""
+    precision: Literal["int8", "float16"] = "int8"
+    calibration_samples: Annotated[int, Field(ge=1, le=100_000)] = 512
+    """Training images that show the ranges of activations; int8 only."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0
+
+
+class EvaluationOptions(_Options):
+    """A measurement of a trained model."""
+
+    source: str
+    """`run:<id>`, or `<model>@<version>` of a run on this machine."""
+    dataset: str = ""
+    """As in training; its test part is measured on. Empty is the source's own."""
+    robustness: bool = True
+    """Also with noise, blur, other brightness, JPEG artefacts, and under attack (PGD)."""
+    samples: Annotated[int, Field(ge=1)] = 2_000
+    """Of the test part, for robustness and attack; the figures themselves use all of it."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0
 
 
 def parse_options(kind: type[Options], fields: dict[str, Any]) -> Options:

@@ -1,43 +1,116 @@
 """The trainer service put together; torch is never imported here, only by the process of a run."""
 
+import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 
 from prometheus_client.registry import Collector
 
-from aimass.trainer.v1 import trainer_pb2
-from aimass.trainer.v1.trainer_pb2_grpc import add_TrainerServiceServicer_to_server
-from services.common.server import Service
-from services.trainer.contracts.training import TrainerServicer
+from aimass.trainer.v1 import data_pb2, training_pb2
+from aimass.trainer.v1.data_pb2_grpc import add_DataServiceServicer_to_server
+from aimass.trainer.v1.training_pb2_grpc import add_TrainingServiceServicer_to_server
+from services.common.errors import InvalidInput, NotReady, SettingsError
+from services.common.server import Service, StopSignal
+from services.trainer.contracts.data import DataServicer
+from services.trainer.contracts.training import TrainingServicer
+from services.trainer.data.sources import DataSources
 from services.trainer.metrics import RunFigures
+from services.trainer.runs.admission import Admission
+from services.trainer.runs.control import RunControl
+from services.trainer.runs.launcher import LocalLauncher
+from services.trainer.runs.store import RunStore
+from services.trainer.runs.supervisor import Supervisor
 from services.trainer.settings import TrainerSettings
+from services.trainer.storage.database import Database
+
+SERVICE_QUEUE = "service"
 
 
 class TrainerComponent:
-    """The folder of runs behind its contract."""
+    """The database and the processes of runs behind the contracts.
 
-    def __init__(self, settings: TrainerSettings) -> None:
-        self._runs_dir = settings.runs
-        self.trainer = TrainerServicer(settings.runs)
+    Args:
+        settings: Of the service.
+        stop: When it is set, the processes of runs are told to stop.
+        queue: Only runs that are created or resumed by components of this queue are started here.
+        trusted: Whether all requests come from this machine's command line, and may name code and any folder.
+
+    Raises:
+        SettingsError: The database's URL is none.
+    """
+
+    def __init__(
+        self,
+        settings: TrainerSettings,
+        stop: StopSignal | None = None,
+        *,
+        queue: str = SERVICE_QUEUE,
+        trusted: bool = False,
+    ) -> None:
+        self._stop = stop or StopSignal()
+        self._stopping: asyncio.Task[None] | None = None
+        try:
+            self._database = Database(settings.database.get_secret_value())
+        except InvalidInput as error:
+            raise SettingsError(error.message) from error
+        store = RunStore(self._database)
+        self._supervisor = Supervisor(
+            store,
+            LocalLauncher(settings.environment()),
+            settings.runs,
+            queue=queue,
+            most_parallel=settings.max_parallel_runs,
+            min_free_bytes=settings.min_free_bytes,
+            grace_seconds=settings.stop_grace_seconds,
+        )
+        roots = tuple(map(Path, settings.data_roots))
+        sources = DataSources(data=settings.data, roots=roots, database=self._database, blobs=settings.blobs)
+        admission = Admission(store, roots, trusted=trusted)
+        control = RunControl(store, self._supervisor, admission, settings.inference_address)
+        self.training = TrainingServicer(control, self._stop)
+        self.data = DataServicer(self._database, sources, self._stop)
+        self._figures = RunFigures(store)
 
     @property
     def services(self) -> Sequence[Service]:
-        """The trainer contract."""
+        """The trainer's contracts."""
         return (
             Service.of(
-                trainer_pb2.DESCRIPTOR.services_by_name["TrainerService"],
-                add_TrainerServiceServicer_to_server,
-                self.trainer,
+                training_pb2.DESCRIPTOR.services_by_name["TrainingService"],
+                add_TrainingServiceServicer_to_server,
+                self.training,
+            ),
+            Service.of(
+                data_pb2.DESCRIPTOR.services_by_name["DataService"], add_DataServiceServicer_to_server, self.data
             ),
         )
 
     @property
     def collectors(self) -> Sequence[Collector]:
         """How many runs there are."""
-        return (RunFigures(self._runs_dir),)
+        return (self._figures,)
 
     async def start(self) -> None:
-        """Make sure that the folder of runs exists."""
-        self._runs_dir.mkdir(parents=True, exist_ok=True)
+        """Bring the database up to date, find runs of an earlier life again, and start what waits.
+
+        Raises:
+            SettingsError: The database does not answer.
+        """
+        try:
+            await asyncio.to_thread(self._database.migrate)
+        except NotReady as error:
+            raise SettingsError(error.message) from error
+        await self._supervisor.start()
+        self._stopping = asyncio.create_task(self._stop_runs())
 
     async def close(self) -> None:
-        """Hold nothing, free nothing."""
+        """Wait until all processes of runs have stopped, then free what is held."""
+        if self._stopping is not None:
+            self._stopping.cancel()
+        await self._supervisor.stop()
+        self._database.close()
+
+    async def _stop_runs(self) -> None:
+        """Tell runs to stop when the service is told so, while calls are still answered."""
+        await self._stop.wait()
+        await self._supervisor.stop()

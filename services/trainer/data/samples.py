@@ -34,6 +34,11 @@ class Samples:
         """Select by slice, mask or positions."""
         return type(self)(self.images[index], self.labels[index])
 
+    @classmethod
+    def joined(cls, *parts: Self) -> Self:
+        """Return the samples of all *parts*, one part after the other."""
+        return cls(np.concatenate([part.images for part in parts]), np.concatenate([part.labels for part in parts]))
+
     def first_per_class(self, count: int) -> Self:
         """Select the first *count* samples of each class, in their present order.
 

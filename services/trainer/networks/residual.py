@@ -24,13 +24,17 @@ class ResidualNetwork(Network):
 
     def __init__(self, classes: int, widths: Sequence[int] = (64, 128, 256), depths: Sequence[int] = (1, 1, 1)) -> None:
         super().__init__()
+        if len(widths) != len(depths):
+            raise ValueError(
+                f"widths has {len(widths)} values and depths {len(depths)}; give one of each for every stage"
+            )
         self.whiten = nn.Conv2d(3, 24, 2, bias=False)
         self.whiten.weight.requires_grad_(False)
         stages: list[nn.Module] = []
         for inputs, outputs, depth in zip((24, *widths[:-1]), widths, depths, strict=True):
             stages += [Convolution(inputs, outputs, pool=True), *(Residual(outputs) for _ in range(depth))]
         self.stages = nn.Sequential(*stages)
-        self.head = nn.Linear(widths[-1], classes, bias=False)
+        self.head = ScaledLinear(widths[-1], classes, bias=False)
 
     def initialise_from(self, images: Tensor) -> None:
         """Set the whitening filters: the principal components of 2x2 patches, each with both signs."""
@@ -43,12 +47,19 @@ class ResidualNetwork(Network):
             if isinstance(module, Convolution):
                 module.fold()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits."""
-        x = functional.relu(self.whiten(x))  # (B, 24, 31, 31)
-        x = self.stages(x).amax(dim=(2, 3))  # (B, widths[-1])
-        # Small logits at the start keep the first steps gentle at a high learning rate.
-        return functional.linear(x, self.head.weight / 8)
+    def embed(self, images: Tensor) -> Tensor:
+        """Return the largest value of each channel of the last stage, (B, widths[-1])."""
+        x = functional.relu(self.whiten(images))  # (B, 24, H - 1, W - 1)
+        features: Tensor = self.stages(x).amax(dim=(2, 3))
+        return features
+
+
+class ScaledLinear(nn.Linear):
+    """A fully connected layer with small logits at the start, which keep the first steps at a high rate gentle."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return (B, out_features)."""
+        return functional.linear(input, self.weight / 8, self.bias)
 
 
 class Residual(nn.Module):

@@ -1,66 +1,83 @@
-"""Shuffled, augmented batches of a training set that lies whole in memory as uint8."""
+"""Shuffled, augmented batches of a training set."""
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from services.common.errors import InvalidInput
 from services.trainer.data.samples import Samples
-from services.trainer.options import Augmentation
+from services.trainer.options import TrainingOptions
+from services.trainer.training.augmentation import augment, mirrored_in, mix
 
 
-def epoch_batches(
-    samples: Samples, augmentation: Augmentation, *, batch_size: int, seed: int, epoch: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (images uint8 (B, H, W, 3), labels int64 (B,)); the last incomplete batch of an epoch is left out.
+class Batches:
+    """The batches of every epoch, each computed from its own seed: one that is resumed sees what it would have seen.
 
-    All randomness comes from *seed* and *epoch*, so a resumed run sees what an uninterrupted one would have seen.
+    On a GPU the whole set is kept there as uint8. On the CPU it stays where it is, which may be a file mapped into
+    memory.
+
+    Args:
+        samples: The training samples.
+        classes: Number of labels.
+        options: Batch size, augmentation, seed.
+        device: Where batches are needed.
+        rank: Which of *count* workers this is; each takes its part of every batch.
+        count: Workers that share a batch.
+
+    Attributes:
+        per_epoch: Batches of an epoch; the last incomplete one is left out.
+
+    Raises:
+        InvalidInput: The workers cannot have parts of the same size, as their mean gradient would ask for.
     """
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    images, labels = torch.from_numpy(samples.images), torch.from_numpy(samples.labels)
-    mirrored = mirrored_in(epoch, len(samples), seed)
-    order = torch.randperm(len(samples), generator=generator)
-    size = min(batch_size, len(samples))
-    for start in range(0, len(samples) - size + 1, size):
-        chosen = order[start : start + size]
-        batch = images[chosen]
-        if augmentation.flip:
-            batch = torch.where(mirrored[chosen, None, None, None], batch.flip(2), batch)
-        if augmentation.translate:
-            batch = translate(batch, augmentation.translate, generator)
-        if augmentation.cutout:
-            batch = cut_out(batch, augmentation.cutout, generator)
-        yield batch, labels[chosen]
+
+    def __init__(
+        self, samples: Samples, classes: int, options: TrainingOptions, device: torch.device, rank: int, count: int
+    ) -> None:
+        self._size = min(options.batch_size, len(samples))
+        if self._size % count:
+            raise InvalidInput(
+                f"a batch of {self._size} cannot be shared evenly by {count} workers; use a multiple of {count}",
+                field="batch_size",
+            )
+        self.per_epoch = len(samples) // self._size
+        self._samples = samples
+        self._classes = classes
+        self._options = options
+        self._part = slice(rank * self._size // count, (rank + 1) * self._size // count)
+        self._rank = rank
+        self._device = device
+        self._resident = torch.from_numpy(np.array(samples.images)).to(device) if device.type == "cuda" else None
+
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (images uint8 (B, H, W, 3), labels) of *epoch*, from 0, beginning with batch *first*.
+
+        Labels are int64 (B,), or float32 (B, classes) where images are mixed. B is this worker's part of a batch.
+        """
+        seed, count = self._options.seed, len(self._samples)
+        augmentation = self._options.augmentation
+        order = torch.randperm(count, generator=_generator(seed, epoch))
+        mirrored = mirrored_in(epoch, count, seed)
+        for number in range(first, self.per_epoch):
+            chosen = order[number * self._size : (number + 1) * self._size][self._part]
+            torch.manual_seed(_seed(seed, epoch, number, self._rank))  # also for dropout, in the step that follows
+            images = augment(self._images(chosen), mirrored[chosen].to(self._device), augmentation)
+            labels = torch.from_numpy(self._samples.labels[chosen.numpy()]).to(self._device)
+            if augmentation.mixup or augmentation.cutmix:
+                images, labels = mix(images, labels, self._classes, augmentation)
+            yield images, labels
+
+    def _images(self, chosen: Tensor) -> Tensor:
+        if self._resident is not None:
+            return self._resident[chosen.to(self._device)]
+        return torch.from_numpy(self._samples.images[chosen.numpy()])
 
 
-def mirrored_in(epoch: int, count: int, seed: int) -> Tensor:
-    """Which of *count* images are mirrored in *epoch*, bool (count,).
-
-    A coin decides for the first epoch only; from then on every image alternates, so that no two epochs in a row show
-    the same side. That learns faster than a coin per epoch, which repeats itself half of the time.
-    """
-    first = torch.rand(count, generator=torch.Generator().manual_seed(seed)) < 0.5
-    return first if epoch % 2 == 0 else ~first
+def _seed(*parts: int) -> int:
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
-def translate(images: Tensor, reach: int, generator: torch.Generator) -> Tensor:
-    """Shift each of *images* (B, H, W, C) by up to *reach* pixels on both axes; the border is mirrored in."""
-    count, height, width, _ = images.shape
-    padded = functional.pad(images.permute(0, 3, 1, 2).float(), (reach,) * 4, mode="reflect")
-    padded = padded.to(images.dtype).permute(0, 2, 3, 1)
-    offsets = torch.randint(2 * reach + 1, (2, count, 1), generator=generator)
-    rows = offsets[0] + torch.arange(height)  # (B, H)
-    columns = offsets[1] + torch.arange(width)  # (B, W)
-    return padded[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
-
-
-def cut_out(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
-    """Blank a square of *side* pixels, wholly inside, at a random place of each of *images* (B, H, W, C)."""
-    count, height, width, _ = images.shape
-    top = torch.randint(height - side + 1, (count, 1), generator=generator)
-    left = torch.randint(width - side + 1, (count, 1), generator=generator)
-    rows = (torch.arange(height) >= top) & (torch.arange(height) < top + side)
-    columns = (torch.arange(width) >= left) & (torch.arange(width) < left + side)
-    hidden = rows[:, :, None, None] & columns[:, None, :, None]
-    return images.masked_fill(hidden, 122)  # about the mean of natural images
+def _generator(*parts: int) -> torch.Generator:
+    return torch.Generator().manual_seed(_seed(*parts))

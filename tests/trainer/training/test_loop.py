@@ -1,20 +1,34 @@
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from services.common.errors import Conflict, InvalidInput
 from services.trainer.data.datasets import Dataset
-from services.trainer.networks.building import build_network
-from services.trainer.networks.residual import whitening_filters
 from services.trainer.options import TrainingOptions
-from services.trainer.runs.record import EpochResult
-from services.trainer.training.loop import build_model, predict, rate_at, train
+from services.trainer.training.loop import Interrupted, Watcher, train
+from services.trainer.training.model import build_model
+from services.trainer.training.prediction import predict
+from services.trainer.training.results import EpochResult, StepResult
+
+STEPS_PER_EPOCH = 4
 
 
-class Stopped(Exception):
-    """Stands for a killed process."""
+class Killed(Exception):
+    """Stands for the end of a process."""
+
+
+def stop_after(asked: int) -> Watcher:
+    """A watcher that wants to stop after *asked* steps."""
+    steps = iter(range(1, 10_000))
+    return Watcher(should_stop=lambda: next(steps) == asked)
+
+
+def figures(history: list[EpochResult]) -> list[dict[str, float]]:
+    """What does not depend on the time it took."""
+    return [result.model_dump(exclude={"seconds", "images_per_second"}) for result in history]
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +36,17 @@ def tiny_dataset(small_dataset: Dataset) -> Dataset:
     return dataclasses.replace(small_dataset, train=small_dataset.train[:256], validation=small_dataset.validation[:50])
 
 
+@pytest.fixture(scope="module")
+def tiny(small_options: TrainingOptions) -> TrainingOptions:
+    return small_options.model_copy(update={"log_every": 1})
+
+
+def changed(options: TrainingOptions, **fields: Any) -> TrainingOptions:
+    return TrainingOptions.model_validate(options.model_dump() | fields)
+
+
 def test_training_learns(small_dataset: Dataset, small_options: TrainingOptions) -> None:
-    options = small_options.model_copy(update={"epochs": 6})
+    options = changed(small_options, epochs=6)
 
     history = train(build_model(small_dataset, options), small_dataset, options)
 
@@ -31,103 +54,164 @@ def test_training_learns(small_dataset: Dataset, small_options: TrainingOptions)
     assert history[-1].validation_accuracy > 0.3  # chance is 0.1
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_resumed_training_equals_uninterrupted_training(
-    tmp_path: Path, tiny_dataset: Dataset, small_options: TrainingOptions, precision: str
+EVERYTHING: dict[str, Any] = {
+    "augmentation": {"policy": "trivial", "mixup": 0.4, "cutmix": 1.0, "cutout": 4},
+    "average_decay": 0.9,
+    "gradient_clip": 1.0,
+    "keep": "best",
+    "schedule": "one-cycle",
+}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"precision": "bfloat16", "average_decay": 0.9}, {"optimizer": "adamw", "learning_rate": 0.01}, EVERYTHING],
+    ids=["plain", "averaged bfloat16", "adamw", "everything"],
+)
+@pytest.mark.parametrize("asked", [1, STEPS_PER_EPOCH, STEPS_PER_EPOCH + 2])
+def test_training_that_was_stopped_at_any_step_equals_uninterrupted_training(
+    tmp_path: Path, tiny_dataset: Dataset, tiny: TrainingOptions, fields: dict[str, Any], asked: int
 ) -> None:
-    options = small_options.model_copy(update={"precision": precision, "average_decay": 0.9})
+    options = changed(tiny, **fields)
     whole = build_model(tiny_dataset, options)
     expected = train(whole, tiny_dataset, options)
+    checkpoint = tmp_path / "c.pt"
 
-    def stop(result: EpochResult) -> None:
-        if result.epoch == 2:
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        train(build_model(tiny_dataset, options), tiny_dataset, options, checkpoint=tmp_path / "c.pt", on_epoch=stop)
+    with pytest.raises(Interrupted):
+        train(
+            build_model(tiny_dataset, options), tiny_dataset, options, checkpoint=checkpoint, watcher=stop_after(asked)
+        )
     resumed = build_model(tiny_dataset, options)
-    found = train(resumed, tiny_dataset, options, checkpoint=tmp_path / "c.pt")
+    found = train(resumed, tiny_dataset, options, checkpoint=checkpoint)
 
-    assert [result.train_loss for result in found] == [result.train_loss for result in expected]
-    assert torch.equal(predict(resumed, tiny_dataset.test), predict(whole, tiny_dataset.test))
+    assert figures(found) == figures(expected)
+    assert (predict(resumed, tiny_dataset.test) == predict(whole, tiny_dataset.test)).all()
 
 
-def test_a_checkpoint_of_other_options_is_refused(
-    tmp_path: Path, tiny_dataset: Dataset, small_options: TrainingOptions
-) -> None:
-    options = small_options.model_copy(update={"epochs": 1})
+def test_a_killed_run_loses_no_finished_epoch(tmp_path: Path, tiny_dataset: Dataset, tiny: TrainingOptions) -> None:
+    def kill(result: EpochResult) -> None:
+        if result.epoch == 2:
+            raise Killed
+
+    expected = train(build_model(tiny_dataset, tiny), tiny_dataset, tiny)
+    with pytest.raises(Killed):
+        train(
+            build_model(tiny_dataset, tiny),
+            tiny_dataset,
+            tiny,
+            checkpoint=tmp_path / "c.pt",
+            watcher=Watcher(on_epoch=kill),
+        )
+
+    told: list[EpochResult] = []
+    steps: list[int] = []
+    train(
+        build_model(tiny_dataset, tiny),
+        tiny_dataset,
+        tiny,
+        checkpoint=tmp_path / "c.pt",
+        watcher=Watcher(on_epoch=told.append, on_step=lambda result: steps.append(result.step)),
+    )
+
+    assert figures(told) == figures(expected)
+    assert steps == [9, 10, 11, 12]
+
+
+def test_a_checkpoint_of_other_options_is_refused(tmp_path: Path, tiny_dataset: Dataset, tiny: TrainingOptions) -> None:
+    options = changed(tiny, epochs=1)
     train(build_model(tiny_dataset, options), tiny_dataset, options, checkpoint=tmp_path / "c.pt")
-    other = options.model_copy(update={"learning_rate": 0.1})
+    other = changed(options, learning_rate=0.1)
 
     with pytest.raises(Conflict, match="belongs to a run with other options"):
         train(build_model(tiny_dataset, other), tiny_dataset, other, checkpoint=tmp_path / "c.pt")
 
 
-def test_a_learning_rate_that_diverges_is_reported(tiny_dataset: Dataset, small_options: TrainingOptions) -> None:
-    options = small_options.model_copy(update={"learning_rate": 1e30})
+def test_a_damaged_checkpoint_is_refused_in_words(tmp_path: Path, tiny_dataset: Dataset, tiny: TrainingOptions) -> None:
+    (tmp_path / "c.pt").write_bytes(b"PK\x03\x04 not a checkpoint")
 
-    with pytest.raises(InvalidInput, match=r"the loss is nan in epoch 1; lower learning_rate 1e\+30"):
-        train(build_model(tiny_dataset, options), tiny_dataset, options)
-
-
-def test_progress_is_told_after_every_step(tiny_dataset: Dataset, small_options: TrainingOptions) -> None:
-    options = small_options.model_copy(update={"epochs": 2})
-    steps: list[tuple[int, int]] = []
-
-    train(
-        build_model(tiny_dataset, options),
-        tiny_dataset,
-        options,
-        on_step=lambda step, count, loss: steps.append((step, count)),
-    )
-
-    assert steps == [(step, 8) for step in range(1, 9)]
+    with pytest.raises(Conflict, match=r"c\.pt is damaged: .*; delete it to begin this run anew"):
+        train(build_model(tiny_dataset, tiny), tiny_dataset, tiny, checkpoint=tmp_path / "c.pt")
 
 
-def test_frozen_weights_do_not_move(tiny_dataset: Dataset, small_options: TrainingOptions) -> None:
-    model = build_model(tiny_dataset, small_options)
-    frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
+def test_a_learning_rate_that_diverges_is_reported(tiny_dataset: Dataset, tiny: TrainingOptions) -> None:
+    options = changed(tiny, learning_rate=100, warm_up=0, gradient_clip=0, optimizer="sgd", weight_decay=1)
 
-    train(model, tiny_dataset, small_options.model_copy(update={"epochs": 1}))
+    with pytest.raises(
+        InvalidInput, match=r"the loss is (nan|inf) in epoch \d; lower learning_rate 100\.0 or set"
+    ) as e:
+        train(build_model(tiny_dataset, options), tiny_dataset, changed(options, epochs=30))
 
-    assert "network.whiten.weight" in frozen
-    assert all(torch.equal(model.get_parameter(name), value) for name, value in frozen.items())
-
-
-def test_the_rate_climbs_to_its_peak_then_falls_to_zero(small_options: TrainingOptions) -> None:
-    options = small_options.model_copy(update={"learning_rate": 2.0, "warm_up": 0.25})
-
-    rates = [rate_at(progress, options) for progress in (0.0, 0.25, 0.625, 1.0)]
-
-    assert rates == pytest.approx([0.2, 2.0, 1.0, 0.0])
+    assert e.value.reason == "DIVERGED"
 
 
-def test_whitened_patches_are_uncorrelated_with_unit_variance(small_dataset: Dataset) -> None:
-    images = torch.from_numpy(small_dataset.train.images).permute(0, 3, 1, 2).float() / 64
+def test_progress_is_told_as_often_as_it_is_asked_for(tiny_dataset: Dataset, tiny: TrainingOptions) -> None:
+    options = changed(tiny, epochs=2, log_every=2)
+    results: list[StepResult] = []
 
-    outputs = torch.nn.functional.conv2d(images, whitening_filters(images, side=2, floor=0.0))
+    train(build_model(tiny_dataset, options), tiny_dataset, options, watcher=Watcher(on_step=results.append))
 
-    covariance = torch.cov(outputs.transpose(0, 1).flatten(1))
-    assert torch.allclose(covariance, torch.eye(12), atol=0.02)
-
-
-def test_folding_norms_keeps_the_logits(small_dataset: Dataset, small_options: TrainingOptions) -> None:
-    model = build_model(small_dataset, small_options)
-    train(model, small_dataset, small_options.model_copy(update={"epochs": 1}))
-    before = predict(model, small_dataset.test)
-
-    model.network.fold()
-
-    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
-    assert torch.allclose(predict(model, small_dataset.test), before, atol=1e-5)
+    assert [(result.step, result.steps, result.epoch) for result in results] == [
+        (2, 8, 1),
+        (4, 8, 1),
+        (6, 8, 2),
+        (8, 8, 2),
+    ]
 
 
-def test_an_unknown_network_is_answered_with_those_that_exist() -> None:
-    with pytest.raises(InvalidInput, match="network 'vgg' is unknown; use one of residual"):
-        build_network("vgg", 10, {})
+def test_the_loss_of_an_epoch_is_the_mean_of_what_was_told(tiny_dataset: Dataset, tiny: TrainingOptions) -> None:
+    options = changed(tiny, epochs=1, log_every=2)
+    results: list[StepResult] = []
+
+    (epoch,) = train(build_model(tiny_dataset, options), tiny_dataset, options, watcher=Watcher(on_step=results.append))
+
+    assert epoch.train_loss == pytest.approx(sum(result.train_loss for result in results) / 2)
 
 
-@pytest.mark.parametrize("options", [{"width": 3}, {"widths": [8, 8], "depths": [0]}])
-def test_a_network_refuses_options_that_do_not_fit(options: dict[str, object]) -> None:
-    with pytest.raises(InvalidInput, match="network 'residual' refuses"):
-        build_network("residual", 10, options)
+def test_early_stopping_ends_a_run_that_no_longer_gets_better(tiny_dataset: Dataset, tiny: TrainingOptions) -> None:
+    options = changed(tiny, epochs=20, early_stopping=2, schedule="constant", learning_rate=1e-12, warm_up=0)
+
+    history = train(build_model(tiny_dataset, options), tiny_dataset, options)
+
+    assert len(history) == 3  # nothing is learnt, so the first epoch stays the best
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_the_best_epoch_is_kept_where_that_is_asked_for(
+    tmp_path: Path, tiny_dataset: Dataset, tiny: TrainingOptions, checkpointed: bool
+) -> None:
+    # The rate is far too high at the end, so the last epoch is not the best.
+    options = changed(tiny, keep="best", epochs=4, schedule="constant", learning_rate=1.5, warm_up=1.0)
+    model = build_model(tiny_dataset, options)
+
+    history = train(model, tiny_dataset, options, checkpoint=tmp_path / "c.pt" if checkpointed else None)
+
+    accuracy = (predict(model, tiny_dataset.validation).argmax(1) == tiny_dataset.validation.labels).mean()
+    assert accuracy == pytest.approx(max(result.validation_accuracy for result in history))
+
+
+def test_clipped_gradients_move_weights_less(tiny_dataset: Dataset, tiny: TrainingOptions) -> None:
+    def moved(clip: float) -> float:
+        options = changed(tiny, epochs=1, batch_size=256, gradient_clip=clip, warm_up=0, weight_decay=0, momentum=0)
+        model = build_model(tiny_dataset, options)
+        before = [p.detach().clone() for p in model.parameters()]
+        train(model, tiny_dataset, options)
+        return (
+            sum(float((p.detach() - b).square().sum()) for p, b in zip(model.parameters(), before, strict=True)) ** 0.5
+        )
+
+    rate = tiny.learning_rate * tiny.bias_learning_rate_factor
+    assert moved(0.01) <= 0.01 * rate * 1.001
+    assert moved(0.01) < moved(0) / 2
+
+
+def test_frozen_weights_do_not_move(tiny_dataset: Dataset, tiny: TrainingOptions) -> None:
+    options = changed(tiny, epochs=1, freeze=["stages.0"])
+    model = build_model(tiny_dataset, options)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    train(model, tiny_dataset, options)
+
+    after = model.state_dict()
+    still = {name for name in before if torch.equal(before[name], after[name])}
+    assert {name for name in before if name.startswith(("network.stages.0", "network.whiten"))} <= still
+    assert any(name.startswith("network.stages.1") for name in before.keys() - still)

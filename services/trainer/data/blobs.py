@@ -1,0 +1,84 @@
+"""A store of files by their content: written once, never changed, named by their SHA-256."""
+
+import contextlib
+import hashlib
+import os
+import re
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.common.errors import InvalidInput, NotFound, Overloaded
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Blobs:
+    """The store in one folder; any number of threads and processes may share it."""
+
+    folder: Path
+
+    def path(self, digest: str) -> Path:
+        """Return where the blob lies, or would lie: two levels of folders, so that none grows long.
+
+        Raises:
+            InvalidInput: The digest is not 64 hexadecimal digits.
+        """
+        if not _DIGEST.fullmatch(digest):
+            raise InvalidInput(f"digest {digest[:100]!r} is not valid; give 64 hexadecimal digits")
+        return self.folder / digest[:2] / digest[2:4] / digest
+
+    def put(self, data: bytes) -> str:
+        """Store *data* and return its SHA-256; what is there already is left as it is. Survives a power cut.
+
+        Raises:
+            Overloaded: The disk has no room.
+        """
+        digest = hashlib.sha256(data).hexdigest()
+        path = self.path(digest)
+        if not path.is_file():
+            try:
+                _write_durably(path, data, self.folder)
+            except OSError as error:
+                raise Overloaded(
+                    f"a sample of {len(data):,} bytes cannot be stored in {self.folder}: {error.strerror}; make room "
+                    "there",
+                    reason="DISK_FULL",
+                ) from error
+        return digest
+
+    def get(self, digest: str) -> bytes:
+        """Return a blob.
+
+        Raises:
+            NotFound: It is not there.
+        """
+        try:
+            return self.path(digest).read_bytes()
+        except FileNotFoundError:
+            raise NotFound(f"blob {digest} is not in {self.folder}; import its sample again") from None
+
+
+def _write_durably(path: Path, data: bytes, root: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    try:
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+    for folder in (path.parent, path.parent.parent, root):  # the names of the blob and of folders made for it
+        _sync(folder)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

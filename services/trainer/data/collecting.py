@@ -1,0 +1,126 @@
+"""Finds the samples of a data set by its name, wherever they are."""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from services.common.errors import InvalidInput, NotReady
+from services.common.manifest import PreprocessSpec
+from services.trainer.data import cifar10, slices
+from services.trainer.data.cifar_files import find_layout, read_batches
+from services.trainer.data.collection import OPEN, PARTS, Collection
+from services.trainer.data.folders import list_pictures
+from services.trainer.data.imported import list_picture_files
+from services.trainer.data.models import find_model
+from services.trainer.data.pictures import check_spec
+from services.trainer.data.prepared import PictureFile, prepare_pictures
+from services.trainer.data.samples import Samples
+from services.trainer.data.sources import DataSources
+from services.trainer.options import Pixels, TrainingOptions
+
+NAMES = ("cifar10", "cifar10-slice")
+"""Sets with a name of their own; beside them `model:<name>` and the paths of folders."""
+MODEL_PREFIX = "model:"
+
+_CIFAR_SPEC = PreprocessSpec(input="image", width=32, height=32)
+
+
+def collect(options: TrainingOptions, sources: DataSources) -> Collection:
+    """Return all samples of the set that *options* name, good and bad, their pictures decoded.
+
+    Raises:
+        NotFound: There is no such set, or a file of it is missing.
+        InvalidInput: The set is damaged, holds nothing, or lies outside of the roots.
+        NotReady: The set is in the database, and there is none.
+        Overloaded: The disk has no room for the decoded pictures.
+    """
+    name = options.dataset
+    if name == "cifar10":
+        return _batches(name, cifar10.LABELS, *cifar10.read(sources.data / "cifar10"))
+    if name == "cifar10-slice":
+        return _batches(name, cifar10.LABELS, *slices.read_slice())
+    if name.startswith(MODEL_PREFIX):
+        return _imported(options, sources)
+    if os.sep not in name and not name.startswith(("~", ".")) and not (sources.data / name).is_dir():
+        raise InvalidInput(
+            f"dataset {name!r} is unknown; use one of {', '.join(NAMES)}, model:<name> or the path of a folder",
+            reason="DATASET_NOT_FOUND",
+            field="dataset",
+        )
+    return _folder(options, sources)
+
+
+def _folder(options: TrainingOptions, sources: DataSources) -> Collection:
+    folder = sources.folder(options.dataset)
+    layout = find_layout(folder)
+    if layout is not None:
+        found = read_batches(folder, layout)
+        return _batches(options.dataset, found.labels, found.train, found.test, found.names)
+    pictures = list_pictures(folder, sources.allows)
+    return _pictures(options, sources, pictures.labels, _spec(options.pixels), pictures.files)
+
+
+def _imported(options: TrainingOptions, sources: DataSources) -> Collection:
+    if sources.database is None:
+        raise NotReady(
+            f"dataset {options.dataset!r} is in the trainer's database, which is not open; set TRAINER_DATABASE"
+        )
+    model = find_model(sources.database, options.dataset.removeprefix(MODEL_PREFIX))
+    files = list_picture_files(sources.database, sources.blobs, model.name)
+    if not files:
+        raise InvalidInput(
+            f"model {model.name!r} has no samples; import some with ImportSamples first",
+            reason="NO_SAMPLES",
+            field="dataset",
+        )
+    return _pictures(options, sources, model.labels, model.spec, files)
+
+
+def _batches(
+    name: str, labels: tuple[str, ...], train: Samples, test: Samples, names: Sequence[str] = ()
+) -> Collection:
+    count = len(train) + len(test)
+    images = np.concatenate([train.images, test.images])
+    names = names or [*(f"train[{row}]" for row in range(len(train))), *(f"test[{row}]" for row in range(len(test)))]
+    return Collection(
+        name,
+        labels,
+        _CIFAR_SPEC,
+        images,
+        np.concatenate([train.labels, test.labels]),
+        np.repeat([PARTS.index("train"), PARTS.index("test")], [len(train), len(test)]).astype(np.int8),
+        names,
+        np.full((count, 2), images.shape[1:3][::-1], np.int32),
+        ["batch"] * count,
+    )
+
+
+def _pictures(
+    options: TrainingOptions,
+    sources: DataSources,
+    labels: tuple[str, ...],
+    spec: PreprocessSpec,
+    files: Sequence[PictureFile],
+) -> Collection:
+    check_spec(spec)
+    prepared = prepare_pictures(files, spec, sources.prepared, options.threads)
+    return Collection(
+        options.dataset,
+        labels,
+        spec,
+        prepared.images,
+        np.array([each.label for each in files], np.int64),
+        np.array([PARTS.index(each.part) if each.part else OPEN for each in files], np.int8),
+        [each.name for each in files],
+        prepared.sizes,
+        prepared.formats,
+        prepared.unreadable,
+        prepared.folder,
+    )
+
+
+def _spec(pixels: Pixels) -> PreprocessSpec:
+    return PreprocessSpec(
+        input="image", width=pixels.width, height=pixels.height, mode=pixels.mode, filter=pixels.filter
+    )

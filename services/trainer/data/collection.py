@@ -1,0 +1,141 @@
+"""Everything that was found under the name of a data set, before it is cleaned and split."""
+
+import hashlib
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.common.errors import InvalidInput, Overloaded
+from services.common.manifest import PreprocessSpec
+from services.trainer.data.samples import Samples
+
+PARTS = ("train", "validation", "test")
+OPEN = -1
+"""Part of a sample whose collection leaves it open."""
+
+IN_MEMORY_BYTES = 1 << 30
+"""Of one part; more stays on the disk and is mapped into memory."""
+_COPIED_AT_ONCE = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class Collection:
+    """Labelled images with where each came from; n of them, the unreadable ones among them.
+
+    Attributes:
+        name: As the option `dataset` names it.
+        labels: Name of each class, in the order of the label numbers.
+        spec: How a picture becomes the pixels of these images.
+        images: uint8 (n, height, width, 3), RGB; black where the file could not be read.
+        classes: Number of each one's class, int64 (n,).
+        parts: Position in `PARTS` of the part that the collection gives each to, or `OPEN`; int8 (n,).
+        names: What people call each one: its file, its place in a batch, its id.
+        sizes: Width and height before the transform, int32 (n, 2); zeros where unreadable.
+        formats: Kind of each one's file.
+        unreadable: By position, why a file could not be read.
+        cache: Folder for what has no room in memory; None where all of it has.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    spec: PreprocessSpec
+    images: NDArray[np.uint8]
+    classes: NDArray[np.int64]
+    parts: NDArray[np.int8]
+    names: Sequence[str]
+    sizes: NDArray[np.int32]
+    formats: Sequence[str]
+    unreadable: Mapping[int, str] = field(default_factory=dict)
+    cache: Path | None = None
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    @cached_property
+    def readable(self) -> NDArray[np.int64]:
+        """Positions of the samples that have pixels, rising."""
+        mask = np.ones(len(self), dtype=bool)
+        mask[list(self.unreadable)] = False
+        return np.flatnonzero(mask)
+
+    @cached_property
+    def contents(self) -> NDArray[np.int64]:
+        """Number of each sample's content, int64 (n,): equal pixels have equal numbers. Unreadable ones have -1."""
+        return number_contents(self.images, self.readable)
+
+    def select(self, positions: NDArray[np.int64]) -> Samples:
+        """Return the samples at *positions*, in that order.
+
+        Raises:
+            InvalidInput: They have no room in memory, and there is no folder for them.
+            Overloaded: They have no room on the disk either.
+        """
+        labels = self.classes[positions]
+        if positions.size * self.images[:1].nbytes <= IN_MEMORY_BYTES or len(positions) == 0:
+            return Samples(np.ascontiguousarray(self.images[positions]), labels)
+        if self.cache is None:
+            raise InvalidInput(
+                f"{len(positions):,} images of dataset {self.name!r} take more than {IN_MEMORY_BYTES:,} bytes; give "
+                "them as a folder of pictures"
+            )
+        return Samples(self._on_disk(self.cache, positions), labels)
+
+    def _on_disk(self, folder: Path, positions: NDArray[np.int64]) -> NDArray[np.uint8]:
+        digest = hashlib.sha256(positions.astype("<i8").tobytes()).hexdigest()[:16]
+        path = folder / f"part-{digest}.npy"
+        if not path.is_file():
+            aside = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+            try:
+                copy = create_mapped(aside, (len(positions), *self.images.shape[1:]))
+                for start in range(0, len(positions), _COPIED_AT_ONCE):
+                    rows = slice(start, start + _COPIED_AT_ONCE)
+                    copy[rows] = self.images[positions[rows]]
+                copy.flush()
+                aside.replace(path)
+            except OSError as error:
+                raise Overloaded(
+                    f"{len(positions):,} images of dataset {self.name!r} cannot be kept in {folder}: {error}; make "
+                    "room there",
+                    reason="DISK_FULL",
+                ) from error
+            finally:
+                aside.unlink(missing_ok=True)
+        return open_mapped(path)
+
+
+def create_mapped(path: Path, shape: tuple[int, ...]) -> "np.memmap[Any, np.dtype[np.uint8]]":
+    """Create a file of zeros that is written through memory, with all of its room on the disk taken.
+
+    Without the room, the first write that found none would end the process with SIGBUS.
+    """
+    array: np.memmap[Any, np.dtype[np.uint8]] = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
+
+
+def open_mapped(path: Path) -> NDArray[np.uint8]:
+    """Map an array into memory: read when used, and changes never reach the file."""
+    array: NDArray[np.uint8] = np.load(path, mmap_mode="c")
+    return array
+
+
+def number_contents(images: NDArray[np.uint8], positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Number the different contents among *images*, int64 (n,), in the order in which they first occur at *positions*.
+
+    Images at no position have -1.
+    """
+    numbers: dict[bytes, int] = {}
+    contents = np.full(len(images), -1, np.int64)
+    for position in positions:
+        digest = hashlib.blake2b(np.ascontiguousarray(images[position]).data, digest_size=16).digest()
+        contents[position] = numbers.setdefault(digest, len(numbers))
+    return contents

@@ -1,0 +1,268 @@
+"""A customer's own labelled images: taken in, kept, and read back."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from sqlalchemy import insert, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from services.common.errors import InvalidInput
+from services.trainer.data.blobs import Blobs
+from services.trainer.data.models import Model, find_model, now
+from services.trainer.data.pictures import read_picture
+from services.trainer.data.prepared import PictureFile
+from services.trainer.data.tables import SampleRow
+from services.trainer.storage.database import Database
+
+MAX_TOLD = 100
+"""Refused samples that an answer names; the others are counted. The contract states it."""
+MAX_PAGE = 1000
+"""Samples on one page; the contract states it."""
+MAX_TEXT = 200
+"""Characters of a client's id and of a source; the contract states it."""
+
+_TRIES = 5
+_TOKEN = re.compile(r"[0-9]{1,18}")
+_Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class NewSample:
+    """One image as it arrives."""
+
+    image: bytes
+    """An encoded file."""
+    label: str
+    client_id: str = ""
+    """What its owner calls it; only told, never looked up."""
+    source: str = ""
+    """Where it comes from."""
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Why a sample was refused."""
+
+    index: int
+    """Among all samples of the import, from 0."""
+    client_id: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image that is kept."""
+
+    number: int
+    label: str
+    content_digest: str
+    """SHA-256 of the file, 64 hexadecimal digits."""
+    width: int
+    height: int
+    format: str
+    orientation: int
+    client_id: str
+    source: str
+    create_time: str
+
+
+@dataclass
+class ImportCounts:
+    """What became of the samples so far."""
+
+    accepted: int = 0
+    duplicates: int = 0
+    rejected: int = 0
+    rejections: list[Rejection] = field(default_factory=list)
+    """The first `MAX_TOLD`."""
+
+
+class SampleImport:
+    """One import into one model; each refused sample fails alone.
+
+    Raises:
+        NotFound: The model is unknown.
+    """
+
+    def __init__(self, database: Database, blobs: Path, model: str) -> None:
+        self._database = database
+        self._blobs = Blobs(blobs)
+        self._model = find_model(database, model)
+        self._threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "import")
+        self._seen = 0
+        self.counts = ImportCounts()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._threads.shutdown(wait=False)  # of a call that was cancelled, one may still be at work
+
+    def add(self, samples: Sequence[NewSample]) -> None:
+        """Take in the next samples; when this returns, those that are counted as accepted survive a power cut.
+
+        Raises:
+            Overloaded: The disk has no room; the samples of earlier calls are kept.
+        """
+        outcomes = list(enumerate(self._threads.map(self._take, samples)))
+        refused = {position: each for position, each in outcomes if isinstance(each, InvalidInput)}
+        refused |= self._insert({position: each for position, each in outcomes if not isinstance(each, InvalidInput)})
+        for position in sorted(refused):
+            self._reject(self._seen + position, samples[position], refused[position])
+        self._seen += len(samples)
+
+    def _take(self, sample: NewSample) -> _Row | InvalidInput:
+        """Check, strip and store one image; a blob that no row comes to name costs room and nothing else."""
+        try:
+            label = self._model.label_number(sample.label)
+            for name, text in (("client_id", sample.client_id), ("source", sample.source)):
+                _check_text(name, text)
+            picture = read_picture(sample.image)
+            data, format_name = picture.without_metadata()
+        except InvalidInput as error:
+            return error
+        return {
+            "model": self._model.name,
+            "content_digest": self._blobs.put(data),
+            "pixel_digest": picture.pixel_digest,
+            "label": label,
+            "width": picture.image.width,
+            "height": picture.image.height,
+            "format": format_name,
+            "orientation": picture.orientation,
+            "client_id": sample.client_id,
+            "source": sample.source,
+            "create_time": now(),
+        }
+
+    def _insert(self, rows: Mapping[int, _Row]) -> dict[int, InvalidInput]:
+        """Write the rows of new pixels in one transaction; return, by position, those that contradict older ones."""
+        new: list[_Row] = []
+        refused: dict[int, InvalidInput] = {}
+        for attempt in range(_TRIES):
+            try:
+                with self._database.begin() as session:
+                    new, refused = self._sort_out(session, rows)
+                    if new:
+                        session.execute(insert(SampleRow), new)
+                break
+            except IntegrityError:  # another import has just added one of them: look again
+                if attempt == _TRIES - 1:
+                    raise
+        self.counts.accepted += len(new)
+        self.counts.duplicates += len(rows) - len(new) - len(refused)
+        return refused
+
+    def _sort_out(self, session: Session, rows: Mapping[int, _Row]) -> tuple[list[_Row], dict[int, InvalidInput]]:
+        statement = select(SampleRow.pixel_digest, SampleRow.label).where(
+            SampleRow.model == self._model.name,
+            SampleRow.pixel_digest.in_([row["pixel_digest"] for row in rows.values()]),
+        )
+        labels = dict(session.execute(statement).all())
+        found = set(labels)
+        new: list[_Row] = []
+        refused: dict[int, InvalidInput] = {}
+        for position, row in rows.items():
+            known = labels.setdefault(row["pixel_digest"], row["label"])
+            if known != row["label"]:
+                refused[position] = self._contradiction(row["label"], known)
+            elif row["pixel_digest"] not in found:
+                found.add(row["pixel_digest"])
+                new.append(row)
+        return new, refused
+
+    def _contradiction(self, label: int, known: int) -> InvalidInput:
+        return InvalidInput(
+            f"the image is labelled {self._model.labels[label]!r} and was imported as {self._model.labels[known]!r} "
+            "before; leave out the one that is wrong",
+            reason="CONFLICTING_LABEL",
+        )
+
+    def _reject(self, index: int, sample: NewSample, error: InvalidInput) -> None:
+        self.counts.rejected += 1
+        if len(self.counts.rejections) < MAX_TOLD:
+            rejection = Rejection(index, sample.client_id[:MAX_TEXT], error.reason, error.message)
+            self.counts.rejections.append(rejection)
+
+
+def list_samples(
+    database: Database, model: str, *, label: str = "", page_size: int = 0, page_token: str = ""
+) -> tuple[list[Sample], str]:
+    """Return samples in the order of their arrival, and the token of the next page; empty after the last.
+
+    Args:
+        database: Where they are.
+        model: Name of their model.
+        label: Only those of this label; empty is all.
+        page_size: At most this many, up to `MAX_PAGE`; 0 is that.
+        page_token: What the last page gave; empty is the first.
+
+    Raises:
+        NotFound: The model is unknown.
+        InvalidInput: The label is not one of the model's, or the token or size is malformed.
+    """
+    task = find_model(database, model)
+    if page_size < 0:
+        raise InvalidInput(f"page_size is {page_size}; give 1 to {MAX_PAGE}, or 0 for that", field="page_size")
+    if page_token and not _TOKEN.fullmatch(page_token):
+        raise InvalidInput(
+            f"page_token {page_token[:50]!r} is not one; give next_page_token of the page before", field="page_token"
+        )
+    size = min(page_size or MAX_PAGE, MAX_PAGE)
+    statement = select(SampleRow).where(SampleRow.model == model, SampleRow.number > int(page_token or 0))
+    if label:
+        statement = statement.where(SampleRow.label == task.label_number(label))
+    with database.begin() as session:
+        rows = list(session.scalars(statement.order_by(SampleRow.number).limit(size + 1)))
+    page = [_sample(task, row) for row in rows[:size]]
+    return page, str(page[-1].number) if len(rows) > size else ""
+
+
+def list_picture_files(database: Database, blobs: Path, model: str) -> list[PictureFile]:
+    """Return all samples of a model as pictures to decode, in the order of their arrival."""
+    store = Blobs(blobs)
+    columns = (
+        SampleRow.number, SampleRow.client_id, SampleRow.content_digest, SampleRow.label, SampleRow.orientation,
+    )  # fmt: skip
+    with database.begin() as session:
+        rows = session.execute(select(*columns).where(SampleRow.model == model).order_by(SampleRow.number)).all()
+    return [
+        PictureFile(
+            f"sample {number}" + (f" ({client_id})" if client_id else ""),
+            store.path(digest),
+            label,
+            orientation=orientation,
+            content=digest,
+        )
+        for number, client_id, digest, label, orientation in rows
+    ]
+
+
+def _sample(model: Model, row: SampleRow) -> Sample:
+    return Sample(
+        row.number,
+        model.labels[row.label],
+        row.content_digest,
+        row.width,
+        row.height,
+        row.format,
+        row.orientation,
+        row.client_id,
+        row.source,
+        row.create_time,
+    )
+
+
+def _check_text(name: str, text: str) -> None:
+    if len(text) > MAX_TEXT:
+        raise InvalidInput(f"{name} has {len(text)} characters; the limit is {MAX_TEXT}; shorten it", field=name)

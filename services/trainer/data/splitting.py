@@ -1,0 +1,72 @@
+"""Parts samples in two with the same mix of classes, and never the same picture in both."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.common.errors import InvalidInput
+from services.trainer.data.collection import number_contents
+from services.trainer.data.samples import Samples
+
+
+def split(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Samples]:
+    """Part *samples* in two; the second holds *fraction* of each class, rounded.
+
+    The same samples, fraction and seed always give the same parts; both keep the order of *samples*.
+
+    Raises:
+        InvalidInput: A part of some class would be empty.
+    """
+    contents = number_contents(samples.images, np.arange(len(samples)))
+    chosen = choose(samples.labels, contents, fraction, seed)
+    return samples[~chosen], samples[chosen]
+
+
+def choose(
+    classes: NDArray[np.int64],
+    contents: NDArray[np.int64],
+    fraction: float,
+    seed: int,
+    *,
+    labels: Sequence[str] = (),
+    option: str = "validation_fraction",
+) -> NDArray[np.bool_]:
+    """Return the mask of the second part: *fraction* of each class, rounded, with samples of equal content together.
+
+    Args:
+        classes: Number of each sample's class, int64 (n,).
+        contents: Number of each sample's content, int64 (n,).
+        fraction: Of each class, from 0 to 1.
+        seed: The same one always gives the same parts.
+        labels: Names of the classes, for errors.
+        option: Which option *fraction* is, for errors.
+
+    Raises:
+        InvalidInput: A part of some class would be empty.
+    """
+    generator = np.random.default_rng(seed)
+    chosen = np.zeros(len(classes), dtype=bool)
+    # A content stands where it first occurs; the class there is the class of all its samples.
+    firsts = np.sort(np.unique(contents, return_index=True)[1])
+    counts = np.bincount(contents)[contents[firsts]]
+    of_content = np.full(contents.max(initial=-1) + 1, -1)
+    of_content[contents[firsts]] = classes[firsts]
+    grouped = of_content[contents]
+    for label in np.unique(classes):
+        members = np.flatnonzero(classes[firsts] == label)  # positions in firsts
+        total = int(np.count_nonzero(grouped == label))
+        wanted = round(fraction * total)
+        drawn = generator.permutation(members)
+        # Contents are taken until enough samples are there; without duplicates that is the first `wanted` ones.
+        taken = drawn[: np.searchsorted(np.cumsum(counts[drawn]), wanted) + 1] if wanted else drawn[:0]
+        size = int(counts[taken].sum())
+        if not 0 < size < total:
+            name = repr(labels[label]) if labels else label
+            raise InvalidInput(
+                f"{option} {fraction} takes {size} of the {total} samples of class {name}; both parts need at least "
+                f"one: change {option} or add samples",
+                field=option,
+            )
+        chosen[np.isin(contents, contents[firsts[taken]])] = True
+    return chosen

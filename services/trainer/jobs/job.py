@@ -1,0 +1,49 @@
+"""One run as its process sees it."""
+
+import signal
+from dataclasses import dataclass, field
+from types import FrameType
+
+from services.trainer.jobs.reporting import Reporter
+from services.trainer.options import TuningOptions
+from services.trainer.runs.folder import RunFolder
+from services.trainer.runs.record import Request
+from services.trainer.settings import TrainerSettings
+
+
+class StopRequest:
+    """Remembers that this process was asked to end: the training loop looks here after every step."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def __call__(self) -> bool:
+        """Whether it was."""
+        return self._asked
+
+    def listen(self) -> None:
+        """Take SIGTERM and SIGINT for the wish to end; whoever cannot wait sends SIGKILL."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run's process works on, and whom it tells."""
+
+    folder: RunFolder
+    request: Request
+    settings: TrainerSettings
+    reporter: Reporter
+    stop: StopRequest = field(default_factory=StopRequest)
+
+    @property
+    def threads(self) -> int:
+        """Threads for the arithmetic: what the options want, at most what the settings allow; 0 is one per core."""
+        options = self.request.options
+        wanted = (options.training if isinstance(options, TuningOptions) else options).threads
+        limit = self.settings.threads
+        return min(wanted or limit, limit) if limit else wanted

@@ -1,0 +1,155 @@
+"""From weights or a graph to a model that can be published: exported, proved, measured, described."""
+
+import json
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+
+from services.common import manifest
+from services.trainer.data import slices
+from services.trainer.data.datasets import Dataset
+from services.trainer.data.samples import Samples
+from services.trainer.evaluation.card import ModelCard, NetworkSize, make_card
+from services.trainer.evaluation.card_page import render_card
+from services.trainer.evaluation.confusion import export_confusion_csv
+from services.trainer.evaluation.counting import count_network
+from services.trainer.evaluation.figures import evaluate_predictions
+from services.trainer.evaluation.latency import measure_latency
+from services.trainer.export.graph import check_parity, export_graph, graph_metadata, make_golden, open_graph, run_graph
+from services.trainer.jobs.job import Job
+from services.trainer.networks.classifier import Classifier
+from services.trainer.runs.folder import (
+    CARD_DOCUMENT_FILE,
+    CARD_FILE,
+    CONFUSION_FILE,
+    EVALUATION_FILE,
+    RunFolder,
+    write_document,
+    write_text,
+)
+from services.trainer.runs.record import now
+
+PARITY_SAMPLES = 2_000
+GOLDEN_SAMPLES = 8
+EVALUATION_BATCH = 100
+LATENCY_SECONDS = 1.0
+
+
+def export_model(job: Job, model: Classifier, dataset: Dataset) -> dict[str, float]:
+    """Write the graph of *model* to the run's folder, prove that it computes the same, and return how close it is.
+
+    Raises:
+        Conflict: It does not compute the same.
+    """
+    job.reporter.stage("export")
+    path = job.folder / manifest.GRAPH_FILE
+    export_graph(model, path, dataset.spec.shape, graph_metadata(dataset.labels, job.request.id, dataset.name))
+    # Training images: the test samples stay out of every decision, also of this one.
+    parity = check_parity(model, open_graph(path, job.threads), np.asarray(dataset.train.images[:PARITY_SAMPLES]))
+    figures = {
+        "parity_samples": float(parity.samples),
+        "parity_largest_difference": parity.largest_difference,
+    }
+    job.reporter.stage("export", 1.0, figures)
+    return figures
+
+
+def describe_model(
+    job: Job,
+    dataset: Dataset,
+    training: manifest.Training,
+    *,
+    metrics: Mapping[str, float],
+    size: NetworkSize | None,
+    history: Mapping[int, Mapping[str, float]],
+    parent: ModelCard | None = None,
+) -> dict[str, float]:
+    """Measure the graph in the run's folder on the test samples; write manifest, figures and card.
+
+    Returns:
+        *metrics* and the figures on the test samples.
+    """
+    job.reporter.stage("evaluate")
+    path = job.folder / manifest.GRAPH_FILE
+    session = open_graph(path, job.threads)
+    images = np.asarray(dataset.test.images)
+    evaluation = evaluate_predictions(run_graph(session, images, EVALUATION_BATCH), dataset.test.labels, dataset.labels)
+    latency = measure_latency(
+        lambda batch: run_graph(session, batch, len(batch)), images, threads=job.threads, seconds=LATENCY_SECONDS
+    )
+    metrics = {**metrics, **evaluation.metrics("test")}
+    data = path.read_bytes()
+    document = manifest.Manifest(
+        labels=dataset.labels,
+        preprocess=dataset.spec,
+        preprocess_digest=dataset.spec.digest,
+        graph=manifest.Graph(sha256=manifest.digest_of(data), size_bytes=len(data)),
+        create_time=now(),
+        training=training,
+        metrics=metrics,
+        golden=make_golden(session, golden_samples(dataset)),
+    )
+    write_text(job.folder / manifest.MANIFEST_FILE, document.to_json())
+    card = make_card(
+        evaluation,
+        title=job.request.id,
+        manifest=document,
+        network_size=size,
+        latency=latency,
+        history=history,
+        parent=parent,
+    )
+    write_card(job.folder, card, images)
+    job.reporter.stage("evaluate", 1.0, metrics)
+    return metrics
+
+
+def write_card(folder: RunFolder, card: ModelCard, images: np.ndarray) -> None:
+    """Write *card* to *folder* as JSON and as a page, its evaluation as JSON, and its confusion matrix as CSV."""
+    write_document(folder / EVALUATION_FILE, card.evaluation)
+    export_confusion_csv(card.evaluation.confusion, card.evaluation.labels, folder / CONFUSION_FILE)
+    write_text(folder / CARD_DOCUMENT_FILE, card.to_json())
+    write_text(folder / CARD_FILE, render_card(card, images))
+
+
+def read_card(folder: RunFolder) -> ModelCard | None:
+    """Return the card in *folder*, if there is one of today's form."""
+    try:
+        return ModelCard.model_validate_json((folder / CARD_DOCUMENT_FILE).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def network_size(model: Classifier, dataset: Dataset) -> NetworkSize:
+    """Count *model*'s parameters and its multiply-adds for one image of *dataset*."""
+    return count_network(model.network, model.normalise(torch.from_numpy(np.array(dataset.test.images[:1]))))
+
+
+def golden_samples(dataset: Dataset) -> Samples:
+    """Return public images that everyone has, in the pixels of *dataset*: golden vectors never hold what users sent."""
+    _, public = slices.read_slice()
+    chosen = public.first_per_class(1)[:GOLDEN_SAMPLES]
+    height, width, _ = dataset.spec.shape
+    if chosen.images.shape[1:3] == (height, width):
+        return chosen
+    rows, columns = (np.arange(side) * 32 // side for side in (height, width))
+    return Samples(chosen.images[:, rows[:, None], columns[None, :]], chosen.labels)
+
+
+def training_record(
+    job: Job, recipe: str, options: Mapping[str, Any], described: manifest.Dataset, seconds: float
+) -> manifest.Training:
+    """Return where a model comes from, as its manifest says it."""
+    packages = ("torch", "onnx", "onnxscript", "numpy")
+    return manifest.Training(
+        run_id=job.request.id,
+        recipe=recipe,
+        options=json.loads(json.dumps(options)),
+        dataset=described,
+        seconds=seconds,
+        software={"python": platform.python_version(), **{package: version(package) for package in packages}},
+    )

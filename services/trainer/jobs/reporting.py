@@ -1,0 +1,106 @@
+"""Tells how far a run is: as lines for the service and its clients, as event files for TensorBoard."""
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from torch.utils.tensorboard import SummaryWriter
+
+from services.trainer.runs.folder import PROGRESS_FILE, RunFolder
+from services.trainer.runs.progress import Progress, ProgressWriter, finished_epochs, read_progress
+from services.trainer.training.results import EpochResult, StepResult
+
+TENSORBOARD_FOLDER = "tensorboard"
+STAGE_SECONDS = 0.2
+"""A stage that gets further tells so at most this often."""
+
+
+class Reporter:
+    """Writes the progress of the run in *folder*."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        path = folder / PROGRESS_FILE
+        self._known = set(finished_epochs([entry for _, entry in read_progress(path)])) if path.exists() else set()
+        self._lines = ProgressWriter(path)
+        self._events = SummaryWriter(str(folder / TENSORBOARD_FOLDER))
+        self._stage = ""
+        self._told = 0.0
+
+    def stage(self, name: str, fraction: float = 0.0, figures: Mapping[str, float] | None = None) -> None:
+        """Tell that stage *name* has begun, or that *fraction* of it (0 to 1) is done."""
+        now = time.time()
+        if name == self._stage and 0 < fraction < 1 and now - self._told < STAGE_SECONDS:
+            return
+        self._stage, self._told = name, now
+        self._lines.append(Progress(time=now, kind="stage", stage=name, fraction=fraction, figures=dict(figures or {})))
+
+    def step(self, result: StepResult) -> None:
+        """Tell the figures of the last steps of training."""
+        figures = result.model_dump(include={"train_loss", "learning_rate", "images_per_second", "steps_per_second"})
+        self._lines.append(
+            Progress(
+                time=time.time(),
+                kind="step",
+                stage="train",
+                fraction=result.step / result.steps,
+                step=result.step,
+                steps=result.steps,
+                epoch=result.epoch,
+                figures=figures,
+                eta_seconds=(result.steps - result.step) / result.steps_per_second,
+            )
+        )
+        self._scalars("step", figures, result.step)
+
+    def epoch(self, result: EpochResult, epochs: int) -> None:
+        """Tell the figures of an epoch whose checkpoint is safe; one that was told before is not told again."""
+        if result.epoch in self._known:
+            return
+        figures = result.model_dump(exclude={"epoch"})
+        self._lines.append(
+            Progress(
+                time=time.time(),
+                kind="epoch",
+                stage="train",
+                fraction=result.epoch / epochs,
+                epoch=result.epoch,
+                figures=figures,
+                eta_seconds=(epochs - result.epoch) * result.seconds,
+            )
+        )
+        self._scalars("epoch", figures, result.epoch)
+
+    def _scalars(self, group: str, figures: Mapping[str, float], at: int) -> None:
+        for name, value in figures.items():
+            self._events.add_scalar(f"{group}/{name}", value, at)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lines.close()
+        self._events.close()
+
+
+class Silent(Reporter):
+    """Tells nobody: of several processes of a run, one tells for all."""
+
+    def __init__(self) -> None:
+        """Open nothing."""
+
+    def stage(self, name: str, fraction: float = 0.0, figures: Mapping[str, float] | None = None) -> None:
+        """Do nothing."""
+
+    def step(self, result: StepResult) -> None:
+        """Do nothing."""
+
+    def epoch(self, result: EpochResult, epochs: int) -> None:
+        """Do nothing."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close nothing."""

@@ -1,0 +1,237 @@
+"""What can be done with runs: create, look, cancel, resume, publish."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import grpc
+
+from services.common.errors import Conflict, InvalidInput, NotFound, NotReady, ServiceError
+from services.common.manifest import GRAPH_FILE, MANIFEST_FILE
+from services.trainer.publishing import publish_version, set_stable
+from services.trainer.runs.admission import Admission
+from services.trainer.runs.folder import (
+    CARD_DOCUMENT_FILE,
+    CARD_FILE,
+    CHOICE_FILE,
+    CONFUSION_FILE,
+    EVALUATION_FILE,
+    LOG_FILE,
+    PROGRESS_FILE,
+    REQUEST_FILE,
+    RunFolder,
+)
+from services.trainer.runs.progress import Progress, read_newest
+from services.trainer.runs.record import Options, Request, RunKind, RunState, check_run_id, now
+from services.trainer.runs.store import Run, RunFilter, RunStore
+from services.trainer.runs.supervisor import Supervisor
+from services.trainer.runs.watching import Update, watch_run
+
+ARTIFACTS = (
+    GRAPH_FILE,
+    MANIFEST_FILE,
+    EVALUATION_FILE,
+    CONFUSION_FILE,
+    CARD_FILE,
+    CARD_DOCUMENT_FILE,
+    CHOICE_FILE,
+    LOG_FILE,
+)
+"""Files of a run that can be had over the contract."""
+CHUNK_BYTES = 1024 * 1024
+MAX_CLIENT_ID = 128
+_KINDS = {kind.options: kind for kind in RunKind}
+
+
+class RunControl:
+    """The runs of a database, and a supervisor for those of one queue.
+
+    Args:
+        store: The table of runs.
+        supervisor: Starts those that are created or resumed here.
+        admission: Looks at their options first.
+        inference_address: Where models are published.
+    """
+
+    def __init__(self, store: RunStore, supervisor: Supervisor, admission: Admission, inference_address: str) -> None:
+        self._store = store
+        self._supervisor = supervisor
+        self._admission = admission
+        self._inference_address = inference_address
+
+    async def create(self, options: Options, client_id: str = "", run_id: str = "") -> Run:
+        """Queue a run; the same *client_id* with equal options gives the run that is there already.
+
+        Raises:
+            InvalidInput: The options or a name are wrong.
+            NotFound: What the options name does not exist.
+            Conflict: A name belongs to another run, or the options name a run without a model.
+            Overloaded: There is too little disk space.
+        """
+        if len(client_id) > MAX_CLIENT_ID:
+            raise InvalidInput(
+                f"client id has {len(client_id)} characters; use up to {MAX_CLIENT_ID}", field="client_id"
+            )
+        if run_id:
+            check_run_id(run_id)
+        run = await asyncio.to_thread(self._create, options, client_id, run_id)
+        self._supervisor.wake()
+        return run
+
+    async def get(self, run_id: str) -> tuple[Run, Progress | None]:
+        """Return a run and how far it is.
+
+        Raises:
+            NotFound: There is no such run.
+        """
+        run = await asyncio.to_thread(self._store.get, check_run_id(run_id))
+        return run, await asyncio.to_thread(read_newest, self.folder(run_id) / PROGRESS_FILE)
+
+    async def list(self, selected: RunFilter, limit: int, before: int | None = None) -> list[Run]:
+        """Return *limit* runs at most, newest first, that are older than the one with the number *before*."""
+        return await asyncio.to_thread(self._store.list, selected, limit, before)
+
+    def watch(self, run_id: str, position: int = 0) -> AsyncIterator[Update]:
+        """Yield what has happened to a run and what happens, until it has ended.
+
+        Raises:
+            NotFound: There is no such run.
+            InvalidInput: *position* is not one that an update gave.
+        """
+        return watch_run(self._store, self.folder(run_id), run_id, position)
+
+    async def cancel(self, run_id: str) -> Run:
+        """End a queued run, or ask a running one to stop; its checkpoint stays.
+
+        Raises:
+            NotFound: There is no such run.
+            Conflict: It has ended otherwise.
+        """
+        run = await asyncio.to_thread(self._store.request_cancel, check_run_id(run_id))
+        if run.state is RunState.RUNNING and run.queue != self._supervisor.queue:
+            await self._supervisor.take_over(run)  # where its supervisor lives, both see it end
+            run = await asyncio.to_thread(self._store.get, run_id)
+        self._supervisor.wake()
+        return run
+
+    async def resume(self, run_id: str) -> Run:
+        """Let a run that failed, was cancelled or lost its supervisor go on from its checkpoint, in the queue here.
+
+        Raises:
+            NotFound: There is no such run.
+            Conflict: It has succeeded, or a process is at work on it.
+            Overloaded: There is too little disk space.
+        """
+        run = await asyncio.to_thread(self._resume, check_run_id(run_id))
+        self._supervisor.wake()
+        return run
+
+    async def publish(self, run_id: str, model: str, *, stable: bool = False) -> int:
+        """Send the model of a run to inference, and return the number of its version.
+
+        Args:
+            run_id: A run that has succeeded.
+            model: Name under which inference serves it.
+            stable: Whether the version gets the traffic.
+
+        Raises:
+            NotFound: There is no such run.
+            Conflict: It has no model, or inference refuses it.
+            NotReady: Inference is away.
+        """
+        run = await asyncio.to_thread(self._store.get, check_run_id(run_id))
+        folder = self.folder(run_id)
+        if run.state is not RunState.SUCCEEDED or not (folder / MANIFEST_FILE).exists():
+            raise Conflict(f"run {run_id!r} is {run.state} and has no model to publish; name one that has succeeded")
+        return await asyncio.to_thread(self._publish, folder.path, model, stable)
+
+    def artifact(self, run_id: str, name: str) -> Path:
+        """Return the path of a file that a run has made.
+
+        Raises:
+            InvalidInput: No run makes such a file.
+            NotFound: There is no such run, or it has not made the file.
+        """
+        if name not in ARTIFACTS:
+            raise InvalidInput(f"artifact {name[:100]!r} is unknown; use one of {', '.join(ARTIFACTS)}", field="name")
+        self._store.get(check_run_id(run_id))
+        path = self.folder(run_id) / name
+        if not path.exists():
+            raise NotFound(f"run {run_id!r} has no {name}; look at its state and its kind", field="name")
+        return path
+
+    def folder(self, run_id: str) -> RunFolder:
+        """Return where the files of a run lie."""
+        return self._supervisor.folder(check_run_id(run_id))
+
+    def _create(self, options: Options, client_id: str, run_id: str) -> Run:
+        options = self._admission.admit(options)
+        self._supervisor.check_disk()
+        if run_id:
+            self._check_unused(run_id)
+        request = Request(
+            id=run_id or _make_id(options),
+            kind=_KINDS[type(options)],
+            options=options,
+            trusted=self._admission.trusted,
+            create_time=now(),
+        )
+        return self._store.create(request, self._supervisor.queue, client_id)
+
+    def _check_unused(self, run_id: str) -> None:
+        """Make sure that no files of another life lie where the run would write; rows are the table's affair."""
+        folder = self.folder(run_id)
+        try:
+            self._store.get(run_id)
+        except NotFound:
+            if (folder / REQUEST_FILE).exists():
+                raise Conflict(
+                    f"{folder.path} holds a run that the database does not know; remove it or give this one another id",
+                    field="id",
+                ) from None
+
+    def _resume(self, run_id: str) -> Run:
+        run = self._store.get(run_id)
+        if run.state is RunState.SUCCEEDED or (run.queue == self._supervisor.queue and not run.state.final):
+            return self._store.resume(run_id, self._supervisor.queue)  # refuses, or goes on already
+        self._supervisor.check_disk()
+        folder = self.folder(run_id)
+        with folder.locked():
+            if run.state is RunState.RUNNING:
+                run = self._supervisor.settle(run)
+            if run.state in (RunState.FAILED, RunState.CANCELLED):
+                folder.forget_outcome()
+            return self._store.resume(run_id, self._supervisor.queue)
+
+    def _publish(self, folder: Path, model: str, stable: bool) -> int:
+        try:
+            with grpc.insecure_channel(self._inference_address) as channel:
+                version = publish_version(channel, model, folder).version
+                if stable:
+                    set_stable(channel, model, version)
+                return version
+        except grpc.RpcError as error:
+            raise self._refusal(folder.name, error) from error
+
+    def _refusal(self, run_id: str, error: grpc.RpcError) -> ServiceError:
+        if error.code() is grpc.StatusCode.UNAVAILABLE:
+            return NotReady(
+                f"inference at {self._inference_address} does not answer: {error.details()}; publish again when it does"
+            )
+        kind = InvalidInput if error.code() is grpc.StatusCode.INVALID_ARGUMENT else Conflict
+        return kind(f"inference refuses the model of run {run_id!r}: {error.details()}")
+
+
+def read_chunks(path: Path) -> Iterator[bytes]:
+    """Yield the bytes of a file."""
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            yield chunk
+
+
+def _make_id(options: Options) -> str:
+    kind = _KINDS[type(options)]
+    name = getattr(options, "recipe", "") or kind.lower()
+    return f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"

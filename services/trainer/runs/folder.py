@@ -1,0 +1,178 @@
+"""A run's folder: what was asked for, and what its process has written so far."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from services.common.errors import Conflict, InvalidInput, NotFound
+from services.trainer.runs.record import Outcome, Request
+
+REQUEST_FILE = "run.json"
+OUTCOME_FILE = "outcome.json"
+PROGRESS_FILE = "progress.jsonl"
+LOCK_FILE = "lock"
+LOG_FILE = "log.txt"
+"""What the process printed."""
+CHECKPOINT_FILE = "checkpoint.pt"
+BEST_FILE = "best.pt"
+"""Weights of the best epoch so far."""
+WEIGHTS_FILE = "weights.pt"
+"""The network as it was exported, for other runs to start from."""
+EVALUATION_FILE = "evaluation.json"
+CARD_FILE = "card.html"
+CARD_DOCUMENT_FILE = "card.json"
+CONFUSION_FILE = "confusion.csv"
+CHOICE_FILE = "choice.json"
+"""Whether a converted graph shall be served, and the measurements that say so."""
+DATASET_FILE = "dataset.json"
+"""Which samples a run was begun with."""
+LINE_BYTES = 300
+"""Of the last line that was printed: as much as a sentence can quote."""
+
+Document = TypeVar("Document", bound=BaseModel)
+
+
+class RunFolder:
+    """Files of one run. Only its process writes here, except for the request.
+
+    Args:
+        path: `<runs>/<run id>`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def create(self, request: Request) -> None:
+        """Write the request; the folder is made where it is missing.
+
+        Raises:
+            Conflict: Another request lies there.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        if (self / REQUEST_FILE).exists() and self.request() != request:
+            raise Conflict(f"{self.path} belongs to another run; give this one another id")
+        write_document(self / REQUEST_FILE, request)
+
+    def request(self) -> Request:
+        """Return what was asked for.
+
+        Raises:
+            NotFound: The folder holds no run.
+            InvalidInput: The record is damaged.
+        """
+        request = read_document(self / REQUEST_FILE, Request)
+        if request is None:
+            raise NotFound(f"run {self.path.name!r} is unknown; `aimass runs` names those that exist", field="id")
+        return request
+
+    def outcome(self) -> Outcome | None:
+        """Return how the run ended, if it has.
+
+        Raises:
+            InvalidInput: The record is damaged.
+        """
+        return read_document(self / OUTCOME_FILE, Outcome)
+
+    def forget_outcome(self) -> None:
+        """Let a run that has failed begin again."""
+        (self / OUTCOME_FILE).unlink(missing_ok=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[int]:
+        """Hold the run for as long as the block lasts, or as a process does that inherits the descriptor.
+
+        The kernel lets go when the last holder is gone, however it ended; nothing has to be cleaned up.
+
+        Raises:
+            Conflict: A process is at work on this run.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            _lock(descriptor, self.path.name)
+            os.ftruncate(descriptor, 0)  # it named a process that is gone
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a process is at work on this run."""
+        try:
+            with (self / LOCK_FILE).open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+    def sign(self, pid: int) -> None:
+        """Note which process is at work, for others to send it signals; the lock must be held."""
+        (self / LOCK_FILE).write_text(f"{pid}\n")
+
+    def signed(self) -> int | None:
+        """Return the process that is at work, where one is and has signed.
+
+        Its id means a process only as long as the run is held: it leads a session, whose number the kernel does not
+        give out again while any process of it holds the lock.
+        """
+        try:
+            text = (self / LOCK_FILE).read_text()
+        except FileNotFoundError:
+            return None
+        return int(text) if text.endswith("\n") and self.is_held else None
+
+    def last_line(self) -> str:
+        """Return what the process printed last; empty where it printed nothing."""
+        try:
+            with (self / LOG_FILE).open("rb") as file:
+                file.seek(max(file.seek(0, os.SEEK_END) - LINE_BYTES, 0))
+                lines = file.read().decode(errors="replace").split("\n")
+        except FileNotFoundError:
+            return ""
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def _lock(descriptor: int, run_id: str) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Conflict(f"a process is at work on run {run_id!r}; cancel it or wait for its end") from None
+
+
+def write_document(path: Path, document: BaseModel) -> None:
+    """Write *document* as JSON, as `write_text` does."""
+    write_text(path, document.model_dump_json(indent=1, exclude_none=True) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write *text*; a reader, and a machine after a power cut, has the old file or the new one."""
+    aside = path.with_name(path.name + ".part")
+    with aside.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def read_document(path: Path, kind: type[Document]) -> Document | None:
+    """Return the document of *kind* at *path*, or nothing where there is no such file.
+
+    Raises:
+        InvalidInput: It is damaged.
+    """
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise InvalidInput(f"{path.name} of run {path.parent.name} is damaged: {error}") from error

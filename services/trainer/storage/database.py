@@ -1,0 +1,126 @@
+"""The trainer's database: SQLite in a file by default, PostgreSQL where several trainers share one."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.orm import DeclarativeBase, Session
+
+from services.common.errors import InvalidInput, NotReady
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+LOCK_SECONDS = 30
+"""How long one process waits until another's transaction is over."""
+_READING = "reading"
+_MIGRATING = threading.Lock()
+"""Alembic keeps what it works on in a variable of its module."""
+
+
+class Base(DeclarativeBase):
+    """What all tables derive from; each lies beside the code that owns its rows."""
+
+
+class Database:
+    """Opened once for a process; any thread may use it.
+
+    Args:
+        url: As SQLAlchemy takes it, such as `sqlite:////var/lib/aimass/trainer.db` or `postgresql+psycopg://…`.
+
+    Raises:
+        InvalidInput: It is not a URL of a database, or its driver is not installed.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            parsed = make_url(url)
+            self._engine = create_engine(parsed, pool_pre_ping=True)
+        except ArgumentError as error:  # does not name the URL, which may hold a password
+            raise InvalidInput(f"TRAINER_DATABASE is not the URL of a database that is known: {error}") from error
+        except ImportError as error:
+            raise InvalidInput(f"TRAINER_DATABASE needs a driver that is not installed: {error}") from error
+        if self._engine.dialect.name == "sqlite":
+            Path(parsed.database or "").parent.mkdir(parents=True, exist_ok=True)
+            _prepare_sqlite(self._engine)
+        self._reading = self._engine.execution_options(**{_READING: True})
+
+    def migrate(self) -> None:
+        """Bring the tables to the newest form; several processes may do so at once.
+
+        Raises:
+            NotReady: The database cannot be reached.
+        """
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        with _MIGRATING, _answering(), self._engine.begin() as connection:
+            _exclude_others(connection)
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+    @contextmanager
+    def begin(self, *, alone: bool = False) -> Iterator[Session]:
+        """Open a session whose block is one transaction: all of it is kept, or after an error none.
+
+        Args:
+            alone: No other transaction that asks for the same goes on meanwhile, whatever the rows that it touches.
+
+        Raises:
+            NotReady: The database cannot be reached.
+        """
+        with _answering(), Session(self._engine, expire_on_commit=False) as session, session.begin():
+            if alone:
+                _exclude_others(session.connection())
+            yield session
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """Open a session that only reads; it sees one state, and neither waits for a writer nor holds one up.
+
+        Raises:
+            NotReady: The database cannot be reached.
+        """
+        with _answering(), Session(self._reading, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._engine.dispose()
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    try:
+        yield
+    except OperationalError as error:
+        raise NotReady(
+            f"the trainer's database does not answer: {error.orig}; check TRAINER_DATABASE and try again"
+        ) from error
+
+
+def _prepare_sqlite(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # transactions begin where `begin` below says so
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout = {LOCK_SECONDS * 1000}")
+        cursor.execute("PRAGMA journal_mode = WAL")  # readers do not wait for a writer
+        cursor.execute("PRAGMA synchronous = FULL")  # what was acknowledged survives a power cut
+        cursor.execute("PRAGMA foreign_keys = ON")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        # A transaction that first reads and later writes could otherwise meet another one's write in between and fail.
+        reading = connection.get_execution_options().get(_READING)
+        connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+
+
+def _exclude_others(connection: Connection) -> None:
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7301)")

@@ -1,0 +1,54 @@
+"""A worker of a data-parallel run, as torchrun starts it: `python -m … <folder>`; the folder holds `options.json`."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+from services.trainer.distributed.data_parallel import joined
+from services.trainer.training.hardware import prepare
+from services.trainer.training.loop import Interrupted, Watcher, train
+from tests.trainer.distributed.task import make_task, tell
+
+INTERRUPTED = 75
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    task = make_task(folder)
+    stopping = False
+
+    def stop(number: int, frame: object) -> None:
+        nonlocal stopping
+        stopping = True
+
+    signal.signal(signal.SIGTERM, stop)
+
+    watcher = Watcher(
+        on_step=lambda result: tell(folder, f"step {result.step}"),
+        on_epoch=lambda result: tell(folder, f"epoch {result.epoch}"),
+        should_stop=lambda: stopping,
+    )
+    with joined(prepare(task.options)) as group:
+        (folder / f"pid-{group.rank}").write_text(str(os.getpid()))
+        try:
+            history = train(
+                task.model,
+                task.dataset,
+                task.options,
+                checkpoint=folder / "checkpoint.pt",
+                watcher=watcher,
+                group=group,
+            )
+        except Interrupted:
+            (folder / f"interrupted-{group.rank}").touch()
+            sys.exit(INTERRUPTED)
+    torch.save(task.model.state_dict(), folder / f"model-{group.rank}.pt")
+    (folder / f"history-{group.rank}.json").write_text(json.dumps([result.model_dump() for result in history]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""A run with local steps: `python -m … <folder>`; the folder holds `options.json`."""
+
+import json
+import sys
+from pathlib import Path
+
+from services.trainer.distributed.local_steps import train_with_local_steps
+from services.trainer.options import TrainingOptions
+from services.trainer.training.hardware import prepare
+from services.trainer.training.loop import Watcher
+from tests.trainer.distributed.task import make_task, task_of, tell
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    task = task_of(TrainingOptions.model_validate_json((folder / "options.json").read_bytes()))
+    prepare(task.options)
+    history = train_with_local_steps(
+        task.model,
+        task.dataset,
+        task.options,
+        maker=f"{make_task.__module__}:{make_task.__name__}",
+        run_folder=folder,
+        checkpoint=folder / "checkpoint.pt",
+        watcher=Watcher(on_epoch=lambda result: tell(folder, f"epoch {result.epoch}")),
+    )
+    (folder / "history.json").write_text(json.dumps([result.model_dump() for result in history]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+import pytest
+import torch
+
+from services.common.errors import InvalidInput
+from services.trainer.distributed.data_parallel import joined
+from services.trainer.options import TrainingOptions
+from services.trainer.training.batches import Batches
+from services.trainer.training.results import EpochResult
+from tests.trainer.distributed.task import plain_dataset, read_until, start
+
+STEPS = [f"step {step}" for step in range(1, 61)]
+
+
+def start_torchrun(folder: Path) -> subprocess.Popen[bytes]:
+    """Start the run in *folder* as the launcher does: two workers, restarted where one dies."""
+    program = "tests.trainer.distributed.data_parallel_process"
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=3", "-m"]
+    return start([sys.executable, *torchrun, program, str(folder)], folder)
+
+
+def curve(history: list[Any]) -> list[float]:
+    figures = [EpochResult.model_validate(result) for result in history]
+    return [value for result in figures for value in (result.train_loss, result.validation_loss)]
+
+
+def test_two_workers_learn_as_one_does(folder: Path, events: TextIO, history_alone: list[EpochResult]) -> None:
+    with start_torchrun(folder) as torchrun:
+        seen = read_until("epoch 3", events)
+
+    assert torchrun.returncode == 0
+    assert [event for event in seen if event.startswith("step")] == STEPS  # told by the first one only
+    for rank in range(2):
+        history = json.loads((folder / f"history-{rank}.json").read_text())
+        assert curve(history) == pytest.approx(curve(history_alone), rel=1e-4)
+    first, second = (torch.load(folder / f"model-{rank}.pt") for rank in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_run_goes_on_when_a_worker_is_killed(folder: Path, events: TextIO, history_alone: list[EpochResult]) -> None:
+    with start_torchrun(folder) as torchrun:
+        read_until("step 30", events)
+        os.kill(int((folder / "pid-1").read_text()), signal.SIGKILL)
+        seen = read_until("epoch 3", events)
+
+    assert torchrun.returncode == 0
+    assert seen[seen.index("epoch 1") :] == ["epoch 1", *STEPS[20:40], "epoch 2", *STEPS[40:], "epoch 3"]
+    history = json.loads((folder / "history-0.json").read_text())
+    assert curve(history) == pytest.approx(curve(history_alone), rel=1e-4)
+
+
+def test_a_stopped_run_goes_on_at_the_same_step(folder: Path, events: TextIO, history_alone: list[EpochResult]) -> None:
+    with start_torchrun(folder) as torchrun:
+        read_until("step 30", events)
+        torchrun.send_signal(signal.SIGTERM)
+        read_until("ended with 1", events)
+    interrupted = [(folder / f"interrupted-{rank}").exists() for rank in range(2)]
+    with start_torchrun(folder):
+        seen = read_until("epoch 3", events)
+
+    assert interrupted == [True, True]
+    resumed = seen[seen.index("epoch 1") + 1]
+    assert resumed in STEPS[30:40]
+    history = json.loads((folder / "history-0.json").read_text())
+    assert curve(history) == pytest.approx(curve(history_alone), rel=1e-4)
+
+
+def test_a_process_that_torchrun_has_not_started_is_alone() -> None:
+    with joined(torch.device("cpu")) as group:
+        assert (group.rank, group.count) == (0, 1)
+
+
+def test_a_batch_that_workers_cannot_share_evenly_is_refused(options: TrainingOptions) -> None:
+    with pytest.raises(InvalidInput, match="a batch of 32 cannot be shared evenly by 3 workers; use a multiple of 3"):
+        Batches(plain_dataset().train, 10, options, torch.device("cpu"), 0, 3)

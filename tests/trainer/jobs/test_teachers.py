@@ -1,0 +1,111 @@
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from services.common.errors import Conflict, InvalidInput, NotFound, NotReady
+from services.trainer.jobs.teachers import graph_teacher, open_teacher, served_teacher
+from services.trainer.settings import TrainerSettings
+
+COLOURS = ("red", "green", "blue")
+IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (150, 4, 4, 3), np.uint8))
+
+
+@pytest.fixture
+def ask(inference) -> Callable:
+    """A function that makes a served teacher of model `tiny` and asks it."""
+
+    async def ask(images=IMAGES, *, model="tiny", version=1, labels=COLOURS):
+        def work():
+            with grpc.insecure_channel(inference.address) as channel:
+                return served_teacher(channel, model, version, labels)(images)
+
+        return await asyncio.to_thread(work)
+
+    return ask
+
+
+@pytest.fixture
+def graph(tiny_classifier, save_graph, tmp_path) -> Path:
+    """The graph of model `tiny`, which names its labels."""
+    proto = onnx.load(tiny_classifier.path)
+    onnx.helper.set_model_props(proto, {"labels": json.dumps(COLOURS)})
+    onnx.save(proto, tmp_path / "model.onnx")
+    return tmp_path / "model.onnx"
+
+
+async def test_a_served_version_teaches_what_its_graph_says(ask, tiny_classifier) -> None:
+    found = await ask()
+
+    assert found.dtype == torch.float32
+    assert np.allclose(found.numpy(), tiny_classifier.infer(IMAGES.numpy()), atol=1e-6)
+
+
+async def test_a_teacher_answers_batches_of_any_size_in_order(ask) -> None:
+    whole = await ask()
+
+    parts = [await ask(IMAGES[at : at + 7]) for at in range(0, 21, 7)]
+
+    assert torch.allclose(torch.cat(parts), whole[:21], atol=1e-6)
+
+
+async def test_an_unknown_version_is_not_found(ask) -> None:
+    with pytest.raises(NotFound, match="inference has no tiny@7; `aimass models` lists what it serves"):
+        await ask(version=7)
+
+
+async def test_an_unknown_model_is_not_found(ask) -> None:
+    with pytest.raises(NotFound, match=r"inference has no huge@1: .*; `aimass models` lists what it serves"):
+        await ask(model="huge")
+
+
+@pytest.mark.parametrize("labels", [("red", "green"), ("green", "red", "blue")])
+async def test_other_labels_are_refused(ask, labels) -> None:
+    with pytest.raises(Conflict, match="teacher tiny@1 tells red, green, blue apart, the student "):
+        await ask(labels=labels)
+
+
+async def test_images_of_another_size_are_refused(ask) -> None:
+    with pytest.raises(InvalidInput, match="teacher tiny@1 does not take the student's images: "):
+        await ask(torch.zeros(2, 5, 5, 3, dtype=torch.uint8))
+
+
+def test_inference_that_is_away_is_not_ready(unused_tcp_port: int) -> None:
+    with (
+        grpc.insecure_channel(f"127.0.0.1:{unused_tcp_port}") as channel,
+        pytest.raises(NotReady, match=r"teacher tiny@1 does not answer: .*; start inference and resume the run"),
+    ):
+        served_teacher(channel, "tiny", 1, COLOURS)
+
+
+def test_a_graph_teaches_what_it_says(graph: Path, tiny_classifier) -> None:
+    found = graph_teacher(graph, COLOURS, threads=1)(IMAGES)
+
+    assert np.allclose(found.numpy(), tiny_classifier.infer(IMAGES.numpy()), atol=1e-6)
+
+
+def test_a_graph_with_other_labels_is_refused(graph: Path) -> None:
+    with pytest.raises(Conflict, match="tells red, green, blue apart, the student red, blue"):
+        graph_teacher(graph, ("red", "blue"), threads=1)
+
+
+@pytest.mark.parametrize("source", ["tiny", "tiny@", "@1", "tiny@one", "tiny@-1"])
+def test_a_source_that_names_nothing_is_refused(source: str) -> None:
+    with pytest.raises(InvalidInput, match="names no model; write run:<id> or <model>@<version>"):
+        open_teacher(source, COLOURS, TrainerSettings()).__enter__()
+
+
+async def test_a_teacher_is_opened_by_name(inference, tiny_classifier) -> None:
+    settings = TrainerSettings(inference_address=inference.address)
+
+    def work():
+        with open_teacher("tiny@1", COLOURS, settings) as teacher:
+            return teacher(IMAGES)
+
+    assert np.allclose((await asyncio.to_thread(work)).numpy(), tiny_classifier.infer(IMAGES.numpy()), atol=1e-6)
