@@ -91,7 +91,7 @@ starter: $(STARTER_RUN)/model.json ## train the starter model anew (an hour on t
 
 $(STARTER_RUN)/model.json: | $(INSTALLED)
 	$(BIN)/aimass data fetch cifar10
-	TRAINER_RUNS=$(dir $(STARTER_RUN)) $(BIN)/aimass train --recipe fast --run-id starter
+	TRAINER_RUNS=$(dir $(STARTER_RUN)) $(BIN)/aimass train fast --run-id starter
 
 clean: ## remove what make made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist

@@ -1,8 +1,10 @@
-"""The command line: `aimass up`, `predict`, `models`, `train`, `data fetch`."""
+"""The command line: what can be said, and who does it."""
 
 import json
 import math
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +18,7 @@ from aimass.client import DEFAULT_ADDRESS, DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from aimass.client import Client, Prediction, PredictionError
+    from aimass.training import Publication
     from gateway.settings import GatewaySettings
 
 app = typer.Typer(
@@ -233,27 +236,136 @@ def rollback(model: Annotated[str, typer.Argument(help="Name of the model.")] = 
     roll_back(out, model)
 
 
+RunName = Annotated[str, typer.Option("--run-id", help="Name of the run; without other options, one goes on.")]
+Trainer = Annotated[
+    str, typer.Option("--trainer", help="Address of a trainer service; absent, this command does the work itself.")
+]
+Data = Annotated[
+    str | None,
+    typer.Option("--data", help="cifar10, cifar10-slice, model:NAME, or a folder of images by class."),
+]
+Set = Annotated[list[str] | None, typer.Option("--set", help="name=value; overrides an option of the recipe.")]
+Published = Annotated[str, typer.Option("--model", help="Model that the result is published to.")]
+Publish = Annotated[bool, typer.Option("--publish", help="Publish the result as a new version.")]
+Stable = Annotated[bool, typer.Option("--stable", help="Let the new version serve at once.")]
+RecipeName = Annotated[str | None, typer.Argument(help="Named set of options, see `aimass recipes`; quick if absent.")]
+
+
+def _publication(publish: bool, stable: bool, model: str) -> "Publication | None":
+    from aimass.training import Publication
+
+    return Publication(model, stable) if publish or stable else None
+
+
 @app.command()
 def train(
-    recipe: Annotated[
-        str | None, typer.Option(help="Named set of options; `quick` (if absent) takes minutes, `fast` an hour.")
-    ] = None,
-    dataset: Annotated[
-        str | None, typer.Option("--data", help="cifar10 or cifar10-slice; the recipe's if absent.")
-    ] = None,
-    options: Annotated[list[str] | None, typer.Option("--set", help="name=value; overrides an option.")] = None,
-    model: Annotated[str, typer.Option(help="Model that the result is published to.")] = DEFAULT_MODEL,
-    publish: Annotated[bool, typer.Option(help="Publish the result as a new version.")] = False,
-    stable: Annotated[bool, typer.Option(help="Let the new version serve at once.")] = False,
-    run_id: Annotated[
-        str | None, typer.Option(help="Name of the run; an interrupted one goes on with its own options.")
-    ] = None,
+    recipe: RecipeName = None,
+    dataset: Data = None,
+    options: Set = None,
+    model: Published = DEFAULT_MODEL,
+    publish: Publish = False,
+    stable: Stable = False,
+    run_id: RunName = "",
+    trainer: Trainer = "",
 ) -> None:
     """Train a model, export it, prove that the graph equals the network, measure it."""
     from aimass.training import train_model
 
+    with _interruptible():
+        train_model(out, trainer, recipe, dataset, options or [], run_id, _publication(publish, stable, model))
+
+
+@app.command()
+def tune(
+    recipe: RecipeName = None,
+    space: Annotated[
+        list[str] | None, typer.Option("--space", help="name=low..high, name=low..high:log, or name=a,b,c.")
+    ] = None,
+    trials: Annotated[int, typer.Option(min=1, help="How many sets of values are tried.")] = 20,
+    pruner: Annotated[str, typer.Option(help="What ends bad trials early: none, median or halving.")] = "median",
+    dataset: Data = None,
+    options: Set = None,
+    model: Published = DEFAULT_MODEL,
+    publish: Publish = False,
+    stable: Stable = False,
+    run_id: RunName = "",
+    trainer: Trainer = "",
+) -> None:
+    """Search for better options of a recipe; the best trial's model is finished as `train` does."""
+    from aimass.training import tune_model
+
+    publication = _publication(publish, stable, model)
+    with _interruptible():
+        tune_model(out, trainer, recipe, dataset, options or [], space or [], trials, pruner, run_id, publication)
+
+
+@app.command()
+def evaluate(
+    source: Annotated[str, typer.Argument(help="A run, or MODEL@VERSION.")],
+    dataset: Annotated[str, typer.Option("--data", help="Measure on its test part; the model's own if absent.")] = "",
+    robustness: Annotated[bool, typer.Option(help="Also spoilt and under attack.")] = True,
+    samples: Annotated[int, typer.Option(min=1, help="Of them, for robustness.")] = 2000,
+    trainer: Trainer = "",
+) -> None:
+    """Measure a trained model and write its card."""
+    from aimass.training import evaluate_model
+
+    with _interruptible():
+        evaluate_model(out, trainer, source, dataset, robustness, samples)
+
+
+@app.command()
+def export(
+    source: Annotated[str, typer.Argument(help="A run, or MODEL@VERSION where it is converted.")],
+    precision: Annotated[str, typer.Option(help="float32, float16 or int8.")] = "float32",
+    folder: Annotated[Path | None, typer.Option("--to", help="Folder for graph, manifest and card.")] = None,
+    model: Published = DEFAULT_MODEL,
+    publish: Publish = False,
+    stable: Stable = False,
+    trainer: Trainer = "",
+) -> None:
+    """Copy or publish a run's model, in other arithmetic where that is asked for."""
+    from aimass.training import export_model
+
+    publication = _publication(publish, stable, model)
+    if folder is None and publication is None:
+        _fail("nothing to do: say where to with --to FOLDER, or --publish")
+    with _interruptible():
+        export_model(out, trainer, source, precision, folder, publication)
+
+
+@app.command()
+def runs(
+    run_id: Annotated[str, typer.Argument(help="A run; all of them if absent.")] = "",
+    state: Annotated[str, typer.Option(help="Only those that are queued, running, succeeded, failed, cancelled.")] = "",
+    limit: Annotated[int, typer.Option(min=1, max=500, help="The newest.")] = 20,
+    cancel: Annotated[bool, typer.Option("--cancel", help="End the run; its checkpoint stays.")] = False,
+    mlflow: Annotated[str, typer.Option(help="Copy the run to MLflow at this URI.")] = "",
+    trainer: Trainer = "",
+) -> None:
+    """List runs, or show one with its figures and curves."""
+    from aimass.runs import list_runs, send_to_mlflow, show_run
+
+    if not run_id:
+        list_runs(out, trainer, state, limit)
+    elif mlflow:
+        send_to_mlflow(out, trainer, run_id, mlflow)
+    else:
+        show_run(out, trainer, run_id, cancel=cancel)
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes with what they change of the defaults."""
+    from aimass.runs import list_recipes
+
+    list_recipes(out)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
     try:
-        train_model(out, recipe, dataset, options or [], model, publish or stable, stable, run_id)
+        yield
     except KeyboardInterrupt:
         _fail("interrupted; a run that was named above goes on with its --run-id")
 

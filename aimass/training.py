@@ -1,122 +1,230 @@
-"""`aimass train`: a training run in this process, then its publication."""
+"""`aimass train`, `tune`, `evaluate` and `export`: a run is created or resumed, watched, and its result shown."""
 
+import asyncio
 import json
-from collections.abc import Mapping
-from contextlib import suppress
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from rich.console import Console
 
+from aimass.curves import sparkline
 from aimass.progress import progress_bar
-from services.common.errors import Conflict, InvalidInput, NotFound, NotReady
-from services.common.settings import load_settings
-from services.trainer.data.datasets import load_dataset
-from services.trainer.options import TrainingOptions
-from services.trainer.recipes import make_options
-from services.trainer.runs.record import Run, RunState, check_run_id, open_run, read_run, started_run
-from services.trainer.settings import TrainerSettings
+from aimass.trainer.v1 import training_pb2 as pb
+from aimass.trainer_access import parse_assignments, parse_value, state_name, trainer_channel, training_stub
+from services.common.errors import Conflict, InvalidInput, NotReady
+from services.common.manifest import GRAPH_FILE, MANIFEST_FILE
+
+if TYPE_CHECKING:  # exists only for type checkers
+    from aimass.trainer.v1.training_pb2_grpc import TrainingServiceAsyncStub
 
 DEFAULT_RECIPE = "quick"
+EXPORTED = (GRAPH_FILE, MANIFEST_FILE, "card.html", "card.json", "evaluation.json")
+CURVES = ("train_loss", "validation_loss", "validation_accuracy")
+GOES_ON = (pb.Run.STATE_QUEUED, pb.Run.STATE_RUNNING)
+
+
+@dataclass(frozen=True)
+class Publication:
+    """Where the result of a run goes."""
+
+    model: str
+    stable: bool
+    """Whether it serves at once."""
 
 
 def train_model(
     out: Console,
+    address: str,
     recipe: str | None,
     dataset: str | None,
     assignments: list[str],
-    model: str,
-    publish: bool,
-    stable: bool,
-    run_id: str | None,
+    run_id: str,
+    publication: Publication | None,
 ) -> None:
-    """Run the recipe and report to *out*; see `aimass train --help`."""
-    settings = load_settings(TrainerSettings)
-    folder = settings.runs / check_run_id(run_id or f"{recipe or DEFAULT_RECIPE}-{datetime.now(UTC):%Y%m%d-%H%M%S}")
-    options = _options(folder, recipe, dataset, assignments)
-    run = open_run(folder, options)
-    if run.state is not RunState.SUCCEEDED:
-        run = _train(out, run, settings.data, folder)
-    elif not publish:
-        raise Conflict(f"run {run.id!r} has succeeded already; send it with --publish or give a new --run-id")
-    _print_result(out, run)
-    if publish:
-        _publish(out, settings.inference_address, model, folder, stable)
+    """Train as `aimass train --help` says."""
+    overrides = parse_assignments(assignments) | ({"dataset": dataset} if dataset else {})
+    work = pb.Training(recipe=recipe or DEFAULT_RECIPE, overrides_json=json.dumps(overrides))
+    wanted = pb.CreateRunRequest(id=run_id, training=work)
+    asyncio.run(_do(out, address, wanted, publication, begin=bool(recipe or overrides or not run_id)))
 
 
-def _options(folder: Path, recipe: str | None, dataset: str | None, assignments: list[str]) -> TrainingOptions:
-    """Return the options that were given or, where none was, those of the run in *folder* if there is one."""
-    if not (recipe or dataset or assignments):
-        with suppress(NotFound):
-            return read_run(folder).options
-    return make_options(recipe or DEFAULT_RECIPE, _overrides(dataset, assignments))
+def tune_model(
+    out: Console,
+    address: str,
+    recipe: str | None,
+    dataset: str | None,
+    assignments: list[str],
+    space: list[str],
+    trials: int,
+    pruner: str,
+    run_id: str,
+    publication: Publication | None,
+) -> None:
+    """Search as `aimass tune --help` says."""
+    overrides = parse_assignments(assignments) | ({"dataset": dataset} if dataset else {})
+    options = {"space": dict(map(parse_range, space)), "trials": trials, "pruner": pruner}
+    start = pb.Training(recipe=recipe or DEFAULT_RECIPE, overrides_json=json.dumps(overrides))
+    work = pb.Tuning(training=start, options_json=json.dumps(options))
+    wanted = pb.CreateRunRequest(id=run_id, tuning=work)
+    asyncio.run(_do(out, address, wanted, publication, begin=bool(space or not run_id)))
 
 
-def _overrides(dataset: str | None, assignments: list[str]) -> dict[str, Any]:
-    overrides: dict[str, Any] = {"dataset": dataset} if dataset else {}
-    for assignment in assignments:
-        name, separator, value = assignment.partition("=")
-        if not separator:
-            raise InvalidInput(f"--set {assignment!r} is not name=value")
-        target = overrides
-        *outer, last = name.split(".")
-        for part in outer:
-            target = target.setdefault(part, {})
-            if not isinstance(target, dict):
-                raise InvalidInput(f"--set {assignment!r}: {part} was set before and has no parts")
-        target[last] = _parse(value)
-    return overrides
+def evaluate_model(out: Console, address: str, source: str, dataset: str, robustness: bool, samples: int) -> None:
+    """Measure as `aimass evaluate --help` says."""
+    options = {"source": _source(source), "dataset": dataset, "robustness": robustness, "samples": samples}
+    wanted = pb.CreateRunRequest(evaluation=pb.Evaluation(options_json=json.dumps(options)))
+    asyncio.run(_do(out, address, wanted, None, begin=True))
 
 
-def _parse(value: str) -> Any:
+def export_model(
+    out: Console, address: str, source: str, precision: str, folder: Path | None, publication: Publication | None
+) -> None:
+    """Convert, copy and publish as `aimass export --help` says."""
+    asyncio.run(_export(out, address, source, precision, folder, publication))
+
+
+async def _export(
+    out: Console, address: str, source: str, precision: str, folder: Path | None, publication: Publication | None
+) -> None:
+    async with trainer_channel(address) as channel:
+        stub = training_stub(channel)
+        if precision == "float32":
+            run_id = source.removeprefix("run:")
+        else:
+            options = json.dumps({"source": _source(source), "precision": precision})
+            wanted = pb.CreateRunRequest(conversion=pb.Conversion(options_json=options))
+            run = (await stub.CreateRun(wanted)).run
+            run = await _watch(out, stub, run)
+            _show_result(out, run)
+            run_id = run.id
+        if folder is not None:
+            await download(stub, run_id, folder)
+            _say(out, f"exported to {folder}: {', '.join(EXPORTED)}")
+        if publication is not None:
+            await _publish(out, stub, run_id, publication)
+
+
+async def _do(
+    out: Console, address: str, wanted: pb.CreateRunRequest, publication: Publication | None, *, begin: bool
+) -> None:
+    """Create the run, or go on with the one that has the name; watch it to its end and publish the result."""
+    async with trainer_channel(address) as channel:
+        stub = training_stub(channel)
+        run = await _existing(stub, wanted.id) if wanted.id else None
+        if run is None:
+            if not begin and not wanted.HasField("training"):
+                raise InvalidInput(f"run {wanted.id!r} is unknown; say what it shall do")
+            run = (await stub.CreateRun(wanted)).run
+        elif begin:
+            raise Conflict(
+                f"run {run.id!r} exists already; name it without other options to go on with it, or give a new name"
+            )
+        elif run.state == pb.Run.STATE_SUCCEEDED:
+            if publication is None:
+                raise Conflict(f"run {run.id!r} has succeeded already; send it with --publish or give a new --run-id")
+        elif run.state != pb.Run.STATE_RUNNING:
+            run = (await stub.ResumeRun(pb.ResumeRunRequest(id=run.id))).run
+        if run.state != pb.Run.STATE_SUCCEEDED:
+            _say(out, f"run {run.id}; if it is interrupted, `aimass train --run-id {run.id}` goes on")
+            run = await _watch(out, stub, run)
+        _show_result(out, run)
+        if publication is not None:
+            await _publish(out, stub, run.id, publication)
+
+
+async def _existing(stub: "TrainingServiceAsyncStub", run_id: str) -> pb.Run | None:
     try:
-        return json.loads(value)
-    except json.JSONDecodeError:
-        return value
+        return (await stub.GetRun(pb.GetRunRequest(id=run_id))).run
+    except grpc.aio.AioRpcError as error:
+        if error.code() is grpc.StatusCode.NOT_FOUND:
+            return None
+        raise
 
 
-def _train(out: Console, run: Run, data_dir: Path, folder: Path) -> Run:
-    options = run.options
-    dataset = load_dataset(
-        options.dataset, data_dir, validation_fraction=options.validation_fraction, seed=options.seed
-    )
-    with started_run(folder, run) as run:
-        _say(out, f"run {run.id} in {folder}; if it is interrupted, `aimass train --run-id {run.id}` goes on")
-        _say(out, f"data set {_samples(dataset.name, dataset.counts)}")
-        from services.trainer.jobs.train import run_training  # imports torch, which takes seconds
+async def _watch(out: Console, stub: "TrainingServiceAsyncStub", run: pb.Run) -> pb.Run:
+    """Show how *run* gets further until it ends.
 
-        with progress_bar() as advance:
-            return run_training(run, dataset, folder, advance)
+    Raises:
+        Conflict: It failed or was cancelled.
+    """
+    epochs: dict[int, dict[str, float]] = {}
+    with progress_bar() as advance:
+        async for update in stub.WatchRun(pb.WatchRunRequest(id=run.id)):
+            if update.HasField("run"):
+                run = update.run
+            for entry in update.entries:
+                advance(entry.stage, entry.fraction, dict(entry.figures))
+                if entry.kind == pb.Progress.KIND_EPOCH:
+                    epochs[entry.epoch] = dict(entry.figures)
+    if run.state != pb.Run.STATE_SUCCEEDED:
+        raise Conflict(f"run {run.id} {state_name(run)}: {run.state_reason or 'it was asked to'}")
+    show_curves(out, epochs)
+    return run
 
 
-def _print_result(out: Console, run: Run) -> None:
-    assert run.dataset is not None
-    _say(out, f"run {run.id} succeeded on {_samples(run.dataset.name, run.dataset.counts)}")
+def show_curves(out: Console, epochs: dict[int, dict[str, float]]) -> None:
+    """Draw the figures of *epochs*, one line each."""
+    for name in CURVES:
+        values = [epochs[epoch][name] for epoch in sorted(epochs) if name in epochs[epoch]]
+        if len(values) > 1:
+            _say(out, f"  {name.replace('_', ' '):20} {sparkline(values)}  {values[0]:.4g} -> {values[-1]:.4g}")
+
+
+def _show_result(out: Console, run: pb.Run) -> None:
+    _say(out, f"run {run.id} succeeded on {run.dataset}")
     for name, value in sorted(run.metrics.items()):
         _say(out, f"  {name:32} {value:.4g}")
 
 
-def _samples(name: str, counts: Mapping[str, int]) -> str:
-    return f"{name} ({', '.join(f'{count} {split}' for split, count in counts.items())})"
+async def download(stub: "TrainingServiceAsyncStub", run_id: str, folder: Path) -> None:
+    """Copy what a run has made to *folder*."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in EXPORTED:
+        aside = folder / f"{name}.part"
+        with aside.open("wb") as file:
+            async for part in stub.DownloadArtifact(pb.DownloadArtifactRequest(id=run_id, name=name)):
+                file.write(part.chunk)
+        aside.replace(folder / name)
+
+
+async def _publish(out: Console, stub: "TrainingServiceAsyncStub", run_id: str, publication: Publication) -> None:
+    request = pb.PublishRunRequest(id=run_id, model=publication.model, stable=publication.stable)
+    try:
+        version = (await stub.PublishRun(request)).version
+    except grpc.aio.AioRpcError as error:
+        raise NotReady(
+            f"the model could not be published ({error.details()}); when the suite is up, "
+            f"`aimass train --run-id {run_id} --publish` sends it without training again"
+        ) from error
+    traffic = "which serves now" if publication.stable else "without traffic"
+    _say(out, f"published as version {version} of {publication.model}, {traffic}")
+
+
+def parse_range(text: str) -> tuple[str, dict[str, Any]]:
+    """Return the name and the range that `name=low..high`, `name=low..high:log` or `name=a,b,c` mean.
+
+    Raises:
+        InvalidInput: *text* is none of these.
+    """
+    name, separator, values = text.partition("=")
+    interval, _, scale = values.partition(":")
+    low, dots, high = interval.partition("..")
+    try:
+        if separator and dots and scale in ("", "log"):
+            return name, {"low": float(low), "high": float(high), "log": scale == "log"}
+        if separator and values and not dots:
+            return name, {"choices": [parse_value(value) for value in values.split(",")]}
+    except ValueError:
+        pass
+    raise InvalidInput(f"--space {text!r} is no range; write name=low..high, name=low..high:log or name=a,b,c")
+
+
+def _source(text: str) -> str:
+    """Return *text* as the contract names a model; the name of a run alone will do here."""
+    return text if ":" in text or "@" in text else f"run:{text}"
 
 
 def _say(out: Console, line: str) -> None:
     out.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def _publish(out: Console, address: str, model: str, folder: Path, stable: bool) -> None:
-    from services.trainer.publishing import publish_version, set_stable
-
-    try:
-        with progress_bar() as advance, grpc.insecure_channel(address) as channel:
-            version = publish_version(channel, model, folder, lambda fraction: advance("publish", fraction, {})).version
-            if stable:
-                set_stable(channel, model, version)
-    except grpc.RpcError as error:
-        raise NotReady(
-            f"the model could not be published at {address} ({error.details()}); when the suite is up, "
-            f"`aimass train --run-id {folder.name} --publish` sends it without training again"
-        ) from error
-    _say(out, f"published as version {version} of {model}" + (", which serves now" if stable else ", without traffic"))

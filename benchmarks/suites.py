@@ -55,6 +55,7 @@ def running_suite(mode: str, home: Path, **settings: str) -> Iterator[Suite]:
         "GATEWAY_LOG_LEVEL": "WARNING",
         "PREPROCESS_PORT": str(preprocess),
         "PREPROCESS_INFERENCE_ADDRESS": f"127.0.0.1:{inference}",
+        "TRAINER_INFERENCE_ADDRESS": f"127.0.0.1:{inference}",
         "PREPROCESS_LOG_LEVEL": "WARNING",
         "INFERENCE_PORT": str(inference),
         "INFERENCE_LOG_LEVEL": "WARNING",

@@ -35,7 +35,7 @@ def _forward(channel: grpc.aio.Channel, method: MethodDescriptor, stop: StopSign
     if method.server_streaming:
         if method.client_streaming:
             return grpc.stream_stream_rpc_method_handler(_both_streams_through(channel.stream_stream(path), stop))
-        return grpc.unary_stream_rpc_method_handler(_answers_through(channel.unary_stream(path)))
+        return grpc.unary_stream_rpc_method_handler(_answers_through(channel.unary_stream(path), stop))
     if method.client_streaming:
         return grpc.stream_unary_rpc_method_handler(_requests_through(channel.stream_unary(path), stop))
     return grpc.unary_unary_rpc_method_handler(_unary_through(channel.unary_unary(path)))
@@ -50,9 +50,11 @@ def _unary_through(call: Any) -> Any:
     return forward
 
 
-def _answers_through(call: Any) -> Any:
+def _answers_through(call: Any, stop: StopSignal) -> Any:
     async def forward(request: bytes, context: Context) -> AsyncIterator[bytes]:
-        async for response in call(request, timeout=context.time_remaining(), metadata=_metadata(context)):
+        # Whoever follows something may do so for hours: at our stop it is told to go on elsewhere.
+        answers = call(request, timeout=context.time_remaining(), metadata=_metadata(context))
+        async for response in stop.until(aiter(answers)):
             yield response
 
     return forward

@@ -63,7 +63,7 @@ class TrainerComponent:
             min_free_bytes=settings.min_free_bytes,
             grace_seconds=settings.stop_grace_seconds,
         )
-        roots = tuple(map(Path, settings.data_roots))
+        roots = (Path("/"),) if trusted else tuple(map(Path, settings.data_roots))
         sources = DataSources(data=settings.data, roots=roots, database=self._database, blobs=settings.blobs)
         admission = Admission(store, roots, trusted=trusted)
         control = RunControl(store, self._supervisor, admission, settings.inference_address)

@@ -1,16 +1,12 @@
 """The command line against a running suite."""
 
 import json
-import shutil
 
 import grpc
 import pytest
 
 from aimass.starter import STARTER
-from services.common.manifest import Manifest
 from services.trainer.publishing import publish_version
-from services.trainer.recipes import make_options
-from services.trainer.runs.record import Run, write_run
 from tests.end_to_end.pictures import SAMPLES, cat
 from tests.end_to_end.suite import Ports
 
@@ -125,11 +121,19 @@ def test_models_writes_json(aimass):
     ("arguments", "words"),
     [
         (["data", "fetch", "imagenet"], "data set 'imagenet' is unknown; use cifar10"),
-        (["train", "--recipe", "magic"], "magic"),
-        (["train", "--recipe", "fast"], "run `aimass data fetch cifar10` or use cifar10-slice"),
-        (["train", "--data", "cifar10"], "run `aimass data fetch cifar10` or use cifar10-slice"),
+        (["train", "magic"], "recipe 'magic' is unknown; use one of "),
         (["train", "--set", "epochs"], "--set 'epochs' is not name=value"),
-        (["train", "--set", "epochs=many"], "epochs"),
+        (["train", "--set", "epochs=many"], "epochs is 'many'"),
+        (["train", "--set", "epoch=3"], "epoch is not an option; did you mean epochs?"),
+        (["train", "--set", "seed=1", "--set", "seed.x=3"], "seed was set before and has no parts"),
+        (["train", "--data", "/nowhere"], "/nowhere"),
+        (["train", "--trainer", "127.0.0.1:1"], "the trainer at 127.0.0.1:1 does not answer"),
+        (["tune", "--space", "lr=1"], "learning_rate"),
+        (["tune", "--space", "learning_rate=1..x"], "--space 'learning_rate=1..x' is no range; write name=low..high"),
+        (["evaluate", "nothing"], "run 'nothing' is unknown"),
+        (["export", "nothing", "--to", "out"], "run 'nothing' is unknown"),
+        (["export", "nothing"], "nothing to do: say where to with --to FOLDER, or --publish"),
+        (["runs", "nothing"], "run 'nothing' is unknown"),
     ],
     ids=lambda value: "_".join(value) if isinstance(value, list) else None,
 )
@@ -148,67 +152,6 @@ def test_a_wrong_setting_is_told_in_one_sentence(run, arguments):
 
     assert shown.returncode == 1
     assert shown.stderr == "error: TRAINER_PROT is not a setting; did you mean TRAINER_PORT?\n"
-
-
-@pytest.fixture
-def done(tmp_path):
-    """A run that has succeeded, with the starter model as its result."""
-    folder = tmp_path / "home" / "runs" / "done"
-    shutil.copytree(STARTER / "cifar10" / "1", folder)
-    manifest = Manifest.from_json((folder / "model.json").read_bytes(), "model.json")
-    options, times = make_options("fast"), "2026-01-01T00:00:00Z"
-    dataset, metrics = manifest.training.dataset, manifest.metrics
-    write_run(
-        folder,
-        Run(id="done", state="SUCCEEDED", options=options, dataset=dataset, metrics=metrics, create_time=times),
-    )
-
-
-@pytest.fixture
-def begun(tmp_path):
-    """A run of recipe `quick` that was begun and never ended."""
-    times = "2026-01-01T00:00:00Z"
-    write_run(tmp_path / "home" / "runs" / "begun", Run(id="begun", options=make_options("quick"), create_time=times))
-
-
-def test_a_run_that_cannot_begin_for_want_of_data_leaves_nothing_behind(run, tmp_path):
-    assert run("train", "--recipe", "fast", "--run-id", "mine").returncode == 1
-
-    assert not (tmp_path / "home" / "runs").exists()
-
-
-@pytest.mark.parametrize(
-    "given",
-    [["--recipe", "fast", "--data", "cifar10-slice"], ["--set", "epochs=1"], ["--set", "seed=1", "--publish"]],
-    ids=" ".join,
-)
-@pytest.mark.usefixtures("begun")
-def test_options_given_with_a_run_id_must_be_those_of_the_run(run, given):
-    shown = run("train", "--run-id", "begun", *given)
-
-    assert shown.returncode == 1
-    assert shown.stderr.startswith("error: run 'begun' was started with other options; give none to go on with its own")
-
-
-@pytest.mark.usefixtures("done")
-def test_a_finished_run_is_not_trained_again(run):
-    shown = run("train", "--run-id", "done")
-
-    assert shown.returncode == 1
-    assert shown.stderr.startswith("error: run 'done' has succeeded already; send it with --publish or")
-
-
-@pytest.mark.usefixtures("done")
-def test_a_finished_run_is_published_without_training_again(run, suite):
-    address = f"127.0.0.1:{suite.ports.inference}"
-
-    shown = run("train", "--run-id", "done", "--publish", "--model", "from-a-run", TRAINER_INFERENCE_ADDRESS=address)
-    unreachable = run("train", "--run-id", "done", "--publish", TRAINER_INFERENCE_ADDRESS="127.0.0.1:1")
-
-    assert (shown.returncode, shown.stderr.count("Traceback")) == (0, 0)
-    assert "published as version 1 of from-a-run" in shown.stdout
-    assert unreachable.returncode == 1
-    assert "--run-id done --publish" in unreachable.stderr
 
 
 @pytest.fixture

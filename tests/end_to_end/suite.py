@@ -78,6 +78,7 @@ class Ports:
             "GATEWAY_TRAINER_ADDRESS": f"127.0.0.1:{self.trainer}",
             "PREPROCESS_PORT": str(self.preprocess),
             "PREPROCESS_INFERENCE_ADDRESS": inference,
+            "TRAINER_INFERENCE_ADDRESS": inference,
             "INFERENCE_PORT": str(self.inference),
             "TRAINER_PORT": str(self.trainer),
             "GATEWAY_METRICS_PORT": str(self.metrics),

@@ -1,16 +1,19 @@
-"""`aimass train` as a person uses it: broken off with Ctrl-C, taken up by its name, published, asked over HTTP."""
+"""The trainer's commands as a person uses them: a run broken off, taken up, listed, converted, measured, published."""
 
+import json
 import re
 import signal
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 import pytest
 
 from aimass.starter import STARTER
 from services.trainer.publishing import publish_version
-from services.trainer.runs.record import CHECKPOINT_FILE, Run, RunState, read_run
+from services.trainer.runs.folder import CHECKPOINT_FILE, PROGRESS_FILE
+from services.trainer.runs.progress import finished_epochs, read_progress
 from tests.end_to_end.pictures import cat
 from tests.end_to_end.suite import AIMASS, clean_environment, eventually, poll
 
@@ -22,21 +25,21 @@ TINY = (
     "network_options.widths=[8, 8, 8]",
     "network_options.depths=[0, 0, 0]",
 )
+SETTINGS = [argument for assignment in TINY for argument in ("--set", assignment)]
 
 
 @dataclass(frozen=True)
-class Trained:
-    """How an `aimass train` ended."""
+class Told:
+    """How a command ended."""
 
     code: int
     printed: str
     complained: str
-    run: Run
 
 
 @pytest.fixture(scope="module")
 def suite(suites):
-    """The suite of one process, with the starter model as version 1 of a model that will get a second version."""
+    """The suite of one process, with the starter model as version 1 of a model that will get further versions."""
     suite = suites["pipeline"]
     with grpc.insecure_channel(f"127.0.0.1:{suite.ports.inference}") as channel:
         assert publish_version(channel, MODEL, STARTER / "cifar10" / "1").version == 1
@@ -44,65 +47,104 @@ def suite(suites):
 
 
 @pytest.fixture(scope="module")
-def train(suite, tmp_path_factory):
-    """A function that runs `aimass train` with arguments, broken off after an epoch where that is asked for."""
-    home = tmp_path_factory.mktemp("home")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def aimass(suite, home):
+    """A function that runs `aimass` with arguments, broken off after an epoch where that is asked for."""
     address = f"127.0.0.1:{suite.ports.inference}"
     environment = clean_environment(AIMASS_HOME=str(home), TRAINER_INFERENCE_ADDRESS=address)
 
-    def train(*arguments, interrupt=False):
+    def aimass(*arguments, interrupt=False):
         with (home / "stdout").open("wb") as stdout, (home / "stderr").open("wb") as stderr:
-            process = subprocess.Popen([AIMASS, "train", *arguments], env=environment, stdout=stdout, stderr=stderr)
+            command = [AIMASS, *arguments]
+            process = subprocess.Popen(command, env=environment, cwd=home, stdout=stdout, stderr=stderr)
         try:
             if interrupt:
                 poll(lambda: any(home.glob(f"runs/*/{CHECKPOINT_FILE}")), process, home)
                 process.send_signal(signal.SIGINT)
-            code = process.wait(60)
+            code = process.wait(100)
         finally:
             process.kill()
-        (folder,) = home.glob("runs/*")
-        return Trained(code, (home / "stdout").read_text(), (home / "stderr").read_text(), read_run(folder))
+        return Told(code, (home / "stdout").read_text(), (home / "stderr").read_text())
 
     # A shell lets what it runs in the background ignore SIGINT, and that is handed on to children.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield train
+    yield aimass
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.fixture(scope="module")
-def interrupted(train):
-    """A run that was broken off after its first epoch."""
-    options = [argument for assignment in TINY for argument in ("--set", assignment)]
-    return train("--data", "cifar10-slice", *options, interrupt=True)
+def epochs_of(home, run):
+    """The finished epochs of a run, without what depends on the time it took."""
+    entries = [entry for _, entry in read_progress(Path(home) / "runs" / run / PROGRESS_FILE)]
+    timed = ("seconds", "images_per_second")
+    return {
+        number: {name: value for name, value in epoch.figures.items() if name not in timed}
+        for number, epoch in finished_epochs(entries).items()
+    }
 
 
 @pytest.fixture(scope="module")
-def resumed(train, interrupted):
+def interrupted(aimass, home):
+    """A run that was broken off after its first epoch, and the epochs that it had finished by then."""
+    told = aimass("train", "--data", "cifar10-slice", *SETTINGS, interrupt=True)
+    (folder,) = home.glob("runs/*")
+    return told, folder.name, epochs_of(home, folder.name)
+
+
+@pytest.fixture(scope="module")
+def resumed(aimass, interrupted):
     """The same run after the command that the first one printed, with the wish that its result serve."""
-    arguments = re.search(r"if it is interrupted, `aimass train (.*)` goes on", interrupted.printed)[1]
-    return train(*arguments.split(), "--publish", "--stable", "--model", MODEL)
+    told, _, _ = interrupted
+    arguments = re.search(r"if it is interrupted, `aimass train (.*)` goes on", told.printed)[1]
+    return aimass("train", *arguments.split(), "--publish", "--stable", "--model", MODEL)
 
 
-def test_the_data_set_is_named_before_training_begins(interrupted):
-    assert "data set cifar10-slice (4500 train, 500 validation, 1000 test)\n" in interrupted.printed
+@pytest.fixture(scope="module")
+def run(interrupted, resumed):
+    """The name of a run that has succeeded."""
+    assert resumed.code == 0, resumed.complained
+    return interrupted[1]
 
 
 def test_ctrl_c_ends_a_run_with_a_sentence_and_keeps_its_epochs(interrupted):
-    assert interrupted.code == 1
-    assert "error: interrupted" in interrupted.complained
-    assert "Traceback" not in interrupted.complained
-    assert interrupted.run.state is RunState.FAILED
-    assert interrupted.run.reason == f"interrupted; `aimass train --run-id {interrupted.run.id}` goes on"
-    assert 1 <= len(interrupted.run.history) < EPOCHS
+    told, run, epochs = interrupted
+
+    assert told.code == 1
+    assert "error: interrupted" in told.complained
+    assert "Traceback" not in told.complained
+    assert f"`aimass train --run-id {run}` goes on" in told.printed
+    assert 1 <= len(epochs) < EPOCHS
 
 
-def test_the_name_alone_goes_on_with_the_options_and_the_epochs_of_a_run(interrupted, resumed):
-    before, after = interrupted.run, resumed.run
+def test_the_name_alone_goes_on_with_the_options_and_the_epochs_of_a_run(interrupted, run, home):
+    _, _, before = interrupted
+    after = epochs_of(home, run)
 
-    assert (resumed.code, after.state) == (0, RunState.SUCCEEDED)
-    assert (after.id, after.options) == (before.id, before.options)
-    assert after.history[: len(before.history)] == before.history
-    assert [result.epoch for result in after.history] == list(range(1, EPOCHS + 1))
+    assert {number: after[number] for number in before} == before
+    assert sorted(after) == list(range(1, EPOCHS + 1))
+
+
+def test_the_end_of_a_run_shows_its_curves_and_its_figures(resumed):
+    assert re.search(r"validation accuracy +[▁▂▃▄▅▆▇█]{5}  0\.\d+ -> 0\.\d+", resumed.printed)
+    assert re.search(r"test_accuracy +0\.\d+", resumed.printed)
+
+
+@pytest.mark.parametrize("given", [["fast"], ["--set", "epochs=1"]], ids=" ".join)
+def test_a_run_that_exists_takes_no_other_options(aimass, run, given):
+    told = aimass("train", *given, "--run-id", run)
+
+    assert told.code == 1
+    assert told.complained.startswith(f"error: run '{run}' exists already; name it without other options to go on")
+
+
+def test_a_finished_run_is_not_trained_again(aimass, run):
+    told = aimass("train", "--run-id", run)
+
+    assert told.code == 1
+    assert told.complained.startswith(f"error: run '{run}' has succeeded already; send it with --publish or")
 
 
 async def test_a_trained_version_that_is_stable_answers_over_http_with_its_labels(suite, resumed):
@@ -116,3 +158,54 @@ async def test_a_trained_version_that_is_stable_answers_over_http_with_its_label
     assert f"published as version 2 of {MODEL}, which serves now" in resumed.printed
     assert len({each["label"] for each in answer["predictions"]}) == 10
     assert sum(each["probability"] for each in answer["predictions"]) == pytest.approx(1, abs=1e-4)
+
+
+def test_runs_are_listed_and_shown(aimass, run):
+    listed, shown = aimass("runs"), aimass("runs", run)
+
+    assert run in listed.printed
+    assert "SUCCEEDED" in listed.printed
+    assert re.search(r"validation accuracy +[▁▂▃▄▅▆▇█]{5}", shown.printed)
+    assert '"epochs": 5' in shown.printed
+
+
+def test_a_model_is_exported_to_a_folder(aimass, run, home):
+    told = aimass("export", run, "--to", str(home / "exported"))
+
+    assert told.code == 0, told.complained
+    manifest = json.loads((home / "exported" / "model.json").read_text())
+    assert manifest["training"]["run_id"] == run
+    assert (home / "exported" / "model.onnx").stat().st_size == manifest["graph"]["size_bytes"]
+    assert "<html" in (home / "exported" / "card.html").read_text()
+
+
+def test_an_int8_version_is_made_measured_and_published(aimass, run):
+    told = aimass("export", run, "--precision", "int8", "--publish", "--model", "smaller")
+
+    assert told.code == 0, told.complained
+    assert re.search(r"speedup +\d", told.printed)
+    assert "published as version 1 of smaller, without traffic" in told.printed
+
+
+def test_a_run_is_evaluated_under_noise_and_attack(aimass, run):
+    told = aimass("evaluate", run, "--samples", "50")
+
+    assert told.code == 0, told.complained
+    assert re.search(r"corrupted_accuracy +0\.\d", told.printed)
+    assert re.search(r"pgd_8_accuracy +0", told.printed)
+
+
+def test_a_run_is_copied_to_mlflow(aimass, run, home):
+    told = aimass("runs", run, "--mlflow", f"sqlite:///{home / 'mlflow.db'}")
+
+    assert told.code == 0, told.complained
+    assert f"{run} is run " in told.printed
+
+
+def test_a_search_ends_with_the_model_of_its_best_trial(aimass):
+    space = ["--space", "learning_rate=0.01..1:log", "--space", "batch_size=128,256"]
+    told = aimass("tune", *space, "--trials", "2", *SETTINGS, "--set", "epochs=1", "--run-id", "search")
+
+    assert told.code == 0, told.complained
+    assert "run search succeeded on cifar10-slice" in told.printed
+    assert re.search(r"trials +2", told.printed)

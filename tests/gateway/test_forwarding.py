@@ -15,8 +15,8 @@ from aimass.inference.v1 import lifecycle_pb2
 from aimass.open_inference import grpc_service_pb2 as pb
 from aimass.open_inference.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 from aimass.starter import STARTER
-from aimass.trainer.v1 import trainer_pb2
-from aimass.trainer.v1.trainer_pb2_grpc import TrainerServiceStub
+from aimass.trainer.v1 import training_pb2
+from aimass.trainer.v1.training_pb2_grpc import TrainingServiceStub
 from gateway.forwarding import forwarded_service
 from services.common.manifest import DIGEST_PARAMETER
 from services.common.server import Service
@@ -273,7 +273,8 @@ def test_reflection_lists_and_describes_what_the_public_port_offers(channel):
 
     assert services == {
         "aimass.gateway.v1.GatewayService",
-        "aimass.trainer.v1.TrainerService",
+        "aimass.trainer.v1.DataService",
+        "aimass.trainer.v1.TrainingService",
         "inference.GRPCInferenceService",
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
@@ -283,10 +284,10 @@ def test_reflection_lists_and_describes_what_the_public_port_offers(channel):
 
 
 def test_the_trainers_recipes_and_runs_are_reached_through_the_gateway(channel):
-    trainer = TrainerServiceStub(channel)
+    trainer = TrainingServiceStub(channel)
 
-    recipes = trainer.ListRecipes(trainer_pb2.ListRecipesRequest()).recipes
-    runs = trainer.ListRuns(trainer_pb2.ListRunsRequest()).runs
+    recipes = trainer.ListRecipes(training_pb2.ListRecipesRequest()).recipes
+    runs = trainer.ListRuns(training_pb2.ListRunsRequest()).runs
 
     assert {"quick", "fast"} <= {recipe.name for recipe in recipes}
     assert list(runs) == []
@@ -294,7 +295,7 @@ def test_the_trainers_recipes_and_runs_are_reached_through_the_gateway(channel):
 
 def test_an_unknown_run_is_not_found_through_the_gateway(channel):
     with pytest.raises(grpc.RpcError) as caught:
-        TrainerServiceStub(channel).GetRun(trainer_pb2.GetRunRequest(id="nothing"))
+        TrainingServiceStub(channel).GetRun(training_pb2.GetRunRequest(id="nothing"))
 
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
     assert "'nothing'" in caught.value.details()

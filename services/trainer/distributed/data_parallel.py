@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
@@ -81,13 +82,13 @@ def joined(device: torch.device) -> Iterator[Group]:
     dist.destroy_process_group()
 
 
-def _fresh_store() -> dist.Store:
+def _fresh_store() -> Store:
     """Return torchrun's store, where workers find each other, without what those before a restart have left there.
 
     Torch keeps the store and its names across restarts: now and then a worker would look for a dead one, for ever.
     """
     store, _, _ = next(rendezvous("env://"))
-    return dist.PrefixStore(f"attempt-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    return PrefixStore(f"attempt-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
 
 
 def _take_gpu(rank: int, count: int) -> None:

@@ -3,6 +3,7 @@
 import math
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,17 +94,34 @@ def compare_graphs(
     )
     quality = compare_quality(before, after, margin)
     speeds = tuple(measure_speed(*sessions, validation.images, size) for size in BATCH_SIZES)
-    slowest = min(speeds, key=lambda speed: speed.ratio_low)
-    faster = slowest.ratio_low > 1
+    chosen, reason = verdict(quality, speeds)
     return Choice(
-        chosen=quality.not_worse and faster,
-        reason=_reason(quality, slowest, faster),
+        chosen=chosen,
+        reason=reason,
         threads=threads,
         parent_bytes=parent.stat().st_size,
         candidate_bytes=candidate.stat().st_size,
         quality=quality,
         speeds=speeds,
     )
+
+
+def verdict(quality: Quality, speeds: Sequence[Speed]) -> tuple[bool, str]:
+    """Return whether the candidate is chosen, and one sentence with the figures that decide."""
+    difference = 100 * (quality.candidate_correct - quality.parent_correct) / quality.samples
+    accuracy = (
+        f"{difference:+.2f} points of accuracy on {quality.samples} samples ({quality.lost} lost, {quality.won} won, "
+        f"p {quality.p_value:.2g} against a loss of {100 * quality.margin:g} points)"
+    )
+    slowest = min(speeds, key=lambda speed: speed.ratio_low)
+    speed = f"{slowest.ratio:.2f} times as fast at batch {slowest.batch_size}, where it gains least"
+    if not quality.not_worse:
+        needed = samples_needed(quality.margin)
+        few = f"; {needed} samples are the fewest that can decide" if quality.samples < needed else ""
+        return False, f"not chosen: {accuracy}{few}"
+    if slowest.ratio_low <= 1:
+        return False, f"not chosen: {speed}"
+    return True, f"chosen: {accuracy}, {speed}"
 
 
 def compare_quality(parent: NDArray[np.bool_], candidate: NDArray[np.bool_], margin: float = MARGIN) -> Quality:
@@ -194,17 +212,3 @@ def _seconds(session: Any, batch: NDArray[np.uint8], repeats: int) -> float:
     for _ in range(repeats):
         session.run([OUTPUT], {INPUT: batch})
     return (time.perf_counter() - started) / repeats
-
-
-def _reason(quality: Quality, slowest: Speed, faster: bool) -> str:
-    difference = 100 * (quality.candidate_correct - quality.parent_correct) / quality.samples
-    accuracy = (
-        f"{difference:+.2f} points of accuracy on {quality.samples} samples ({quality.lost} lost, {quality.won} won, "
-        f"p {quality.p_value:.2g} against a loss of {100 * quality.margin:g} points)"
-    )
-    speed = f"{slowest.ratio:.2f} times as fast at batch {slowest.batch_size}, where it gains least"
-    if quality.not_worse and faster:
-        return f"chosen: {accuracy}, {speed}"
-    if not quality.not_worse and quality.samples < samples_needed(quality.margin):
-        return f"not chosen: {accuracy}; {samples_needed(quality.margin)} samples are the fewest that can decide"
-    return f"not chosen: {accuracy if not quality.not_worse else speed}"

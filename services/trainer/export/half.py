@@ -41,7 +41,8 @@ def export_half(model: Classifier, path: Path, image_shape: tuple[int, int, int]
     because its squares would overflow above 255. ONNX Runtime's own converter rounds to float16 between nodes that
     were to stay in float32, so the network itself is converted, and the exporter writes what torch computes.
 
-    It pays on GPUs. On x86 CPUs ONNX Runtime has no float16 kernels for convolutions and converts around every node.
+    It pays on GPUs. On x86 CPUs ONNX Runtime has no float16 kernels for convolutions and computes them in float32: on a
+    Xeon, one thread, `residual` and `alexnet-small` were 0.88 to 1.04 times as fast as in float32, medians of 5 rounds.
 
     Args:
         model: Stays as it is.

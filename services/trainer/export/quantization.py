@@ -10,9 +10,10 @@ into forms that integer kernels take whole before it is quantised:
 - The sum of squares of a local response normalisation, a convolution with a band, is quantised like any convolution;
   the roots and the division are not.
 
-On two cores of a Xeon with AMX the starter model is 3.2 times as fast as in float32 (1.9 times without the new forms),
-AlexNet at 227 pixels 2.9 to 3.2 times (1.5), one without response normalisation 4.1 to 4.5 times; one thread, batches
-of 1, 8 and 32, medians of 7 interleaved rounds.
+On a Xeon with AMX, one thread, the starter model is 3.2 to 3.5 times as fast as in float32 (1.9 to 2.0 times before it
+is brought into these forms), AlexNet at 227 pixels 2.5 to 3.2 times (1.5), `alexnet-small` 3.0 to 3.5 times and without
+response normalisation 3.8 to 4.5 times: batches of 1, 8 and 32, medians of 5 to 7 interleaved rounds on a shared
+machine.
 """
 
 import os

@@ -1,21 +1,26 @@
 """One run as its process sees it."""
 
 import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 
 from services.trainer.jobs.reporting import Reporter
 from services.trainer.options import TuningOptions
 from services.trainer.runs.folder import RunFolder
+from services.trainer.runs.launcher import INTERRUPTED
 from services.trainer.runs.record import Request
 from services.trainer.settings import TrainerSettings
 
 
 class StopRequest:
-    """Remembers that this process was asked to end: the training loop looks here after every step."""
+    """The wish of others that this process ends; it does so at once, save in blocks that `delayed` holds open."""
 
     def __init__(self) -> None:
         self._asked = False
+        self._delayed = False
 
     def __call__(self) -> bool:
         """Whether it was."""
@@ -26,8 +31,21 @@ class StopRequest:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._ask)
 
+    @contextmanager
+    def delayed(self) -> Iterator[None]:
+        """Only remember the wish until the block ends, which asks for it and comes to an end where it can go on."""
+        self._delayed = True
+        try:
+            yield
+        finally:
+            self._delayed = False
+            if self._asked:
+                sys.exit(INTERRUPTED)
+
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
+        if not self._delayed:
+            sys.exit(INTERRUPTED)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Self
 from torch.utils.tensorboard import SummaryWriter
 
 from services.trainer.runs.folder import PROGRESS_FILE, RunFolder
-from services.trainer.runs.progress import Progress, ProgressWriter, finished_epochs, read_progress
+from services.trainer.runs.progress import Progress, ProgressWriter, finite, read_epochs
 from services.trainer.training.results import EpochResult, StepResult
 
 TENSORBOARD_FOLDER = "tensorboard"
@@ -21,7 +21,7 @@ class Reporter:
 
     def __init__(self, folder: RunFolder) -> None:
         path = folder / PROGRESS_FILE
-        self._known = set(finished_epochs([entry for _, entry in read_progress(path)])) if path.exists() else set()
+        self._newest = read_epochs(path)
         self._lines = ProgressWriter(path)
         self._events = SummaryWriter(str(folder / TENSORBOARD_FOLDER))
         self._stage = ""
@@ -33,11 +33,14 @@ class Reporter:
         if name == self._stage and 0 < fraction < 1 and now - self._told < STAGE_SECONDS:
             return
         self._stage, self._told = name, now
-        self._lines.append(Progress(time=now, kind="stage", stage=name, fraction=fraction, figures=dict(figures or {})))
+        self._lines.append(
+            Progress(time=now, kind="stage", stage=name, fraction=fraction, figures=finite(figures or {}))
+        )
 
     def step(self, result: StepResult) -> None:
         """Tell the figures of the last steps of training."""
-        figures = result.model_dump(include={"train_loss", "learning_rate", "images_per_second", "steps_per_second"})
+        names = {"train_loss", "learning_rate", "images_per_second", "steps_per_second"}
+        figures = finite(result.model_dump(include=names))
         self._lines.append(
             Progress(
                 time=time.time(),
@@ -55,9 +58,10 @@ class Reporter:
 
     def epoch(self, result: EpochResult, epochs: int) -> None:
         """Tell the figures of an epoch whose checkpoint is safe; one that was told before is not told again."""
-        if result.epoch in self._known:
+        if result.epoch <= self._newest:
             return
-        figures = result.model_dump(exclude={"epoch"})
+        self._newest = result.epoch
+        figures = finite(result.model_dump(exclude={"epoch"}))
         self._lines.append(
             Progress(
                 time=time.time(),
@@ -70,6 +74,7 @@ class Reporter:
             )
         )
         self._scalars("epoch", figures, result.epoch)
+        self._events.flush()
 
     def _scalars(self, group: str, figures: Mapping[str, float], at: int) -> None:
         for name, value in figures.items():

@@ -74,6 +74,7 @@ def find_run(source: str, settings: TrainerSettings) -> RunFolder:
     Raises:
         InvalidInput: *source* is neither.
         NotFound: There is no such run, or the version was not made by a run on this machine.
+        Conflict: The run has no model.
         NotReady: Inference does not answer.
     """
     if source.startswith("run:"):

@@ -27,7 +27,6 @@ from services.trainer.networks.classifier import Classifier
 from services.trainer.networks.weights import load_weights, save_weights
 from services.trainer.options import TrainingOptions
 from services.trainer.runs.folder import (
-    BEST_FILE,
     CHECKPOINT_FILE,
     DATASET_FILE,
     WEIGHTS_FILE,
@@ -68,19 +67,17 @@ def run_training(job: Job) -> Outcome:
     device = prepare(options, job.threads)
     with joined(device) as group:
         task = make_task(job, options)
-        described = remember_samples(job, task.dataset)
+        described = remember_samples(job, task.dataset, first=group.rank == 0)
         check_disk(job, task.model)
         job.reporter.stage("prepare", 1.0)
-        history = _fit(job, task, device, group)
+        with job.stop.delayed():
+            history = _fit(job, task, device, group)
+    if group.rank:  # the first worker finishes for all
+        return Outcome(state=RunState.SUCCEEDED, finish_time=now())
     model, dataset = task.model, task.dataset
     model.temperature = fit_temperature(predict(model, dataset.validation), dataset.validation.labels)
-    if group.rank == 0:
-        save_weights(model, job.folder / WEIGHTS_FILE, options, dataset.labels)
-        metrics = finish_model(job, model, dataset, described, options, history)
-        for name in (CHECKPOINT_FILE, BEST_FILE):
-            (job.folder / name).unlink(missing_ok=True)
-    else:
-        metrics = {}
+    save_weights(model, job.folder / WEIGHTS_FILE, options, dataset.labels)
+    metrics = finish_model(job, model, dataset, described, options, history)
     return Outcome(state=RunState.SUCCEEDED, dataset=described, metrics=metrics, finish_time=now())
 
 
@@ -99,9 +96,7 @@ def finish_model(
         dataset,
         training_record(job, options.recipe, options.model_dump(mode="json"), described, seconds),
         metrics={
-            "validation_accuracy": max(result.validation_accuracy for result in history)
-            if options.keep == "best"
-            else history[-1].validation_accuracy,
+            "validation_accuracy": kept_accuracy(options, history),
             "temperature": model.temperature,
             **export_model(job, model, dataset),
         },
@@ -109,6 +104,12 @@ def finish_model(
         history={result.epoch: result.model_dump(exclude={"epoch"}) for result in history},
         parent=read_card(find_run(options.start_from, job.settings)) if options.start_from else None,
     )
+
+
+def kept_accuracy(options: TrainingOptions, history: list[EpochResult]) -> float:
+    """Return the validation accuracy of the epoch whose weights are kept."""
+    accuracies = [result.validation_accuracy for result in history]
+    return max(accuracies) if options.keep == "best" else accuracies[-1]
 
 
 def make_task(job: Job, options: TrainingOptions) -> Task:
@@ -132,11 +133,16 @@ def task_in(folder: Path) -> Task:
         return task
     process = ExitStack()  # the teacher stays open for as long as this process lives
     atexit.register(process.close)
-    return replace(task, loss=process.enter_context(_training_loss(job, task)))
+    return replace(task, loss=process.enter_context(training_loss(job, task.options, task.dataset)))
 
 
-def remember_samples(job: Job, dataset: Dataset) -> manifest.Dataset:
-    """Return the identity of *dataset*; the first process of the run writes it down, later ones must have the same.
+def remember_samples(job: Job, dataset: Dataset, *, first: bool = True) -> manifest.Dataset:
+    """Return the identity of *dataset*, which must stay the same for as long as the run lives.
+
+    Args:
+        job: The run, whose first life writes it down.
+        dataset: Of this life.
+        first: Whether this process writes; of several workers, one does.
 
     Raises:
         Conflict: The run was begun with other samples.
@@ -148,7 +154,7 @@ def remember_samples(job: Job, dataset: Dataset) -> manifest.Dataset:
             f"run {job.request.id!r} was begun with other samples of {dataset.name}; bring them back, or begin a "
             "new run"
         )
-    if before is None:
+    if before is None and first:
         write_document(job.folder / DATASET_FILE, described)
     return described
 
@@ -213,7 +219,7 @@ def _fit(job: Job, task: Task, device: torch.device, group: Group) -> list[Epoch
             checkpoint=checkpoint,
             watcher=watcher,
         )
-    with _training_loss(job, task) as loss:
+    with training_loss(job, options, task.dataset) as loss:
         return train(
             task.model,
             task.dataset,
@@ -227,11 +233,15 @@ def _fit(job: Job, task: Task, device: torch.device, group: Group) -> list[Epoch
 
 
 @contextmanager
-def _training_loss(job: Job, task: Task) -> Iterator[Loss | None]:
-    """Hold the teacher, where there is one, for as long as the block lasts."""
-    source = task.options.distillation.teacher
+def training_loss(job: Job, options: TrainingOptions, dataset: Dataset) -> Iterator[Loss | None]:
+    """Give the loss with a teacher, where *options* name one, and hold it for as long as the block lasts.
+
+    Raises:
+        ServiceError: As `open_teacher`.
+    """
+    source = options.distillation.teacher
     if not source:
         yield None
         return
-    with open_teacher(source, task.dataset.labels, job.settings, job.threads) as teacher:
-        yield distilled(teacher, task.options)
+    with open_teacher(source, dataset.labels, job.settings, job.threads) as teacher:
+        yield distilled(teacher, options)

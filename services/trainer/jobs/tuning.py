@@ -3,25 +3,33 @@
 import json
 import shutil
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import structlog
+import torch
 from pydantic import BaseModel, ConfigDict
 
 from services.common.errors import InvalidInput, Unsupported
+from services.trainer.data.datasets import Dataset
 from services.trainer.evaluation.figures import fit_temperature
 from services.trainer.jobs.job import Job
 from services.trainer.jobs.sources import load_samples
-from services.trainer.jobs.training import check_disk, finish_model, remember_samples
+from services.trainer.jobs.training import (
+    check_disk,
+    finish_model,
+    kept_accuracy,
+    remember_samples,
+    starting_model,
+    training_loss,
+)
+from services.trainer.networks.classifier import Classifier
 from services.trainer.networks.weights import load_weights, save_weights
 from services.trainer.options import Range, TrainingOptions, TuningOptions
 from services.trainer.runs.folder import CHECKPOINT_FILE, WEIGHTS_FILE, read_document, write_document, write_text
 from services.trainer.runs.record import Outcome, RunState, now
 from services.trainer.training.hardware import prepare
 from services.trainer.training.loop import Watcher, train
-from services.trainer.training.model import build_model
 from services.trainer.training.prediction import predict
 from services.trainer.training.results import EpochResult
 
@@ -31,6 +39,11 @@ TRIALS_FILE = "trials.json"
 """What was tried and what came of it, best first."""
 STUDY_FILE = "study.db"
 BEST_TRIAL_FILE = "best.json"
+_OF_ALL_TRIALS = (
+    "dataset", "pixels", "validation_fraction", "test_fraction", "clean", "start_from", "replay", "seed", "workers",
+)  # fmt: skip
+"""Options that all trials share, or they could not be compared: most of them decide on the samples."""
+_SEEDS = 2**32
 
 
 class BestTrial(BaseModel):
@@ -49,11 +62,12 @@ def run_tuning(job: Job) -> Outcome:
 
     Raises:
         Unsupported: The extra `tuning` is not installed.
-        InvalidInput: Not one trial came to an end.
+        InvalidInput: The space holds what trials must share, or not one trial came to an end.
         Interrupted: The job was asked to stop.
     """
     options = job.request.options
     assert isinstance(options, TuningOptions)
+    check_space(options)
     job.reporter.stage("prepare")
     device = prepare(options.training, job.threads)
     dataset = load_samples(job, options.training)
@@ -62,26 +76,26 @@ def run_tuning(job: Job) -> Outcome:
     while (trial := search.next_trial()) is not None:
         job.reporter.stage("search", trial.number / options.trials)
         chosen = options.trial(trial.values)
-        model = build_model(dataset, chosen, allow_code=job.request.trusted)
-        check_disk(job, model)
-        watcher = Watcher(on_step=job.reporter.step, on_epoch=partial(search.report, trial), should_stop=job.stop)
         trial.folder.mkdir(parents=True, exist_ok=True)
         try:
-            path = trial.folder / CHECKPOINT_FILE
-            history = train(model, dataset, chosen, device=device, checkpoint=path, watcher=watcher)
+            with job.stop.delayed():
+                model, history = _train(job, search, trial, chosen, dataset, device)
         except Hopeless:
             search.end(trial, "PRUNED")
         except InvalidInput as error:  # a rate that diverges is a result of the search, not its end
             log.info("trial failed", trial=trial.number, values=trial.values, reason=error.message)
             search.end(trial, "FAIL")
         else:
-            if history[-1].validation_accuracy > search.best_accuracy:
+            accuracy = kept_accuracy(chosen, history)
+            if accuracy > search.best_accuracy:
                 model.temperature = fit_temperature(predict(model, dataset.validation), dataset.validation.labels)
                 save_weights(model, job.folder / WEIGHTS_FILE, chosen, dataset.labels)
                 write_document(job.folder / BEST_TRIAL_FILE, BestTrial(options=chosen, history=tuple(history)))
-            search.end(trial, "COMPLETE", history[-1].validation_accuracy)
+            search.end(trial, "COMPLETE", accuracy)
         shutil.rmtree(trial.folder)
         search.write(job.folder / TRIALS_FILE)
+    shutil.rmtree(search.folder, ignore_errors=True)  # what a process that was killed here and there has left
+    search.write(job.folder / TRIALS_FILE)
     best = read_document(job.folder / BEST_TRIAL_FILE, BestTrial)
     if best is None:
         raise InvalidInput("no trial came to an end; narrow the space, most of all learning_rate", field="space")
@@ -89,6 +103,51 @@ def run_tuning(job: Job) -> Outcome:
     metrics = finish_model(job, model, dataset, described, best.options, list(best.history))
     metrics["trials"] = float(options.trials)
     return Outcome(state=RunState.SUCCEEDED, dataset=described, metrics=metrics, finish_time=now())
+
+
+def check_space(options: TuningOptions) -> None:
+    """Refuse a search whose trials would not be trained on the same samples, each by one process.
+
+    Raises:
+        InvalidInput: Of such a search.
+    """
+    for name in options.space:
+        if name.partition(".")[0] in _OF_ALL_TRIALS:
+            raise InvalidInput(
+                f"space has {name}, which all trials share to be comparable; set it in the options that the search "
+                "starts from",
+                field="space",
+            )
+    if options.training.workers.count > 1:
+        raise InvalidInput(
+            f"workers.count is {options.training.workers.count}, and trials are trained by one process each; set it "
+            "to 1",
+            field="workers.count",
+        )
+
+
+def _train(
+    job: Job, search: "Search", trial: "SearchTrial", options: TrainingOptions, dataset: Dataset, device: torch.device
+) -> tuple[Classifier, list[EpochResult]]:
+    """Train *trial* from where it is, and tell of each epoch.
+
+    Raises:
+        Hopeless: It is not worth going on.
+    """
+    assert isinstance(job.request.options, TuningOptions)
+    epochs = job.request.options.trials * options.epochs
+
+    def on_epoch(result: EpochResult) -> None:
+        done = search.report(trial, result)
+        job.reporter.epoch(result.model_copy(update={"epoch": done}), max(epochs, done))
+        search.judge(trial)
+
+    model = starting_model(job, options, dataset)
+    check_disk(job, model)
+    watcher = Watcher(on_step=job.reporter.step, on_epoch=on_epoch, should_stop=job.stop)
+    with training_loss(job, options, dataset) as loss:
+        checkpoint = trial.folder / CHECKPOINT_FILE
+        return model, train(model, dataset, options, device=device, loss=loss, checkpoint=checkpoint, watcher=watcher)
 
 
 class Hopeless(Exception):
@@ -123,13 +182,13 @@ class Search:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._optuna = optuna
         self._options = options
-        self._folder = job.folder.path / "trials"
+        self.folder = job.folder.path / "trials"
+        """Of the checkpoints, until the search is over."""
         self._study = optuna.create_study(
             storage=f"sqlite:///{job.folder / STUDY_FILE}",
             study_name=job.request.id,
             load_if_exists=True,
             direction="maximize",
-            sampler=optuna.samplers.TPESampler(seed=options.seed),
             pruner={
                 "none": optuna.pruners.NopPruner,
                 "median": optuna.pruners.MedianPruner,
@@ -145,9 +204,13 @@ class Search:
     def next_trial(self) -> SearchTrial | None:
         """Return the trial that was interrupted or else a new one; none when all are done."""
         interrupted = self._trials("RUNNING")
+        begun = len(self._study.trials) - len(self._trials("WAITING"))
+        # A seed for each trial: a search that was interrupted draws what it would have drawn.
+        seed = self._options.seed + (interrupted[0].number if interrupted else begun)
+        self._study.sampler = self._optuna.samplers.TPESampler(seed=seed % _SEEDS)
         if interrupted:
             trial = self._optuna.Trial(self._study, interrupted[0]._trial_id)
-        elif len(self._study.trials) < self._options.trials:
+        elif begun < self._options.trials:
             if not self._study.trials:  # what is known to train well comes first
                 self._study.enqueue_trial(
                     {name: self._stored(name, value) for name, value in self._first_values().items()}
@@ -156,15 +219,21 @@ class Search:
         else:
             return None
         values = {name: self._suggest(trial, name, values) for name, values in self._options.space.items()}
-        return SearchTrial(trial.number, values, self._folder / str(trial.number), trial)
+        return SearchTrial(trial.number, values, self.folder / str(trial.number), trial)
 
-    def report(self, trial: SearchTrial, result: EpochResult) -> None:
-        """Tell the study of an epoch.
+    def report(self, trial: SearchTrial, result: EpochResult) -> int:
+        """Tell the study of an epoch, and return how many it knows of all trials up to this one."""
+        known = [self._epochs(each) for each in self._study.trials]
+        if result.epoch > known[trial.number]:
+            trial.trial.report(result.validation_accuracy, result.epoch)
+        return sum(known[: trial.number]) + result.epoch
+
+    def judge(self, trial: SearchTrial) -> None:
+        """Compare *trial* with those before.
 
         Raises:
             Hopeless: The pruner ends the trial.
         """
-        trial.trial.report(result.validation_accuracy, result.epoch)
         if trial.trial.should_prune():
             raise Hopeless
 
@@ -179,12 +248,15 @@ class Search:
                 "trial": trial.number,
                 "state": trial.state.name,
                 "validation_accuracy": trial.value,
-                "epochs": len(trial.intermediate_values),
+                "epochs": self._epochs(trial),
                 "values": {name: self._value(name, value) for name, value in trial.params.items()},
             }
-            for trial in sorted(self._study.trials, key=lambda trial: trial.value or 0.0, reverse=True)
+            for trial in sorted(self._study.trials, key=_rank, reverse=True)
         ]
         write_text(path, json.dumps(rows, indent=1) + "\n")
+
+    def _epochs(self, trial: Any) -> int:
+        return len(trial.intermediate_values)
 
     def _trials(self, state: str) -> list[Any]:
         return [trial for trial in self._study.trials if trial.state.name == state]
@@ -195,10 +267,10 @@ class Search:
         return {name: value for name, value in values.items() if self._options.space[name].admits(value)}
 
     def _present(self, name: str) -> Any:
-        """Return what the options that the search starts from have for *name*."""
+        """Return what the options that the search starts from have for *name*, if anything."""
         value: Any = self._options.training.model_dump(mode="json")
         for part in name.split("."):
-            value = value[part]
+            value = value.get(part) if isinstance(value, dict) else None
         return value
 
     def _suggest(self, trial: Any, name: str, values: Range) -> Any:
@@ -217,3 +289,8 @@ class Search:
 
     def _value(self, name: str, stored: Any) -> Any:
         return json.loads(stored) if self._options.space[name].choices else stored
+
+
+def _rank(trial: Any) -> tuple[bool, float]:
+    """By which trials are sorted: those that came to their end above those that were stopped."""
+    return trial.state.name == "COMPLETE", trial.value or 0.0

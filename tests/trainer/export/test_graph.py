@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from services.common.errors import Conflict, Unsupported
 from services.trainer.data.datasets import Dataset
-from services.trainer.export.graph import check_parity, export_graph, make_golden, open_graph, run_graph
 from services.trainer.data.samples import Samples
 from services.trainer.export import graph as graph_module
+from services.trainer.export.graph import check_parity, export_graph, make_golden, open_graph, run_graph
 from services.trainer.networks.building import build_network
 from services.trainer.networks.classifier import Classifier, Views
 from services.trainer.options import TrainingOptions
@@ -123,16 +123,12 @@ def a_classifier(name: str, options: dict[str, Any], images: NDArray[np.uint8], 
 @pytest.mark.parametrize(
     ("name", "options", "views"),
     [
-        ("residual", {"widths": [8, 12, 16], "depths": [0, 1, 1]}, 2),
         ("residual", {"widths": [8, 12, 16], "depths": [0, 1, 1]}, 6),
         ("alexnet", {}, 1),
         ("alexnet-small", {"head": [32], "norm": "lrn"}, 1),
         ("alexnet-small", {"head": [32], "norm": "batch", "input_side": 40}, 1),
-        ("alexnet-small", {"head": [32], "norm": "none"}, 2),
         ("torchvision:resnet18", {}, 1),
-        ("torchvision:resnet18", {"small_images": True}, 1),
         ("torchvision:mobilenet_v3_small", {"input_side": 64}, 1),
-        ("torchvision:vgg11_bn", {}, 1),
     ],
 )
 def test_every_network_s_graph_computes_what_the_network_does(

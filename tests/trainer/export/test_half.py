@@ -86,11 +86,8 @@ def test_weights_are_float16(half: Path) -> None:
     assert {each.data_type for each in weights} == {TensorProto.FLOAT16}
 
 
-@pytest.mark.parametrize("input_side", [32, 40])
-def test_response_norms_of_large_values_stay_right(
-    input_side: int, tmp_path: Path, slice_samples: tuple[Samples, Samples]
-) -> None:
-    large = build("alexnet-small", {"head": [32], "input_side": input_side}, slice_samples[0])
+def test_response_norms_of_large_values_stay_right(tmp_path: Path, slice_samples: tuple[Samples, Samples]) -> None:
+    large = build("alexnet-small", {"head": [32], "input_side": 36}, slice_samples[0][:20])
     with torch.no_grad():  # squares of activations around 1,000 are beyond float16
         large.network.get_parameter("features.0.weight").mul_(200)
         large.network.get_parameter("features.4.weight").div_(100)
@@ -98,8 +95,8 @@ def test_response_norms_of_large_values_stay_right(
     export_graph(large, tmp_path / "single.onnx", SHAPE, {})
     export_half(large, tmp_path / "half.onnx", SHAPE, {})
 
-    images = slice_samples[0].images[:30]
-    before, after = (run_graph(open_graph(tmp_path / f"{name}.onnx", 1), images, 30) for name in ("single", "half"))
+    images = slice_samples[0].images[:20]
+    before, after = (run_graph(open_graph(tmp_path / f"{name}.onnx", 1), images, 20) for name in ("single", "half"))
     assert np.abs(before - after).max() < HALF_TOLERANCE
 
 

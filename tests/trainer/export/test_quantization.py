@@ -22,17 +22,14 @@ SMALL = ("alexnet-small", {"head": [64]})
 NETWORKS: list[tuple[str, dict[str, Any], Views]] = [
     (*RESIDUAL, 1),
     (*RESIDUAL, 6),
-    (*SMALL, 1),
-    ("alexnet-small", {"head": [64], "input_side": 40}, 2),  # up-sampled, then padded
-    ("alexnet-small", {"head": [64], "norm": "batch"}, 1),
+    ("alexnet-small", {"head": [64], "input_side": 40}, 2),  # up-sampled, then padded; with response norms
     ("torchvision:resnet18", {}, 1),
-    ("torchvision:mobilenet_v3_small", {}, 1),
 ]
 
 
 @pytest.fixture(scope="module")
 def images(slice_samples: tuple[Samples, Samples]) -> NDArray[np.uint8]:
-    return draw_calibration(slice_samples[0], 64, seed=0)
+    return draw_calibration(slice_samples[0], 32, seed=0)
 
 
 def export(name: str, options: dict[str, Any], views: Views, images: NDArray[np.uint8], path: Path) -> Path:
@@ -76,7 +73,7 @@ def test_a_quantised_graph_says_nearly_what_the_graph_says(
 
     quantize_graph(source, tmp_path / "int8.onnx", images)
 
-    unseen = slice_samples[1].images[:40]
+    unseen = slice_samples[1].images[:20]
     before, after = (np.log(run_graph(open_graph(p, 1), unseen, 20)) for p in (source, tmp_path / "int8.onnx"))
     assert np.abs(after - before).mean() < 0.15 * (before - before.mean(axis=0)).std() + 0.02
     # The file has constants of its own; the weights take a quarter.
@@ -124,7 +121,7 @@ def test_everything_between_the_pixels_and_the_last_layer_is_computed_on_integer
 def test_sums_of_squares_are_computed_on_integers(images: NDArray[np.uint8], tmp_path: Path) -> None:
     source = export(*SMALL, 1, images, tmp_path / "model.onnx")
 
-    quantize_graph(source, tmp_path / "int8.onnx", images)
+    quantize_graph(source, tmp_path / "int8.onnx", images[:16])
 
     found = operators(tmp_path / "int8.onnx")
     assert (found.count("QLinearConv"), found.count("QLinearMul"), found.count("Conv")) == (7, 2, 0)

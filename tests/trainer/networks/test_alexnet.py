@@ -122,10 +122,15 @@ def test_the_head_of_the_small_alexnet_can_be_made_small() -> None:
     assert SmallAlexNet(10, head=[]).embed(images).shape == (2, 2304)
 
 
-def test_first_logits_are_small_so_that_training_begins_at_the_loss_of_knowing_nothing() -> None:
+def test_weights_begin_with_he_s_spread_and_those_of_the_head_small() -> None:
     torch.manual_seed(0)
 
-    logits = SmallAlexNet(10)(torch.randn(64, 3, 32, 32))
+    network = SmallAlexNet(100, head=[512])
 
-    loss = nn.functional.cross_entropy(logits, torch.arange(64) % 10)
-    assert abs(loss.item() - 2.3026) < 0.3
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            inputs = module.weight[0].numel()
+            spread = 0.01 if module is network.head else (2 / inputs) ** 0.5
+            assert abs(module.weight.std().item() / spread - 1) < 0.05
+            assert module.bias is not None
+            assert not module.bias.any()

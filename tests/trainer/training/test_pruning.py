@@ -106,12 +106,12 @@ def test_a_pruned_network_learns_folds_and_is_exported(
     prune_network(network, example, Pruning(speedup=2.0))
     model = Classifier(network, torch.full((3,), 120.0), torch.full((3,), 64.0))
     images, labels = (
-        torch.from_numpy(slice_samples[0].images[:64].copy()),
-        torch.from_numpy(slice_samples[0].labels[:64]),
+        torch.from_numpy(slice_samples[0].images[:32].copy()),
+        torch.from_numpy(slice_samples[0].labels[:32]),
     )
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
     losses = []
-    for _ in range(5):
+    for _ in range(3):
         loss = nn.functional.cross_entropy(model.train().logits(images), labels)
         optimizer.zero_grad()
         loss.backward()
@@ -122,7 +122,7 @@ def test_a_pruned_network_learns_folds_and_is_exported(
 
     assert losses[-1] < losses[0]
     session = open_graph(tmp_path / "model.onnx", threads=1)
-    assert check_parity(model, session, slice_samples[1].images[:100]).label_mismatches == 0
+    assert check_parity(model, session, slice_samples[1].images[:40]).label_mismatches == 0
 
 
 def test_a_pruned_network_is_rebuilt_from_its_weights(example: Tensor) -> None:

@@ -1,0 +1,113 @@
+"""Reaches a trainer: the suite's, or one that lives in the command's own process on the same folders."""
+
+import json
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from aimass.trainer.v1 import training_pb2 as pb
+from aimass.trainer.v1.training_pb2_grpc import TrainingServiceStub
+from services.common.channels import open_channel
+from services.common.errors import Conflict, InvalidInput, NotReady
+from services.common.logs import configure_logs
+from services.common.server import GrpcServer, StopSignal
+from services.common.settings import load_settings
+from services.trainer.service import TrainerComponent
+from services.trainer.settings import TrainerSettings
+
+if TYPE_CHECKING:  # exists only for type checkers
+    from aimass.trainer.v1.training_pb2_grpc import TrainingServiceAsyncStub
+
+LOOPBACK = "127.0.0.1"
+
+
+@asynccontextmanager
+async def trainer_channel(address: str) -> AsyncIterator[grpc.aio.Channel]:
+    """Open a channel to the trainer at *address*; where that is empty, to one that this process is for as long.
+
+    What goes wrong at the trainer is raised as a sentence. When the block ends, runs of our own trainer are told to
+    leave a checkpoint and stop.
+
+    Raises:
+        SettingsError: The environment is wrong.
+        NotReady: Nothing answers at *address*.
+        Conflict: The trainer refuses; its sentence says why.
+    """
+    try:
+        if address:
+            async with open_channel(address) as channel:
+                yield channel
+        else:
+            async with _own_trainer() as channel:
+                yield channel
+    except grpc.aio.AioRpcError as error:
+        sentence = error.details() or error.code().name
+        if error.code() is grpc.StatusCode.UNAVAILABLE:
+            raise NotReady(f"the trainer at {address or LOOPBACK} does not answer ({sentence}); start it") from error
+        raise Conflict(sentence) from error
+
+
+@asynccontextmanager
+async def _own_trainer() -> AsyncIterator[grpc.aio.Channel]:
+    settings = load_settings(TrainerSettings)
+    configure_logs("aimass", "ERROR", settings.log_style)  # what is refused is told as a sentence
+    stop = StopSignal()
+    # A queue of its own: the suite's trainer, which may share the database, leaves our runs alone, and we leave its.
+    component = TrainerComponent(settings, stop, queue=f"command-{os.getpid()}", trusted=True)
+    server = GrpcServer(LOOPBACK, 0, component.services, max_message_bytes=settings.max_message_bytes)
+    await component.start()
+    try:
+        port = await server.start()
+        async with open_channel(f"{LOOPBACK}:{port}") as channel:
+            yield channel
+    finally:
+        stop.set()
+        await component.close()
+        await server.stop(0)
+
+
+def training_stub(channel: grpc.aio.Channel) -> "TrainingServiceAsyncStub":
+    """Return the stub of `TrainingService` for *channel*."""
+    return TrainingServiceStub(channel)
+
+
+def parse_assignments(assignments: list[str]) -> dict[str, Any]:
+    """Return `name=value` pairs as an object; dots in a name lead into groups, values are JSON or else text.
+
+    Raises:
+        InvalidInput: One is not such a pair.
+    """
+    fields: dict[str, Any] = {}
+    for assignment in assignments:
+        name, separator, value = assignment.partition("=")
+        if not separator:
+            raise InvalidInput(f"--set {assignment!r} is not name=value")
+        group = fields
+        *outer, last = name.split(".")
+        for part in outer:
+            group = group.setdefault(part, {})
+            if not isinstance(group, dict):
+                raise InvalidInput(f"--set {assignment!r}: {part} was set before and has no parts")
+        group[last] = parse_value(value)
+    return fields
+
+
+def parse_value(text: str) -> Any:
+    """Return *text* as JSON means it, or where it is no JSON, as it is."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def state_name(run: pb.Run) -> str:
+    """Return the state of *run* in a word."""
+    return pb.Run.State.Name(run.state).removeprefix("STATE_")
+
+
+def kind_name(run: pb.Run) -> str:
+    """Return the kind of *run* in a word."""
+    return pb.Run.Kind.Name(run.kind).removeprefix("KIND_").lower()
