@@ -431,3 +431,50 @@ def fetch(
     with progress_bar() as advance:
         fetch_cifar10(source, folder, lambda _, fraction: advance("fetch", fraction, {}))
     out.print(f"{name} is complete and verified in {folder}", highlight=False)
+
+
+@data.command("create")
+def create_data_model(
+    name: Annotated[str, typer.Argument(help="Name of the model to be.")],
+    labels: Annotated[list[str], typer.Argument(help="What it shall tell apart, in this order.")],
+    width: Annotated[int, typer.Option(min=8, max=1024, help="Pixels that the network sees.")] = 64,
+    height: Annotated[int, typer.Option(min=8, max=1024, help="Pixels that the network sees.")] = 64,
+    mode: Annotated[str, typer.Option(help="How pictures fit: crop, stretch or letterbox.")] = "crop",
+    trainer: Trainer = "",
+) -> None:
+    """Make a task of your own, which samples can be imported for."""
+    from aimass.data import create_model
+
+    create_model(out, trainer, name, labels, width, height, mode)
+
+
+@data.command("list")
+def list_data_models(trainer: Trainer = "") -> None:
+    """List the tasks with their samples."""
+    from aimass.data import list_models
+
+    list_models(out, trainer)
+
+
+@data.command("import")
+def import_data(
+    model: Annotated[str, typer.Argument(help="A task made with `aimass data create`.")],
+    folder: Annotated[Path, typer.Argument(help="A folder with a subfolder for each label.", exists=True)],
+    trainer: Trainer = "",
+) -> None:
+    """Send images with their labels as samples of a model; train on them with --data model:NAME."""
+    from aimass.data import import_folder
+
+    import_folder(out, trainer, model, folder)
+
+
+@data.command("report")
+def report_data(
+    dataset: Annotated[str, typer.Argument(help="cifar10, cifar10-slice, model:NAME, or a folder.")],
+    to: Annotated[Path, typer.Option(help="The page; a JSON document of the same name is put beside it.")],
+    trainer: Trainer = "",
+) -> None:
+    """Count classes, sizes and problems of a set, and show samples of it."""
+    from aimass.data import report_on
+
+    report_on(out, trainer, dataset, to)

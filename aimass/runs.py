@@ -54,7 +54,9 @@ async def _list(out: Console, address: str, state: str, limit: int) -> None:
     async with trainer_channel(address) as channel:
         answer = await training_stub(channel).ListRuns(pb.ListRunsRequest(states=states, page_size=limit))
     longest = max((len(run.id) for run in answer.runs), default=0)
-    table = Table(Column("run", min_width=longest), "kind", "state", "recipe", "data set", "begun", "accuracy", box=None)
+    table = Table(
+        Column("run", min_width=longest), "kind", "state", "recipe", "data set", "begun", "accuracy", box=None
+    )
     for run in answer.runs:
         name = state_name(run)
         accuracy = next((run.metrics[figure] for figure in HEADLINES if figure in run.metrics), None)
@@ -91,7 +93,8 @@ async def finished_epochs(stub: "TrainingServiceAsyncStub", answer: pb.GetRunRes
         return epochs
     call = stub.WatchRun(pb.WatchRunRequest(id=answer.run.id))
     async for update in call:
-        epochs |= {entry.epoch: dict(entry.figures) for entry in update.entries if entry.kind == pb.Progress.KIND_EPOCH}
+        finished = (entry for entry in update.entries if entry.kind == pb.Progress.KIND_EPOCH)
+        epochs |= {entry.epoch: dict(entry.figures) for entry in finished}
         if any(entry.time.ToNanoseconds() >= answer.progress.time.ToNanoseconds() for entry in update.entries):
             break
     call.cancel()

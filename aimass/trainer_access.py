@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -93,6 +94,11 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
                 raise InvalidInput(f"--set {assignment!r}: {part} was set before and has no parts")
         group[last] = parse_value(value)
     return fields
+
+
+def dataset_name(text: str) -> str:
+    """Return what the contract calls the set *text*: the whole path, where a folder of that name is here."""
+    return str(Path(text).absolute()) if Path(text).is_dir() else text
 
 
 def parse_value(text: str) -> Any:

@@ -12,7 +12,14 @@ from rich.console import Console
 from aimass.curves import sparkline
 from aimass.progress import progress_bar
 from aimass.trainer.v1 import training_pb2 as pb
-from aimass.trainer_access import parse_assignments, parse_value, state_name, trainer_channel, training_stub
+from aimass.trainer_access import (
+    dataset_name,
+    parse_assignments,
+    parse_value,
+    state_name,
+    trainer_channel,
+    training_stub,
+)
 from services.common.errors import Conflict, InvalidInput, NotReady
 from services.common.manifest import GRAPH_FILE, MANIFEST_FILE
 
@@ -44,7 +51,7 @@ def train_model(
     publication: Publication | None,
 ) -> None:
     """Train as `aimass train --help` says."""
-    overrides = parse_assignments(assignments) | ({"dataset": dataset} if dataset else {})
+    overrides = parse_assignments(assignments) | ({"dataset": dataset_name(dataset)} if dataset else {})
     work = pb.Training(recipe=recipe or DEFAULT_RECIPE, overrides_json=json.dumps(overrides))
     wanted = pb.CreateRunRequest(id=run_id, training=work)
     asyncio.run(_do(out, address, wanted, publication, begin=bool(recipe or overrides or not run_id)))
@@ -63,7 +70,7 @@ def tune_model(
     publication: Publication | None,
 ) -> None:
     """Search as `aimass tune --help` says."""
-    overrides = parse_assignments(assignments) | ({"dataset": dataset} if dataset else {})
+    overrides = parse_assignments(assignments) | ({"dataset": dataset_name(dataset)} if dataset else {})
     options = {"space": dict(map(parse_range, space)), "trials": trials, "pruner": pruner}
     start = pb.Training(recipe=recipe or DEFAULT_RECIPE, overrides_json=json.dumps(overrides))
     work = pb.Tuning(training=start, options_json=json.dumps(options))
@@ -73,7 +80,12 @@ def tune_model(
 
 def evaluate_model(out: Console, address: str, source: str, dataset: str, robustness: bool, samples: int) -> None:
     """Measure as `aimass evaluate --help` says."""
-    options = {"source": _source(source), "dataset": dataset, "robustness": robustness, "samples": samples}
+    options = {
+        "source": _source(source),
+        "dataset": dataset_name(dataset) if dataset else "",
+        "robustness": robustness,
+        "samples": samples,
+    }
     wanted = pb.CreateRunRequest(evaluation=pb.Evaluation(options_json=json.dumps(options)))
     asyncio.run(_do(out, address, wanted, None, begin=True))
 

@@ -70,7 +70,7 @@ RECIPES: dict[str, TrainingOptions] = {
             views=2,
         ),
         # AlexNet's channels at 32 pixels with batch norms, for a CPU: 0.3 thousand million multiplications per image
-        # instead of 1.1.
+        # instead of 1.1. Not measured on the whole set yet; 5 epochs of the slice give 43 % of 500 of its test images.
         TrainingOptions(
             recipe="alexnet-small",
             network="alexnet-small",

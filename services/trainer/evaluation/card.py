@@ -31,7 +31,7 @@ class NetworkSize(_Document):
 
     parameters: int
     multiply_adds: int
-    """For one image, in convolutions and fully connected layers; see `counting.count_network`."""
+    """For one image, in convolutions and fully connected layers; see `networks.counting`."""
 
 
 class Input(_Document):
@@ -148,7 +148,7 @@ def make_card(
         version: Number under which it is served.
         summary: What it is, in a sentence or two.
         manifest: Its `model.json`.
-        network_size: From `count_network`.
+        network_size: Parameters and multiply-adds.
         robustness: From `measure_robustness`.
         latency: From `measure_latency`.
         history: Figures by epoch.

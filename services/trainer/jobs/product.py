@@ -16,12 +16,12 @@ from services.trainer.data.samples import Samples
 from services.trainer.evaluation.card import ModelCard, NetworkSize, make_card
 from services.trainer.evaluation.card_page import render_card
 from services.trainer.evaluation.confusion import export_confusion_csv
-from services.trainer.evaluation.counting import count_network
 from services.trainer.evaluation.figures import evaluate_predictions
 from services.trainer.evaluation.latency import measure_latency
 from services.trainer.export.graph import check_parity, export_graph, graph_metadata, make_golden, open_graph, run_graph
 from services.trainer.jobs.job import Job
 from services.trainer.networks.classifier import Classifier
+from services.trainer.networks.counting import count_multiply_adds
 from services.trainer.runs.folder import (
     CARD_DOCUMENT_FILE,
     CARD_FILE,
@@ -49,7 +49,12 @@ def export_model(job: Job, model: Classifier, dataset: Dataset) -> dict[str, flo
     path = job.folder / manifest.GRAPH_FILE
     export_graph(model, path, dataset.spec.shape, graph_metadata(dataset.labels, job.request.id, dataset.name))
     # Training images: the test samples stay out of every decision, also of this one.
-    parity = check_parity(model, open_graph(path, job.threads), np.asarray(dataset.train.images[:PARITY_SAMPLES]))
+    parity = check_parity(
+        model,
+        open_graph(path, job.threads),
+        np.asarray(dataset.train.images[:PARITY_SAMPLES]),
+        on_progress=lambda fraction: job.reporter.stage("export", fraction),
+    )
     figures = {
         "parity_samples": float(parity.samples),
         "parity_largest_difference": parity.largest_difference,
@@ -126,7 +131,11 @@ def read_card(folder: RunFolder) -> ModelCard | None:
 
 def network_size(model: Classifier, dataset: Dataset) -> NetworkSize:
     """Count *model*'s parameters and its multiply-adds for one image of *dataset*."""
-    return count_network(model.network, model.normalise(torch.from_numpy(np.array(dataset.test.images[:1]))))
+    example = model.normalise(torch.from_numpy(np.array(dataset.test.images[:1])))
+    return NetworkSize(
+        parameters=sum(parameter.numel() for parameter in model.network.parameters()),
+        multiply_adds=count_multiply_adds(model.network, example),
+    )
 
 
 def golden_samples(dataset: Dataset) -> Samples:

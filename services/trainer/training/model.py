@@ -23,7 +23,13 @@ def build_model(dataset: Dataset, options: TrainingOptions, *, allow_code: bool 
         InvalidInput: There is no such network, or it refuses its options.
     """
     torch.manual_seed(options.seed)
-    network = build_network(options.network, len(dataset.labels), options.network_options, allow_code=allow_code)
+    network = build_network(
+        options.network,
+        len(dataset.labels),
+        options.network_options,
+        image_size=dataset.spec.shape[:2],
+        allow_code=allow_code,
+    )
     mean, std = channel_statistics(dataset.train.images)
     model = Classifier(network, torch.from_numpy(mean), torch.from_numpy(std), views=options.views)
     first = np.array(dataset.train.images[:_WHITENING_SAMPLES])

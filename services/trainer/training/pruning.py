@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from services.common.errors import InvalidInput, Unsupported
 from services.trainer.networks.classifier import Network
+from services.trainer.networks.counting import count_multiply_adds
 from services.trainer.options import Pruning
 
 _MOST = 0.9
@@ -36,36 +37,15 @@ def prune_network(network: Network, example: Tensor, options: Pruning) -> None:
         Unsupported: The package torch-pruning is missing, or the network has parts that it cannot follow.
         InvalidInput: There are not that many channels to remove.
     """
-    wanted = count_multiplications(network, example[:1])
+    wanted = count_multiply_adds(network, example[:1])
     for step in range(1, options.steps + 1):
         _prune_once(network, example[:1], int(wanted / options.speedup ** (step / options.steps)), options)
-
-
-def count_multiplications(network: nn.Module, example: Tensor) -> int:
-    """Return the multiply-adds of convolutions and fully connected layers for one image like *example* (1, 3, H, W)."""
-    counted: list[int] = []
-
-    def count(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        # Each output value is a sum over one filter.
-        counted.append(output[0].numel() * weight[0].numel())
-
-    layers = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    hooks = [layer.register_forward_hook(count) for layer in layers]
-    try:
-        with torch.no_grad():
-            network.eval()(example)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return sum(counted)
 
 
 def _prune_once(network: Network, example: Tensor, target: int, options: Pruning) -> None:
     """Remove the same share of channels from every layer: the smallest that leaves at most *target* multiply-adds."""
     low, high = 0.0, _MOST
-    if count_multiplications(_pruned(copy.deepcopy(network), example, high), example) > target:
+    if count_multiply_adds(_pruned(copy.deepcopy(network), example, high), example) > target:
         raise InvalidInput(
             f"pruning.speedup {options.speedup:g} needs more than {_MOST:.0%} of the channels of each layer removed; "
             "ask for less",
@@ -73,7 +53,7 @@ def _prune_once(network: Network, example: Tensor, target: int, options: Pruning
         )
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        if count_multiplications(_pruned(copy.deepcopy(network), example, middle), example) > target:
+        if count_multiply_adds(_pruned(copy.deepcopy(network), example, middle), example) > target:
             low = middle
         else:
             high = middle

@@ -120,6 +120,8 @@ def test_a_stopped_run_goes_on_with_what_it_had_learnt(folder: Path) -> None:
     kept = torch.load(folder / "best.pt")["model"]
     assert all(torch.equal(task.model.state_dict()[name], value) for name, value in kept.items())
     assert best.validation_accuracy >= history[-1].validation_accuracy
+    with pytest.raises(Conflict, match="belongs to a run with other options"):
+        run(task_of(local_options(2)), folder)
 
 
 def test_a_killed_run_takes_its_workers_along_and_goes_on(folder: Path, events: TextIO, go: int) -> None:
@@ -150,10 +152,3 @@ def test_a_killed_run_takes_its_workers_along_and_goes_on(folder: Path, events: 
 def test_a_learning_rate_that_diverges_is_reported(folder: Path) -> None:
     with pytest.raises(InvalidInput, match=r"the loss is nan in epoch 1; lower learning_rate 100"):
         run(task_of(local_options(1, learning_rate=100, warm_up=0.0)), folder)
-
-
-def test_a_checkpoint_of_other_options_is_refused(folder: Path) -> None:
-    run(task_of(local_options(1, epochs=1)), folder)
-
-    with pytest.raises(Conflict, match="belongs to a run with other options"):
-        run(task_of(local_options(1, epochs=2)), folder)

@@ -131,6 +131,7 @@ def a_classifier(name: str, options: dict[str, Any], images: NDArray[np.uint8], 
         ("torchvision:mobilenet_v3_small", {"input_side": 64}, 1),
     ],
 )
+@pytest.mark.timeout(300)  # the largest takes 15 s of a processor that others may want too
 def test_every_network_s_graph_computes_what_the_network_does(
     name: str, options: dict[str, Any], views: Views, slice_samples: tuple[Samples, Samples], tmp_path: Path
 ) -> None:

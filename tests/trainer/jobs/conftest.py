@@ -39,6 +39,8 @@ SMALL: dict[str, Any] = {
     "precision": "float32",
     "log_every": 1,
 }
+DIVERGING: dict[str, Any] = {"weight_decay": 1.0, "warm_up": 0.0, "schedule": "constant", "epochs": 4}
+"""With these, a rate of 100 makes weights 99 times as large at every step, until they are too large for a float."""
 KINDS = {kind.options: kind for kind in RunKind}
 
 Ends = Callable[[Progress], bool]

@@ -11,7 +11,7 @@ from services.trainer.evaluation.card import ModelCard
 from services.trainer.options import ConversionOptions, EvaluationOptions
 from services.trainer.runs.folder import RunFolder
 from services.trainer.runs.record import Outcome, RunState
-from tests.trainer.jobs.conftest import Make, Runs, entries_of, read_json
+from tests.trainer.jobs.conftest import Runs, entries_of, read_json
 
 
 def card_of(folder: RunFolder) -> ModelCard:
@@ -123,7 +123,8 @@ def test_an_evaluation_on_other_labels_is_refused(runs: Runs, finished: RunFolde
     options = EvaluationOptions(source="run:finished", dataset="others", threads=1)
 
     assert runs.refusal("astray", options) == (
-        "data set 'others' has other labels or pixels than run:finished; evaluate on one with airplane, automobile, bird"
+        "data set 'others' has other labels or pixels than run:finished; evaluate on one with airplane, automobile, "
+        "bird"
     )
 
 

@@ -9,7 +9,7 @@ from services.trainer.evaluation.card import ModelCard
 from services.trainer.options import Range, TuningOptions
 from services.trainer.runs.folder import RunFolder
 from services.trainer.runs.launcher import INTERRUPTED
-from tests.trainer.jobs.conftest import Make, Runs, at_epoch, at_step, entries_of, read_json, told_epochs
+from tests.trainer.jobs.conftest import DIVERGING, Make, Runs, at_epoch, at_step, entries_of, read_json, told_epochs
 
 pytest.importorskip("optuna")
 
@@ -98,7 +98,7 @@ def test_an_interrupted_search_ends_as_if_nothing_had_happened(
 
 
 def test_a_trial_that_diverges_does_not_end_the_search(runs: Runs, make: Make) -> None:
-    training = make({"network": "alexnet-small", "network_options": {"head": [16, 16], "norm": "none"}, "epochs": 1})
+    training = make(DIVERGING)
     space = {"learning_rate": Range(choices=(100.0, 0.01))}
     folder = runs.create("diverging-trial", TuningOptions(training=training, space=space, trials=4, seed=1))
 
@@ -109,7 +109,7 @@ def test_a_trial_that_diverges_does_not_end_the_search(runs: Runs, make: Make) -
 
 
 def test_a_search_without_a_trial_that_ends_says_what_to_change(runs: Runs, make: Make) -> None:
-    training = make({"network": "alexnet-small", "network_options": {"head": [16, 16], "norm": "none"}, "epochs": 1})
+    training = make(DIVERGING)
     space = {"learning_rate": Range(low=90.0, high=100.0)}
 
     reason = runs.refusal("hopeless", TuningOptions(training=training, space=space, trials=2))
@@ -138,8 +138,8 @@ def test_trials_of_several_workers_are_refused(runs: Runs, make: Make) -> None:
 
 
 def test_an_option_that_the_start_does_not_name_is_searched_too(runs: Runs, make: Make) -> None:
-    training = make({"network": "alexnet-small", "network_options": {"head": [16, 16]}, "epochs": 1})
-    space = {"network_options.norm": Range(choices=("batch", "none"))}
+    training = make({"epochs": 1}).model_copy(update={"network_options": {"widths": [8, 8, 8]}})
+    space = {"network_options.depths": Range(choices=([0, 0, 0], [0, 0, 1]))}
     folder = runs.begin("unnamed", TuningOptions(training=training, space=space, trials=1))
 
     assert list(told_epochs(folder)) == [1]

@@ -14,9 +14,10 @@ from services.trainer.data.samples import Samples
 from services.trainer.export.graph import check_parity, export_graph, open_graph
 from services.trainer.networks.building import build_network
 from services.trainer.networks.classifier import Classifier
+from services.trainer.networks.counting import count_multiply_adds
 from services.trainer.networks.restructuring import restructure
 from services.trainer.options import Pruning
-from services.trainer.training.pruning import count_multiplications, prune_network
+from services.trainer.training.pruning import prune_network
 
 RESIDUAL = ("residual", {"widths": [32, 64, 96], "depths": [0, 0, 1]})
 NETWORKS: list[tuple[str, dict[str, Any]]] = [
@@ -53,12 +54,12 @@ def test_pruning_removes_channels_until_the_multiplications_are_few_enough(
     name: str, options: dict[str, Any], example: Tensor
 ) -> None:
     network = build(name, options, example)
-    before = count_multiplications(network, example[:1])
+    before = count_multiply_adds(network, example[:1])
     weights = sum(parameter.numel() for parameter in network.parameters())
 
     prune_network(network, example, Pruning(speedup=2.0))
 
-    assert before / 3 < count_multiplications(network, example[:1]) <= before / 2
+    assert before / 3 < count_multiply_adds(network, example[:1]) <= before / 2
     assert sum(parameter.numel() for parameter in network.parameters()) < 0.7 * weights
     assert network(example[:3]).shape == (3, 10)
     assert all(module.out_channels % 8 == 0 for module in network.modules() if isinstance(module, nn.Conv2d))
@@ -66,11 +67,11 @@ def test_pruning_removes_channels_until_the_multiplications_are_few_enough(
 
 def test_rounds_share_the_removal(example: Tensor) -> None:
     network = build(*RESIDUAL, example)
-    before = count_multiplications(network, example[:1])
+    before = count_multiply_adds(network, example[:1])
 
     prune_network(network, example, Pruning(speedup=3.0, steps=3))
 
-    assert before / 5 < count_multiplications(network, example[:1]) <= before / 3
+    assert before / 5 < count_multiply_adds(network, example[:1]) <= before / 3
 
 
 def test_the_channels_with_the_smallest_weights_go(example: Tensor) -> None:
@@ -139,7 +140,7 @@ def test_a_pruned_network_is_rebuilt_from_its_weights(example: Tensor) -> None:
 def test_the_multiplications_of_layers_are_counted() -> None:
     network = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.Conv2d(8, 8, 3, groups=4), nn.Flatten(), nn.Linear(32, 5))
 
-    assert count_multiplications(network, torch.zeros(1, 3, 9, 9)) == 8 * 16 * 27 + 8 * 4 * 18 + 32 * 5
+    assert count_multiply_adds(network, torch.zeros(1, 3, 9, 9)) == 8 * 16 * 27 + 8 * 4 * 18 + 32 * 5
 
 
 def test_more_than_there_is_cannot_be_removed(example: Tensor) -> None:

@@ -1,0 +1,104 @@
+"""`aimass data`: tasks of one's own, their samples, and reports on sets."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import grpc
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from aimass.progress import progress_bar
+from aimass.trainer.v1 import data_pb2 as pb
+from aimass.trainer.v1.data_pb2_grpc import DataServiceStub
+from aimass.trainer_access import dataset_name, trainer_channel
+from services.common.errors import InvalidInput
+
+if TYPE_CHECKING:  # exists only for type checkers
+    from aimass.trainer.v1.data_pb2_grpc import DataServiceAsyncStub
+
+SHOWN_REJECTIONS = 20
+
+
+def create_model(out: Console, address: str, name: str, labels: list[str], width: int, height: int, mode: str) -> None:
+    """Make a task of one's own: what is told apart, and how pictures become pixels."""
+    spec = {"input": "image", "width": width, "height": height, "mode": mode}
+    request = pb.CreateModelRequest(name=name, labels=labels, preprocess_spec=json.dumps(spec).encode())
+    asyncio.run(_create(out, address, request))
+
+
+def list_models(out: Console, address: str) -> None:
+    """Print the tasks with their labels and how many samples each has."""
+    asyncio.run(_list(out, address))
+
+
+def import_folder(out: Console, address: str, model: str, folder: Path) -> None:
+    """Send the images in the subfolders of *folder*, which have the names of labels, as samples of *model*.
+
+    Raises:
+        InvalidInput: There are no such subfolders.
+    """
+    files = sorted(path for path in folder.glob("*/*") if path.is_file() and not path.name.startswith("."))
+    if not files:
+        raise InvalidInput(f"{folder} has no subfolders with files; put images into one subfolder for each label")
+    asyncio.run(_import(out, address, model, files))
+
+
+def report_on(out: Console, address: str, dataset: str, to: Path) -> None:
+    """Write what is known of a set, and what is wrong with it, as a page and beside it as JSON."""
+    asyncio.run(_report(out, address, dataset, to))
+
+
+def _stub(channel: grpc.aio.Channel) -> "DataServiceAsyncStub":
+    return DataServiceStub(channel)
+
+
+async def _create(out: Console, address: str, request: pb.CreateModelRequest) -> None:
+    async with trainer_channel(address) as channel:
+        model = (await _stub(channel).CreateModel(request)).model
+    out.print(f"{model.name} tells {', '.join(model.labels)} apart", markup=False, highlight=False)
+
+
+async def _list(out: Console, address: str) -> None:
+    async with trainer_channel(address) as channel:
+        models = (await _stub(channel).ListModels(pb.ListModelsRequest())).models
+    table = Table("model", "samples", "labels", box=None)
+    for model in models:
+        counts = zip(model.labels, model.sample_counts, strict=True)
+        each = ", ".join(f"{label} {count}" for label, count in counts)
+        table.add_row(escape(model.name), str(sum(model.sample_counts)), escape(each))
+    out.print(table)
+
+
+async def _import(out: Console, address: str, model: str, files: list[Path]) -> None:
+    with progress_bar() as advance:
+
+        async def requests() -> AsyncIterator[pb.ImportSamplesRequest]:
+            yield pb.ImportSamplesRequest(header=pb.ImportSamplesHeader(model=model))
+            for number, path in enumerate(files, 1):
+                image = await asyncio.to_thread(path.read_bytes)
+                sample = pb.ImportedSample(
+                    image=image, label=path.parent.name, source=f"{path.parent.name}/{path.name}"
+                )
+                yield pb.ImportSamplesRequest(sample=sample)
+                advance("import", number / len(files), {})
+
+        async with trainer_channel(address) as channel:
+            answer = await _stub(channel).ImportSamples(requests())
+    counts = f"{answer.accepted_count} accepted, {answer.duplicate_count} were there already"
+    out.print(f"{counts}, {answer.rejected_count} refused", highlight=False)
+    for refused in answer.rejections[:SHOWN_REJECTIONS]:
+        path = files[refused.index]
+        out.print(f"  {path}: {refused.message}", markup=False, highlight=False, soft_wrap=True)
+
+
+async def _report(out: Console, address: str, dataset: str, to: Path) -> None:
+    async with trainer_channel(address) as channel:
+        report = await _stub(channel).GetDataReport(pb.GetDataReportRequest(dataset=dataset_name(dataset)))
+    to.parent.mkdir(parents=True, exist_ok=True)
+    to.write_bytes(report.report_html)
+    to.with_suffix(".json").write_bytes(report.report_json)
+    out.print(f"report on {dataset} in {to} and {to.with_suffix('.json')}", markup=False, highlight=False)

@@ -1,0 +1,131 @@
+"""What the training loop keeps of a bare PyTorch loop's throughput; ratios from one run.
+
+Both train the same network on the same images in the same batches and precision. The bare loop has the images of its
+batches ready, forward, backward, optimiser, nothing else. Ours augments, averages weights, writes progress for the
+service and event files for TensorBoard, as a run does. Interleaved rounds: the machine may have other things to do.
+"""
+
+import argparse
+import dataclasses
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch.nn import functional
+
+from services.trainer.data.collecting import collect
+from services.trainer.data.datasets import Dataset, make_dataset
+from services.trainer.data.sources import DataSources
+from services.trainer.jobs.reporting import Reporter
+from services.trainer.options import Augmentation, TrainingOptions
+from services.trainer.recipes import make_options
+from services.trainer.runs.folder import RunFolder
+from services.trainer.training.hardware import choose_precision, prepare
+from services.trainer.training.loop import Watcher, train
+from services.trainer.training.model import build_model
+
+BARE = Augmentation(flip=False, translate=0)
+CASES = (("quick", 128), ("fast", 256), ("alexnet-small", 128), ("alexnet", 128))
+
+
+def slice_of(options: TrainingOptions, count: int) -> Dataset:
+    """Return *count* training images of the slice in the repository, and few to measure on."""
+    sources = DataSources(data=Path(), roots=(), database=None, blobs=Path())
+    dataset = make_dataset(collect(options, sources), options)
+    return dataclasses.replace(dataset, train=dataset.train[:count], validation=dataset.validation[:10])
+
+
+def bare_rate(options: TrainingOptions, dataset: Dataset, steps: int) -> float:
+    """Return the images per second of the loop that a tutorial would write."""
+    device = prepare(options)
+    model = build_model(dataset, options).to(device, memory_format=torch.channels_last)
+    precision = choose_precision(options.precision, device)
+    learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(
+        learnt, lr=options.learning_rate / 10, momentum=options.momentum, weight_decay=options.weight_decay
+    )
+    size = options.batch_size
+    images = torch.from_numpy(dataset.train.images.copy()).split(size)
+    labels = torch.from_numpy(dataset.train.labels.copy()).split(size)
+    model.train()
+    begun = 0.0
+    for step in range(steps + 1):
+        if step == 1:  # the first one allocates
+            begun = time.perf_counter()
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            logits = model.network(model.normalise(images[step % len(images)].to(device)))
+        loss = functional.cross_entropy(logits.float(), labels[step % len(labels)].to(device))
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    loss.item()
+    return steps * size / (time.perf_counter() - begun)
+
+
+def our_rate(options: TrainingOptions, dataset: Dataset, folder: Path, *, told: bool) -> float:
+    """Return the images per second of the last epoch of a run, with progress told or not."""
+    device = prepare(options)
+    model = build_model(dataset, options)
+    with Reporter(RunFolder(folder)) as reporter:
+        on_epoch = reporter.epoch
+        watcher = (
+            Watcher(on_step=reporter.step, on_epoch=lambda result: on_epoch(result, options.epochs))
+            if told
+            else Watcher()
+        )
+        history = train(model, dataset, options, device=device, watcher=watcher)
+    return history[-1].images_per_second
+
+
+def measure(recipe: str, batch: int, steps: int, rounds: int) -> list[str]:
+    """Return a row of the table: medians, and the ratios with the half of the rounds in the middle."""
+    options = make_options(
+        recipe, {"dataset": "cifar10-slice", "batch_size": batch, "epochs": 2, "validation_fraction": 0.1}
+    )
+    whole = slice_of(options, min(4500, steps * batch))
+    plain = options.model_copy(update={"augmentation": BARE})
+    bare, ours, silent, unchanged = [], [], [], []
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            bare.append(bare_rate(options, whole, len(whole.train) // batch))
+            ours.append(our_rate(options, whole, Path(folder), told=True))
+            silent.append(our_rate(options, whole, Path(folder), told=False))
+            unchanged.append(our_rate(plain, whole, Path(folder), told=True))
+    return [
+        recipe,
+        str(batch),
+        f"{statistics.median(bare):.0f}",
+        f"{statistics.median(ours):.0f}",
+        _ratio(ours, bare),
+        _ratio(unchanged, bare),
+        _ratio(ours, silent),
+    ]
+
+
+def _ratio(part: list[float], whole: list[float]) -> str:
+    ratios = sorted(a / b for a, b in zip(part, whole, strict=True))
+    quarter = len(ratios) // 4
+    return f"{statistics.median(ratios):.3f} ({ratios[quarter]:.3f} to {ratios[-1 - quarter]:.3f})"
+
+
+def main() -> None:
+    """Measure and print a table in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--recipes", nargs="*", default=[name for name, _ in CASES])
+    arguments = parser.parse_args()
+    out = Console()
+    out.print("| recipe | batch | bare images/s | ours | ours/bare | without augmentation | told/silent |")
+    out.print("|---|---|---|---|---|---|---|")
+    for recipe, batch in CASES:
+        if recipe in arguments.recipes:
+            steps = max(3, arguments.steps // 6) if recipe == "alexnet" else arguments.steps
+            out.print(f"| {' | '.join(measure(recipe, batch, steps, arguments.rounds))} |", highlight=False)
+
+
+if __name__ == "__main__":
+    main()
