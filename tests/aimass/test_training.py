@@ -1,38 +1,40 @@
-"""How `--set` becomes options."""
+"""How ranges are written, and what is drawn of a run."""
 
 import pytest
 
-from aimass.training import _overrides
+from aimass.curves import sparkline
+from aimass.training import parse_range
 from services.common.errors import InvalidInput
 
 
 @pytest.mark.parametrize(
-    ("assignments", "overrides"),
+    ("text", "meant"),
     [
-        ([], {}),
-        (["epochs=3"], {"epochs": 3}),
-        (["learning_rate=0.5", "seed=7"], {"learning_rate": 0.5, "seed": 7}),
-        (["network=alexnet"], {"network": "alexnet"}),
-        (["augmentation.flip=false"], {"augmentation": {"flip": False}}),
-        (["network_options.widths=[8, 16]"], {"network_options": {"widths": [8, 16]}}),
-        (["augmentation.flip=true", "augmentation.cutout=4"], {"augmentation": {"flip": True, "cutout": 4}}),
-        (["network=a=b"], {"network": "a=b"}),
+        ("lr=0.01..1", ("lr", {"low": 0.01, "high": 1.0, "log": False})),
+        ("lr=1e-3..1e-1:log", ("lr", {"low": 0.001, "high": 0.1, "log": True})),
+        ("augmentation.cutout=0..8", ("augmentation.cutout", {"low": 0.0, "high": 8.0, "log": False})),
+        ("batch_size=64,128", ("batch_size", {"choices": [64, 128]})),
+        ("schedule=cosine,linear", ("schedule", {"choices": ["cosine", "linear"]})),
+        ("nesterov=true", ("nesterov", {"choices": [True]})),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_assignments_become_nested_options_with_json_values(assignments, overrides):
-    assert _overrides(None, assignments) == overrides
+def test_a_range_is_an_interval_or_a_list(text, meant):
+    assert parse_range(text) == meant
 
 
-def test_the_data_set_is_an_option_too():
-    assert _overrides("cifar10", ["epochs=1"]) == {"dataset": "cifar10", "epochs": 1}
+@pytest.mark.parametrize("text", ["lr", "lr=", "lr=1..x", "lr=..2", "lr=1..2:square"])
+def test_what_is_no_range_is_refused(text):
+    with pytest.raises(InvalidInput, match="is no range; write name=low..high"):
+        parse_range(text)
 
 
-def test_an_assignment_without_a_value_is_refused():
-    with pytest.raises(InvalidInput, match="is not name=value"):
-        _overrides(None, ["epochs"])
+def test_a_curve_goes_from_the_lowest_to_the_highest_bar():
+    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
 
 
-def test_a_part_of_an_option_that_has_no_parts_is_refused():
-    with pytest.raises(InvalidInput, match="dataset"):
-        _overrides("cifar10", ["dataset.name=x"])
+def test_a_flat_curve_is_drawn_low():
+    assert sparkline([3.0, 3.0]) == "▁▁"
+
+
+def test_a_long_curve_is_drawn_by_means():
+    assert sparkline([0, 0, 1, 1], width=2) == "▁█"
