@@ -472,9 +472,19 @@ def import_data(
 def report_data(
     dataset: Annotated[str, typer.Argument(help="cifar10, cifar10-slice, model:NAME, or a folder.")],
     to: Annotated[Path, typer.Option(help="The page; a JSON document of the same name is put beside it.")],
+    judge: Annotated[
+        str,
+        typer.Option(metavar="RECIPE", help="Also train models by this recipe to find labels that are likely wrong."),
+    ] = "",
+    folds: Annotated[int, typer.Option(min=2, max=20, help="How many models judge.")] = 4,
+    options: Set = None,
     trainer: Trainer = "",
 ) -> None:
     """Count classes, sizes and problems of a set, and show samples of it."""
-    from aimass.data import report_on
+    from aimass.data import inspect, report_on
 
-    report_on(out, trainer, dataset, to)
+    with _interruptible():
+        if judge:
+            inspect(out, trainer, dataset, judge, options or [], folds, to)
+        else:
+            report_on(out, trainer, dataset, to)

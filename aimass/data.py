@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import shutil
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,8 +15,10 @@ from rich.table import Table
 
 from aimass.progress import progress_bar
 from aimass.trainer.v1 import data_pb2 as pb
+from aimass.trainer.v1 import training_pb2 as training_pb
 from aimass.trainer.v1.data_pb2_grpc import DataServiceStub
-from aimass.trainer_access import dataset_name, trainer_channel
+from aimass.trainer_access import dataset_name, parse_assignments, trainer_channel, training_stub
+from aimass.training import download, watch_run
 from services.common.errors import InvalidInput
 
 if TYPE_CHECKING:  # exists only for type checkers
@@ -50,6 +54,16 @@ def import_folder(out: Console, address: str, model: str, folder: Path) -> None:
 def report_on(out: Console, address: str, dataset: str, to: Path) -> None:
     """Write what is known of a set, and what is wrong with it, as a page and beside it as JSON."""
     asyncio.run(_report(out, address, dataset, to))
+
+
+def inspect(
+    out: Console, address: str, dataset: str, recipe: str, assignments: list[str], folds: int, to: Path
+) -> None:
+    """Write the report with the labels that models, trained by *recipe* on other samples, find wrong."""
+    overrides = parse_assignments(assignments) | {"dataset": dataset_name(dataset)}
+    training = training_pb.Training(recipe=recipe, overrides_json=json.dumps(overrides))
+    work = training_pb.Inspection(training=training, options_json=json.dumps({"folds": folds}))
+    asyncio.run(_inspect(out, address, training_pb.CreateRunRequest(inspection=work), to))
 
 
 def _stub(channel: grpc.aio.Channel) -> "DataServiceAsyncStub":
@@ -93,6 +107,19 @@ async def _import(out: Console, address: str, model: str, files: list[Path]) -> 
     for refused in answer.rejections[:SHOWN_REJECTIONS]:
         path = files[refused.index]
         out.print(f"  {path}: {refused.message}", markup=False, highlight=False, soft_wrap=True)
+
+
+async def _inspect(out: Console, address: str, wanted: training_pb.CreateRunRequest, to: Path) -> None:
+    async with trainer_channel(address) as channel:
+        stub = training_stub(channel)
+        run = await watch_run(out, stub, (await stub.CreateRun(wanted)).run)
+        with tempfile.TemporaryDirectory() as folder:
+            await download(stub, run.id, Path(folder), ("report.html", "report.json"))
+            to.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(Path(folder) / "report.html", to)
+            shutil.copy(Path(folder) / "report.json", to.with_suffix(".json"))
+    found, judged = run.metrics["mislabelled_samples"], run.metrics["judged_samples"]
+    out.print(f"{found:.0f} of {judged:.0f} labels are likely wrong; report in {to}", markup=False, highlight=False)
 
 
 async def _report(out: Console, address: str, dataset: str, to: Path) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,11 +109,11 @@ async def _export(
             options = json.dumps({"source": _source(source), "precision": precision})
             wanted = pb.CreateRunRequest(conversion=pb.Conversion(options_json=options))
             run = (await stub.CreateRun(wanted)).run
-            run = await _watch(out, stub, run)
+            run = await watch_run(out, stub, run)
             _show_result(out, run)
             run_id = run.id
         if folder is not None:
-            await download(stub, run_id, folder)
+            await download(stub, run_id, folder, EXPORTED)
             _say(out, f"exported to {folder}: {', '.join(EXPORTED)}")
         if publication is not None:
             await _publish(out, stub, run_id, publication)
@@ -140,7 +141,7 @@ async def _do(
             run = (await stub.ResumeRun(pb.ResumeRunRequest(id=run.id))).run
         if run.state != pb.Run.STATE_SUCCEEDED:
             _say(out, f"run {run.id}; if it is interrupted, `aimass train --run-id {run.id}` goes on")
-            run = await _watch(out, stub, run)
+            run = await watch_run(out, stub, run)
         _show_result(out, run)
         if publication is not None:
             await _publish(out, stub, run.id, publication)
@@ -155,7 +156,7 @@ async def _existing(stub: "TrainingServiceAsyncStub", run_id: str) -> pb.Run | N
         raise
 
 
-async def _watch(out: Console, stub: "TrainingServiceAsyncStub", run: pb.Run) -> pb.Run:
+async def watch_run(out: Console, stub: "TrainingServiceAsyncStub", run: pb.Run) -> pb.Run:
     """Show how *run* gets further until it ends.
 
     Raises:
@@ -190,10 +191,10 @@ def _show_result(out: Console, run: pb.Run) -> None:
         _say(out, f"  {name:32} {value:.4g}")
 
 
-async def download(stub: "TrainingServiceAsyncStub", run_id: str, folder: Path) -> None:
-    """Copy what a run has made to *folder*."""
+async def download(stub: "TrainingServiceAsyncStub", run_id: str, folder: Path, names: Sequence[str]) -> None:
+    """Copy the files *names* that a run has made to *folder*."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in EXPORTED:
+    for name in names:
         aside = folder / f"{name}.part"
         with aside.open("wb") as file:
             async for part in stub.DownloadArtifact(pb.DownloadArtifactRequest(id=run_id, name=name)):

@@ -261,6 +261,15 @@ class EvaluationOptions(_Options):
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
 
 
+class InspectionOptions(_Options):
+    """A search for likely wrong labels, by models that have not seen the samples that they judge."""
+
+    training: TrainingOptions
+    """How each of these models is trained."""
+    folds: Annotated[int, Field(ge=2, le=20)] = 4
+    """Models; each judges its share of the training samples and learns from the rest."""
+
+
 def parse_options(kind: type[Options], fields: dict[str, Any]) -> Options:
     """Return *fields* as *kind*.
 

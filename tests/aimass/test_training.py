@@ -24,7 +24,7 @@ def test_a_range_is_an_interval_or_a_list(text, meant):
 
 @pytest.mark.parametrize("text", ["lr", "lr=", "lr=1..x", "lr=..2", "lr=1..2:square"])
 def test_what_is_no_range_is_refused(text):
-    with pytest.raises(InvalidInput, match="is no range; write name=low..high"):
+    with pytest.raises(InvalidInput, match=r"is no range; write name=low\.\.high"):
         parse_range(text)
 
 

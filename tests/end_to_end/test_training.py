@@ -9,8 +9,10 @@ from pathlib import Path
 
 import grpc
 import pytest
+from PIL import Image
 
 from aimass.starter import STARTER
+from services.trainer.data.slices import read_slice
 from services.trainer.publishing import publish_version
 from services.trainer.runs.folder import CHECKPOINT_FILE, PROGRESS_FILE
 from services.trainer.runs.progress import finished_epochs, read_progress
@@ -209,3 +211,32 @@ def test_a_search_ends_with_the_model_of_its_best_trial(aimass):
     assert told.code == 0, told.complained
     assert "run search succeeded on cifar10-slice" in told.printed
     assert re.search(r"trials +2", told.printed)
+
+
+def test_likely_wrong_labels_are_reported_on_a_page(aimass, home):
+    learning = [*SETTINGS, "--set", "epochs=1"]
+    told = aimass("data", "report", "cifar10-slice", "--judge", "quick", "--folds", "2", *learning, "--to", "page.html")
+
+    assert told.code == 0, told.complained
+    assert re.search(r"\d+ of 4500 labels are likely wrong; report in page\.html", told.printed)
+    assert "<html" in (home / "page.html").read_text()
+    assert json.loads((home / "page.json").read_text())["sample_count"] == 6000
+
+
+def test_samples_of_one_s_own_are_imported_and_trained_on(aimass, home):
+    train, _ = read_slice()
+    for number, (pixels, label) in enumerate(zip(train.images, train.labels, strict=True)):
+        if label in (3, 5) and number < 1500:
+            folder = home / "pets" / ("cat" if label == 3 else "dog")
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+    (home / "pets" / "cat" / "broken.jpg").write_bytes(b"no image")
+
+    created = aimass("data", "create", "pets", "cat", "dog", "--width", "32", "--height", "32")
+    imported = aimass("data", "import", "pets", "pets")
+    trained = aimass("train", "--data", "model:pets", *SETTINGS, "--set", "epochs=1", "--publish", "--model", "pets")
+
+    assert (created.code, imported.code) == (0, 0)
+    assert re.search(r"\d+ accepted, 0 were there already, 1 refused\n +pets/cat/broken\.jpg: ", imported.printed)
+    assert trained.code == 0, trained.complained
+    assert "published as version 1 of pets" in trained.printed

@@ -68,6 +68,8 @@ class Run(_message.Message):
         """Converts a model to another arithmetic."""
         KIND_EVALUATION: Run._Kind.ValueType  # 4
         """Measures a model."""
+        KIND_INSPECTION: Run._Kind.ValueType  # 5
+        """Looks for likely wrong labels; makes no model."""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
         """What a run does."""
@@ -82,6 +84,8 @@ class Run(_message.Message):
     """Converts a model to another arithmetic."""
     KIND_EVALUATION: Run.Kind.ValueType  # 4
     """Measures a model."""
+    KIND_INSPECTION: Run.Kind.ValueType  # 5
+    """Looks for likely wrong labels; makes no model."""
 
     class _State:
         ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -370,6 +374,7 @@ class CreateRunRequest(_message.Message):
     TUNING_FIELD_NUMBER: _builtins.int
     CONVERSION_FIELD_NUMBER: _builtins.int
     EVALUATION_FIELD_NUMBER: _builtins.int
+    INSPECTION_FIELD_NUMBER: _builtins.int
     client_id: _builtins.str
     """Name by which the caller knows the run again, at most 128 characters: a request that is sent once more with the
     same name gives the run that is there. Empty means that each request makes a run.
@@ -392,6 +397,10 @@ class CreateRunRequest(_message.Message):
     def evaluation(self) -> Global___Evaluation:
         """Measures a model."""
 
+    @_builtins.property
+    def inspection(self) -> Global___Inspection:
+        """Looks for likely wrong labels."""
+
     def __init__(
         self,
         *,
@@ -401,12 +410,13 @@ class CreateRunRequest(_message.Message):
         tuning: Global___Tuning | None = ...,
         conversion: Global___Conversion | None = ...,
         evaluation: Global___Evaluation | None = ...,
+        inspection: Global___Inspection | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["conversion", b"conversion", "evaluation", b"evaluation", "training", b"training", "tuning", b"tuning", "work", b"work"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["conversion", b"conversion", "evaluation", b"evaluation", "inspection", b"inspection", "training", b"training", "tuning", b"tuning", "work", b"work"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "conversion", b"conversion", "evaluation", b"evaluation", "id", b"id", "training", b"training", "tuning", b"tuning", "work", b"work"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "conversion", b"conversion", "evaluation", b"evaluation", "id", b"id", "inspection", b"inspection", "training", b"training", "tuning", b"tuning", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_work: _TypeAlias = _typing.Literal["training", "tuning", "conversion", "evaluation"]  # noqa: Y015
+    _WhichOneofReturnType_work: _TypeAlias = _typing.Literal["training", "tuning", "conversion", "evaluation", "inspection"]  # noqa: Y015
     _WhichOneofArgType_work: _TypeAlias = _typing.Literal["work", b"work"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_work) -> _WhichOneofReturnType_work | None: ...
 
@@ -511,6 +521,34 @@ class Evaluation(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Evaluation: _TypeAlias = Evaluation  # noqa: Y015
+
+@_typing.final
+class Inspection(_message.Message):
+    """Looks for likely wrong labels in a data set."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRAINING_FIELD_NUMBER: _builtins.int
+    OPTIONS_JSON_FIELD_NUMBER: _builtins.int
+    options_json: _builtins.str
+    """Options as a JSON object: `folds`."""
+    @_builtins.property
+    def training(self) -> Global___Training:
+        """How the models that judge are trained, and on which set."""
+
+    def __init__(
+        self,
+        *,
+        training: Global___Training | None = ...,
+        options_json: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["training", b"training"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["options_json", b"options_json", "training", b"training"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Inspection: _TypeAlias = Inspection  # noqa: Y015
 
 @_typing.final
 class CreateRunResponse(_message.Message):

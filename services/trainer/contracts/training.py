@@ -12,7 +12,14 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from aimass.trainer.v1 import training_pb2 as pb
 from aimass.trainer.v1.training_pb2_grpc import TrainingServiceServicer
 from services.common.errors import InvalidInput
-from services.trainer.options import ConversionOptions, EvaluationOptions, TrainingOptions, TuningOptions, parse_options
+from services.trainer.options import (
+    ConversionOptions,
+    EvaluationOptions,
+    InspectionOptions,
+    TrainingOptions,
+    TuningOptions,
+    parse_options,
+)
 from services.trainer.recipes import RECIPES
 from services.trainer.runs.admission import parse_object, training_options
 from services.trainer.runs.control import RunControl, read_chunks
@@ -104,16 +111,19 @@ def _options(request: pb.CreateRunRequest) -> Options:
     work = request.WhichOneof("work")
     if work == "training":
         return training_options(request.training.recipe, request.training.overrides_json)
-    if work == "tuning":
-        start = request.tuning.training
-        training = training_options(start.recipe, start.overrides_json)
-        fields = parse_object(request.tuning.options_json, "options_json")
-        return parse_options(TuningOptions, fields | {"training": training})
+    if work in ("tuning", "inspection"):
+        asked = request.tuning if work == "tuning" else request.inspection
+        training = training_options(asked.training.recipe, asked.training.overrides_json)
+        fields = parse_object(asked.options_json, "options_json")
+        fields["training"] = training
+        return parse_options(TuningOptions, fields) if work == "tuning" else parse_options(InspectionOptions, fields)
     if work == "conversion":
         return parse_options(ConversionOptions, parse_object(request.conversion.options_json, "options_json"))
     if work == "evaluation":
         return parse_options(EvaluationOptions, parse_object(request.evaluation.options_json, "options_json"))
-    raise InvalidInput("the request asks for no work; set training, tuning, conversion or evaluation", field="work")
+    raise InvalidInput(
+        "the request asks for no work; set training, tuning, conversion, evaluation or inspection", field="work"
+    )
 
 
 def _filter(request: pb.ListRunsRequest) -> RunFilter:

@@ -7,6 +7,8 @@ death of one is the end of all.
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from queue import Empty
@@ -91,7 +93,11 @@ def train_with_local_steps(
         worker = "services.trainer.distributed.worker"
         return [sys.executable, "-m", worker, maker, str(run_folder), address, str(number), str(threads)]
 
-    with serving(exchange, options.workers.count) as address, Pool(command, options.workers.count) as pool:
+    with (
+        _few_threads(threads),
+        serving(exchange, options.workers.count) as address,
+        Pool(command, options.workers.count) as pool,
+    ):
         while not run.finished:
             if watcher.should_stop():
                 run.take(exchange.snapshot())
@@ -130,6 +136,17 @@ def train_with_local_steps(
     model.to("cpu")
     model.eval()
     return run.history
+
+
+@contextmanager
+def _few_threads(threads: int) -> Iterator[None]:
+    """Measure with no more *threads* than a worker has: those that wait for each other lose most on busy cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Run(State):

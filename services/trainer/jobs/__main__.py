@@ -18,6 +18,7 @@ from services.common.settings import load_settings
 from services.trainer.jobs.conversion import run_conversion
 from services.trainer.jobs.evaluation import run_evaluation
 from services.trainer.jobs.failures import known_reason, reason
+from services.trainer.jobs.inspection import run_inspection
 from services.trainer.jobs.job import Job, StopRequest
 from services.trainer.jobs.reporting import Reporter, Silent
 from services.trainer.jobs.training import run_training
@@ -33,6 +34,7 @@ RUN: dict[RunKind, Callable[[Job], Outcome]] = {
     RunKind.TUNING: run_tuning,
     RunKind.CONVERSION: run_conversion,
     RunKind.EVALUATION: run_evaluation,
+    RunKind.INSPECTION: run_inspection,
 }
 _END_WITH_PARENT = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 

@@ -11,7 +11,7 @@ from services.common.errors import ServiceError
 
 _NO_MEMORY = re.compile(
     r"[Cc]an'?t allocate memory|[Cc]annot allocate memory|Failed to allocate memory|not enough memory|bad[_ ]alloc"
-    r"|out of memory"
+    r"|out of memory|could not create a (primitive|memory object)\Z"  # the last ones are oneDNN's
 )
 _NO_DISK = re.compile(r"disk is full|No space left on device")
 

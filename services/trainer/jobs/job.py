@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 from services.trainer.jobs.reporting import Reporter
-from services.trainer.options import TuningOptions
+from services.trainer.options import InspectionOptions, TuningOptions
 from services.trainer.runs.folder import RunFolder
 from services.trainer.runs.launcher import INTERRUPTED
 from services.trainer.runs.record import Request
@@ -62,6 +62,6 @@ class Job:
     def threads(self) -> int:
         """Threads for the arithmetic: what the options want, at most what the settings allow; 0 is one per core."""
         options = self.request.options
-        wanted = (options.training if isinstance(options, TuningOptions) else options).threads
+        wanted = (options.training if isinstance(options, TuningOptions | InspectionOptions) else options).threads
         limit = self.settings.threads
         return min(wanted or limit, limit) if limit else wanted

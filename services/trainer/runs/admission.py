@@ -7,9 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from services.common.errors import Conflict, InvalidInput, NotFound
-from services.trainer.options import ConversionOptions, EvaluationOptions, TrainingOptions, TuningOptions
+from services.trainer.options import (
+    ConversionOptions,
+    EvaluationOptions,
+    InspectionOptions,
+    TrainingOptions,
+    TuningOptions,
+)
 from services.trainer.recipes import make_options
-from services.trainer.runs.record import Options, RunKind, RunState
+from services.trainer.runs.record import Options, RunState
 from services.trainer.runs.store import RunStore
 
 NAMED_DATASETS = ("cifar10", "cifar10-slice")
@@ -42,7 +48,7 @@ class Admission:
             NotFound: A data set or a run that they name does not exist.
             Conflict: A run that they name has made no model.
         """
-        if isinstance(options, TuningOptions):
+        if isinstance(options, TuningOptions | InspectionOptions):
             return options.model_copy(update={"training": self.admit(options.training)})
         for field, source in _sources(options):
             self._check_source(field, source)
@@ -95,7 +101,7 @@ class Admission:
     def _check_source(self, field: str, source: str) -> None:
         if source.startswith(_RUN):
             run = self._store.get(source.removeprefix(_RUN))
-            if run.state is not RunState.SUCCEEDED or run.kind is RunKind.EVALUATION:
+            if run.state is not RunState.SUCCEEDED or not run.kind.makes_model:
                 raise Conflict(
                     f"{field} {source!r} has no model: it is a run of kind {run.kind} and {run.state}; "
                     "name one that has succeeded",

@@ -9,9 +9,15 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from services.common.errors import InvalidInput
 from services.common.manifest import Dataset
-from services.trainer.options import ConversionOptions, EvaluationOptions, TrainingOptions, TuningOptions
+from services.trainer.options import (
+    ConversionOptions,
+    EvaluationOptions,
+    InspectionOptions,
+    TrainingOptions,
+    TuningOptions,
+)
 
-Options = TrainingOptions | TuningOptions | ConversionOptions | EvaluationOptions
+Options = TrainingOptions | TuningOptions | ConversionOptions | EvaluationOptions | InspectionOptions
 
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -23,6 +29,12 @@ class RunKind(StrEnum):
     TUNING = "TUNING"
     CONVERSION = "CONVERSION"
     EVALUATION = "EVALUATION"
+    INSPECTION = "INSPECTION"
+
+    @property
+    def makes_model(self) -> bool:
+        """Whether a run of this kind ends with a model."""
+        return self not in (RunKind.EVALUATION, RunKind.INSPECTION)
 
     @property
     def options(self) -> type[Options]:
@@ -35,6 +47,7 @@ _OPTIONS: dict[RunKind, type[Options]] = {
     RunKind.TUNING: TuningOptions,
     RunKind.CONVERSION: ConversionOptions,
     RunKind.EVALUATION: EvaluationOptions,
+    RunKind.INSPECTION: InspectionOptions,
 }
 
 

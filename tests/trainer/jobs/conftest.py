@@ -81,9 +81,11 @@ class Runs:
         folder.create(Request(id=run_id, kind=kind, options=options, trusted=trusted, create_time=now()))
         return folder
 
-    def start(self, folder: RunFolder, *, more_memory: int = 0, free_disk: int = 0) -> ForkServerProcess:
-        """Start the process of a run."""
-        arguments = (folder.path, self.settings.environment(), more_memory, free_disk)
+    def start(
+        self, folder: RunFolder, *, more_memory: int = 0, free_disk: int = 0, **variables: str
+    ) -> ForkServerProcess:
+        """Start the process of a run, with further *variables* in its environment."""
+        arguments = (folder.path, self.settings.environment() | variables, more_memory, free_disk)
         started = FORKS.Process(target=process.run, args=arguments)
         started.start()
         return started

@@ -121,6 +121,7 @@ def test_a_source_without_a_model_is_refused(runs: Runs, make: Make, kind: Any) 
         RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 40000 bytes."),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
         RuntimeError("std::bad_alloc"),
+        RuntimeError("could not create a primitive"),
         OSError(errno.ENOMEM, "Cannot allocate memory"),
     ],
 )

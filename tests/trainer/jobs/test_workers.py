@@ -3,8 +3,11 @@
 import asyncio
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 from services.trainer.runs.folder import RunFolder
 from services.trainer.runs.launcher import LocalLauncher, Process
@@ -15,34 +18,59 @@ from tests.trainer.jobs.conftest import (
     Make,
     Runs,
     at_epoch,
+    at_stage,
+    at_step,
     end_of,
     entries_of,
     told_epochs,
     told_steps,
 )
 
-EPOCHS = 40
+EPOCHS = 60
 STEPS_PER_EPOCH = 6
 LOOK_SECONDS = 0.005
 
 
-async def launch(runs: Runs, folder: RunFolder) -> tuple[Process, int]:
-    """Start a run, and return it with its process id."""
-    with folder.locked() as lock:
-        process = await LocalLauncher(runs.settings.environment()).start(folder, folder.request(), lock)
-    pid = folder.signed()
-    assert pid is not None
-    return process, pid
+@dataclass
+class Launched:
+    """A run that was started as the service does it."""
+
+    folder: RunFolder
+    process: Process
+    pid: int
+    position: int
+    """In the progress, behind what earlier processes have told."""
+
+    async def told(self, when: Ends) -> None:
+        """Wait for an entry of the progress since the start."""
+        end = asyncio.ensure_future(self.process.wait())
+        while not any(map(when, entries_of(self.folder, self.position))):
+            assert not end.done(), (self.folder.outcome(), (self.folder / "log.txt").read_text()[-3000:])
+            await asyncio.sleep(LOOK_SECONDS)
+        end.cancel()
 
 
-async def told(folder: RunFolder, process: Process, when: Ends) -> None:
-    """Wait for an entry of the progress from now on."""
-    position = end_of(folder)  # of earlier lives
-    end = asyncio.ensure_future(process.wait())
-    while not any(map(when, entries_of(folder, position))):
-        assert not end.done(), (folder.outcome(), (folder / "log.txt").read_text()[-3000:])
-        await asyncio.sleep(LOOK_SECONDS)
-    end.cancel()
+Launch = Callable[[RunFolder], Awaitable[Launched]]
+
+
+@pytest.fixture
+async def launch(runs: Runs) -> AsyncIterator[Launch]:
+    """A function that starts a run; what is left of it in the end is killed."""
+    launched: list[Launched] = []
+
+    async def launch(folder: RunFolder) -> Launched:
+        position = end_of(folder)
+        with folder.locked() as lock:
+            process = await LocalLauncher(runs.settings.environment()).start(folder, folder.request(), lock)
+        pid = folder.signed()
+        assert pid is not None
+        launched.append(Launched(folder, process, pid, position))
+        return launched[-1]
+
+    yield launch
+    for each in launched:
+        each.process.kill()
+        await each.process.wait()
 
 
 def descendants(pid: int) -> Iterator[int]:
@@ -76,49 +104,68 @@ def check_end(folder: RunFolder) -> None:
     assert not list(folder.path.glob("checkpoint*"))
 
 
-async def test_a_run_in_step_outlives_a_stop_and_the_death_of_a_worker(runs: Runs, make: Make) -> None:
+async def test_a_run_in_step_outlives_a_stop_and_the_death_of_a_worker(runs: Runs, make: Make, launch: Launch) -> None:
     folder = runs.create("in-step", make({"epochs": EPOCHS, "workers": {"count": 2}}))
-    process, _ = await launch(runs, folder)
-    await told(folder, process, at_epoch(2))
+    run = await launch(folder)
+    await run.told(at_epoch(2))
 
-    process.terminate()
-    assert await process.wait() != 0  # torchrun's own code: the supervisor has asked, so it knows
+    run.process.terminate()
+    assert await run.process.wait() != 0  # torchrun's own code: the supervisor has asked, so it knows
     stopped = max(told_epochs(folder))
     assert (folder / "checkpoint.pt").exists()
     assert folder.outcome() is None
     assert not folder.is_held
 
-    process, pid = await launch(runs, folder)
-    await told(folder, process, at_epoch(stopped + 2))
-    os.kill(worker_of(pid, "RANK=1"), signal.SIGKILL)
-    assert await process.wait() == 0
+    run = await launch(folder)
+    await run.told(at_step(1))
+    worker = worker_of(run.pid, "RANK=1")
+    await run.told(at_epoch(stopped + 2))
+    os.kill(worker, signal.SIGKILL)
+    assert await run.process.wait() == 0
 
     check_end(folder)
     # One for each life of the first worker, none for the others': they write nothing.
     assert len(list((folder / "tensorboard").iterdir())) == 3
-    assert [entry.stage for entry in entries_of(folder)].count("export") == 2
+    assert len([entry for entry in entries_of(folder) if at_stage("export")(entry)]) == 1
 
 
-async def test_a_failure_of_all_workers_is_told_in_its_sentence_and_not_tried_again(runs: Runs, make: Make) -> None:
+def test_the_first_worker_tells_what_all_fail_of_and_none_tries_again(
+    runs: Runs, make: Make, unused_tcp_port: int
+) -> None:
     folder = runs.create("in-step-diverging", make(DIVERGING | {"lr": 100, "workers": {"count": 2}}))
+    torchrun = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(unused_tcp_port),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "TORCHELASTIC_RUN_ID": "a",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+    }
 
-    process, _ = await launch(runs, folder)
-    assert await process.wait() == 0
-
+    workers = [runs.start(folder, **torchrun, RANK=rank, LOCAL_RANK=rank) for rank in ("0", "1")]
+    for worker in workers:
+        worker.join()
     outcome = folder.outcome()
+    told = len(entries_of(folder))
+    again = runs.start(folder, **torchrun, RANK="0", LOCAL_RANK="0")  # waits for no other worker
+    again.join()
+
     assert outcome is not None
     assert outcome.reason.endswith("; lower learning_rate 100.0 or set gradient_clip")
-    assert len(list((folder / "tensorboard").iterdir())) == 1
+    assert (again.exitcode, len(entries_of(folder))) == (0, told)
+    assert len(list((folder / "tensorboard").iterdir())) == 1  # of the first worker
 
 
-async def test_a_run_of_local_steps_outlives_the_death_of_a_worker(runs: Runs, make: Make) -> None:
+async def test_a_run_of_local_steps_outlives_the_death_of_a_worker(runs: Runs, make: Make, launch: Launch) -> None:
     workers = {"count": 2, "synchronisation": "local-steps", "local_steps": 3}
     folder = runs.create("local-steps", make({"epochs": EPOCHS, "workers": workers}))
-    process, pid = await launch(runs, folder)
-    await told(folder, process, at_epoch(1))
+    run = await launch(folder)
+    await run.told(at_step(1))
+    worker = worker_of(run.pid, "services.trainer.distributed.worker")
+    await run.told(at_epoch(2))
 
-    os.kill(worker_of(pid, "services.trainer.distributed.worker"), signal.SIGKILL)
-    assert await process.wait() == 0
+    os.kill(worker, signal.SIGKILL)
+    assert await run.process.wait() == 0
 
     check_end(folder)
     assert "worker died" in (folder / "log.txt").read_text()
