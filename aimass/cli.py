@@ -474,7 +474,7 @@ def report_data(
     to: Annotated[Path, typer.Option(help="The page; a JSON document of the same name is put beside it.")],
     judge: Annotated[
         str,
-        typer.Option(metavar="RECIPE", help="Also train models by this recipe to find labels that are likely wrong."),
+        typer.Option(metavar="RECIPE", help="Train models by this recipe, which find wrong labels."),
     ] = "",
     folds: Annotated[int, typer.Option(min=2, max=20, help="How many models judge.")] = 4,
     options: Set = None,
