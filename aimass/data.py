@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import shutil
-import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +16,7 @@ from aimass.trainer.v1 import data_pb2 as pb
 from aimass.trainer.v1 import training_pb2 as training_pb
 from aimass.trainer.v1.data_pb2_grpc import DataServiceStub
 from aimass.trainer_access import dataset_name, parse_assignments, trainer_channel, training_stub
-from aimass.training import download, watch_run
+from aimass.training import read_artifact, watch_run
 from services.common.errors import InvalidInput
 
 if TYPE_CHECKING:  # exists only for type checkers
@@ -113,19 +111,20 @@ async def _inspect(out: Console, address: str, wanted: training_pb.CreateRunRequ
     async with trainer_channel(address) as channel:
         stub = training_stub(channel)
         run = await watch_run(out, stub, (await stub.CreateRun(wanted)).run)
-        with tempfile.TemporaryDirectory() as folder:
-            await download(stub, run.id, Path(folder), ("report.html", "report.json"))
-            to.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(Path(folder) / "report.html", to)
-            shutil.copy(Path(folder) / "report.json", to.with_suffix(".json"))
+        page, document = [await read_artifact(stub, run.id, name) for name in ("report.html", "report.json")]
+    _write(to, page, document)
     found, judged = run.metrics["mislabelled_samples"], run.metrics["judged_samples"]
     out.print(f"{found:.0f} of {judged:.0f} labels are likely wrong; report in {to}", markup=False, highlight=False)
+
+
+def _write(to: Path, page: bytes, document: bytes) -> None:
+    to.parent.mkdir(parents=True, exist_ok=True)
+    to.write_bytes(page)
+    to.with_suffix(".json").write_bytes(document)
 
 
 async def _report(out: Console, address: str, dataset: str, to: Path) -> None:
     async with trainer_channel(address) as channel:
         report = await _stub(channel).GetDataReport(pb.GetDataReportRequest(dataset=dataset_name(dataset)))
-    to.parent.mkdir(parents=True, exist_ok=True)
-    to.write_bytes(report.report_html)
-    to.with_suffix(".json").write_bytes(report.report_json)
+    _write(to, report.report_html, report.report_json)
     out.print(f"report on {dataset} in {to} and {to.with_suffix('.json')}", markup=False, highlight=False)

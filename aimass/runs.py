@@ -12,7 +12,7 @@ from rich.table import Column, Table
 
 from aimass.trainer.v1 import training_pb2 as pb
 from aimass.trainer_access import kind_name, state_name, trainer_channel, training_stub
-from aimass.training import EXPORTED, download, show_curves
+from aimass.training import download, show_curves
 from services.trainer.recipes import RECIPES
 
 if TYPE_CHECKING:  # exists only for type checkers
@@ -110,6 +110,6 @@ async def _send_to_mlflow(out: Console, address: str, run_id: str, uri: str) -> 
         epochs = await finished_epochs(stub, answer)
         with tempfile.TemporaryDirectory() as folder:
             if answer.run.state == pb.Run.STATE_SUCCEEDED:
-                await download(stub, run_id, Path(folder), EXPORTED)
+                await download(stub, run_id, Path(folder))
             copied = await asyncio.to_thread(copy_run, uri, answer.run, epochs, Path(folder))
     out.print(f"{run_id} is run {copied} at {uri}", highlight=False, markup=False)

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,7 +112,7 @@ async def _export(
             _show_result(out, run)
             run_id = run.id
         if folder is not None:
-            await download(stub, run_id, folder, EXPORTED)
+            await download(stub, run_id, folder)
             _say(out, f"exported to {folder}: {', '.join(EXPORTED)}")
         if publication is not None:
             await _publish(out, stub, run_id, publication)
@@ -191,15 +190,19 @@ def _show_result(out: Console, run: pb.Run) -> None:
         _say(out, f"  {name:32} {value:.4g}")
 
 
-async def download(stub: "TrainingServiceAsyncStub", run_id: str, folder: Path, names: Sequence[str]) -> None:
-    """Copy the files *names* that a run has made to *folder*."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in names:
+async def download(stub: "TrainingServiceAsyncStub", run_id: str, folder: Path) -> None:
+    """Copy what a run has made to *folder*."""
+    await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
+    for name in EXPORTED:
         aside = folder / f"{name}.part"
-        with aside.open("wb") as file:
-            async for part in stub.DownloadArtifact(pb.DownloadArtifactRequest(id=run_id, name=name)):
-                file.write(part.chunk)
+        await asyncio.to_thread(aside.write_bytes, await read_artifact(stub, run_id, name))
         aside.replace(folder / name)
+
+
+async def read_artifact(stub: "TrainingServiceAsyncStub", run_id: str, name: str) -> bytes:
+    """Return a file that a run has made."""
+    request = pb.DownloadArtifactRequest(id=run_id, name=name)
+    return b"".join([part.chunk async for part in stub.DownloadArtifact(request)])
 
 
 async def _publish(out: Console, stub: "TrainingServiceAsyncStub", run_id: str, publication: Publication) -> None:

@@ -197,6 +197,12 @@ class Range(_Options):
         )
 
 
+_OF_ALL_TRIALS = frozenset(
+    {"dataset", "pixels", "validation_fraction", "test_fraction", "clean", "start_from", "replay", "seed", "workers"}
+)
+"""Options that all trials share, or they could not be compared: most of them decide on the samples."""
+
+
 class TuningOptions(_Options):
     """A search for better options of training."""
 
@@ -211,7 +217,19 @@ class TuningOptions(_Options):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.training.workers.count > 1:
+            raise InvalidInput(
+                f"workers.count is {self.training.workers.count}, and trials are trained by one process each; set it "
+                "to 1",
+                field="workers.count",
+            )
         for name, values in self.space.items():
+            if name.partition(".")[0] in _OF_ALL_TRIALS:
+                raise InvalidInput(
+                    f"space has {name}, which all trials share to be comparable; set it in the options that the search "
+                    "starts from",
+                    field="space",
+                )
             for value in values.choices or (values.low, values.high):
                 self.trial({name: value})
         return self

@@ -166,14 +166,6 @@ class _Run(State):
             snapshot.average.write_to(self.averaged.module)
         return self.seconds
 
-    def finite(self, loss: float) -> float:
-        """Return *loss*.
-
-        Raises:
-            InvalidInput: It is not finite.
-        """
-        return self._finite(loss)
-
     def save(self) -> None:
         """Write the checkpoint, where one is wanted."""
         if self.checkpoint is None:

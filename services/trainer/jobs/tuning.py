@@ -39,10 +39,6 @@ TRIALS_FILE = "trials.json"
 """What was tried and what came of it, best first."""
 STUDY_FILE = "study.db"
 BEST_TRIAL_FILE = "best.json"
-_OF_ALL_TRIALS = (
-    "dataset", "pixels", "validation_fraction", "test_fraction", "clean", "start_from", "replay", "seed", "workers",
-)  # fmt: skip
-"""Options that all trials share, or they could not be compared: most of them decide on the samples."""
 _SEEDS = 2**32
 
 
@@ -67,7 +63,6 @@ def run_tuning(job: Job) -> Outcome:
     """
     options = job.request.options
     assert isinstance(options, TuningOptions)
-    check_space(options)
     job.reporter.stage("prepare")
     device = prepare(options.training, job.threads)
     dataset = load_samples(job, options.training)
@@ -103,27 +98,6 @@ def run_tuning(job: Job) -> Outcome:
     metrics = finish_model(job, model, dataset, described, best.options, list(best.history))
     metrics["trials"] = float(options.trials)
     return Outcome(state=RunState.SUCCEEDED, dataset=described, metrics=metrics, finish_time=now())
-
-
-def check_space(options: TuningOptions) -> None:
-    """Refuse a search whose trials would not be trained on the same samples, each by one process.
-
-    Raises:
-        InvalidInput: Of such a search.
-    """
-    for name in options.space:
-        if name.partition(".")[0] in _OF_ALL_TRIALS:
-            raise InvalidInput(
-                f"space has {name}, which all trials share to be comparable; set it in the options that the search "
-                "starts from",
-                field="space",
-            )
-    if options.training.workers.count > 1:
-        raise InvalidInput(
-            f"workers.count is {options.training.workers.count}, and trials are trained by one process each; set it "
-            "to 1",
-            field="workers.count",
-        )
 
 
 def _train(

@@ -124,6 +124,7 @@ def train(
         validation_loss, validation_accuracy = 0.0, 0.0
         if group.rank == 0:
             validation_loss, validation_accuracy = evaluate(state.judged, dataset.validation, precision)
+        state.finite(group.agree(validation_loss))
         result = EpochResult(
             epoch=epoch + 1,
             learning_rate=state.rate,

@@ -103,7 +103,7 @@ class State:
         """
         loss = self.group.average(self.losses[1]).item() / max(1, self.batch - self.reported)
         self.losses[1], self.reported = 0, self.batch
-        return self._finite(loss)
+        return self.finite(loss)
 
     def mean_loss(self) -> float:
         """Return the mean loss of the epoch.
@@ -111,9 +111,14 @@ class State:
         Raises:
             InvalidInput: It is not finite.
         """
-        return self._finite(self.group.average(self.losses[0]).item() / self.batch)
+        return self.finite(self.group.average(self.losses[0]).item() / self.batch)
 
-    def _finite(self, loss: float) -> float:
+    def finite(self, loss: float) -> float:
+        """Return *loss*.
+
+        Raises:
+            InvalidInput: It is not finite.
+        """
         if not abs(loss) < float("inf"):
             raise InvalidInput(
                 f"the loss is {loss} in epoch {len(self.history) + 1}; lower learning_rate "

@@ -117,26 +117,6 @@ def test_a_search_without_a_trial_that_ends_says_what_to_change(runs: Runs, make
     assert reason == "no trial came to an end; narrow the space, most of all learning_rate"
 
 
-@pytest.mark.parametrize("name", ["seed", "validation_fraction", "pixels.width"])
-def test_a_space_that_changes_the_samples_is_refused(runs: Runs, make: Make, name: str) -> None:
-    space = {name: {"choices": [9, 10] if name != "validation_fraction" else [0.1, 0.2]}}
-
-    reason = runs.refusal(f"space-{name}", search(make, space))
-
-    assert reason == (
-        f"space has {name}, which all trials share to be comparable; set it in the options that the search starts from"
-    )
-
-
-def test_trials_of_several_workers_are_refused(runs: Runs, make: Make) -> None:
-    space = {"learning_rate": Range(low=0.1, high=0.2)}
-    options = TuningOptions(training=make({"workers": {"count": 2}}), space=space)
-
-    assert (
-        runs.refusal("crowd", options) == "workers.count is 2, and trials are trained by one process each; set it to 1"
-    )
-
-
 def test_an_option_that_the_start_does_not_name_is_searched_too(runs: Runs, make: Make) -> None:
     training = make({"epochs": 1}).model_copy(update={"network_options": {"widths": [8, 8, 8]}})
     space = {"network_options.depths": Range(choices=([0, 0, 0], [0, 0, 1]))}
