@@ -56,9 +56,11 @@ class Workers(_Options):
     """Processes that train one model together, on this machine."""
 
     count: Annotated[int, Field(ge=1, le=64)] = 1
+    """With `every-step`, batch_size must be a multiple of it."""
     synchronisation: Literal["every-step", "local-steps"] = "every-step"
     """`every-step` averages gradients; with `local-steps` each worker goes on alone and sends what it has learnt to
-    an outer optimiser, which does not wait for the others (DiLoCo, Douillard et al. 2023)."""
+    an outer optimiser, which does not wait for the others (DiLoCo, Douillard et al. 2023). Then n workers learn about
+    as with n times the batch."""
     local_steps: Annotated[int, Field(ge=1, le=10_000)] = 20
     """Steps between two exchanges."""
     outer_learning_rate: Annotated[float, Field(gt=0, le=10)] = 0.7

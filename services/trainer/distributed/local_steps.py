@@ -123,7 +123,7 @@ def train_with_local_steps(
                         epoch=epoch + 1,
                         learning_rate=rate_at(((epoch + 1) * batches.per_epoch - 1) / progress.steps, epoch, options),
                         train_loss=mean_loss,
-                        validation_loss=validation_loss,
+                        validation_loss=run.finite(validation_loss),
                         validation_accuracy=validation_accuracy,
                         seconds=seconds,
                         images_per_second=batches.per_epoch * progress.images_per_step / max(seconds, 1e-9),

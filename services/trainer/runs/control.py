@@ -20,6 +20,8 @@ from services.trainer.runs.folder import (
     EVALUATION_FILE,
     LOG_FILE,
     PROGRESS_FILE,
+    REPORT_DOCUMENT_FILE,
+    REPORT_FILE,
     REQUEST_FILE,
     RunFolder,
 )
@@ -37,6 +39,8 @@ ARTIFACTS = (
     CARD_FILE,
     CARD_DOCUMENT_FILE,
     CHOICE_FILE,
+    REPORT_FILE,
+    REPORT_DOCUMENT_FILE,
     LOG_FILE,
 )
 """Files of a run that can be had over the contract."""

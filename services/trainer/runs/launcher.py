@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Protocol
 
 from services.trainer.options import TrainingOptions
@@ -18,6 +19,8 @@ INTERRUPTED = 75
 JOBS_MODULE = "services.trainer.jobs"
 RESTARTS = 3
 """How often several workers begin again together when one of them has died, before their run counts as dead."""
+RENDEZVOUS_FILE = "rendezvous"
+"""Where several workers meet; of the present process only."""
 POLL_SECONDS = 0.1
 
 
@@ -69,6 +72,7 @@ class LocalLauncher:
         return await asyncio.to_thread(self._start, folder, request, lock)
 
     def _start(self, folder: RunFolder, request: Request, lock: int) -> Process:
+        (folder / RENDEZVOUS_FILE).unlink(missing_ok=True)
         with (folder / LOG_FILE).open("ab") as log:
             # Not the event loop's own: that forks, and grpc's handlers of a fork crash the child now and then.
             child = subprocess.Popen(
@@ -93,9 +97,28 @@ class LocalLauncher:
         if isinstance(options, TrainingOptions):
             workers = options.workers
             if workers.count > 1 and workers.synchronisation == "every-step":
-                together = ["--standalone", f"--nproc-per-node={workers.count}", f"--max-restarts={RESTARTS}"]
-                return [sys.executable, "-m", "torch.distributed.run", *together, *job]
+                return [sys.executable, *torchrun(folder / RENDEZVOUS_FILE, workers.count), *job]
         return [sys.executable, *job]
+
+
+def torchrun(rendezvous: Path, count: int) -> list[str]:
+    """Return the arguments of Python that start *count* processes of the program that follows.
+
+    They meet through the file *rendezvous*, which must not exist yet. torchrun's own `--standalone` would listen on all
+    interfaces and unpickle whatever anybody sends there.
+    """
+    return [
+        "-m",
+        "torch.distributed.run",
+        "--nnodes=1",
+        f"--nproc-per-node={count}",
+        f"--max-restarts={RESTARTS}",
+        "--rdzv-backend=c10d",
+        "--rdzv-conf=store_type=file",
+        f"--rdzv-endpoint={rendezvous}",
+        "--rdzv-id=run",
+        "--local-addr=127.0.0.1",
+    ]
 
 
 class _Child:

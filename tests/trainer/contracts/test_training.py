@@ -141,7 +141,9 @@ async def test_a_stopping_service_ends_those_who_watch_and_leaves_the_run_to_its
 
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     later = TrainingServiceStub((await serve(lambda stop: TrainerComponent(settings, stop))).channel)
-    await until(later, "a", pb.Progress.KIND_STEP)
+    async for answer in later.WatchRun(pb.WatchRunRequest(id="a")):
+        if answer.HasField("run") and answer.run.state == Run.STATE_RUNNING:
+            break
     run = (await later.CancelRun(pb.CancelRunRequest(id="a"))).run
     assert (run.state, run.cancel_requested) == (Run.STATE_RUNNING, True)
     assert [answer.run.state for answer in await watched(later, "a")][-1] == Run.STATE_CANCELLED

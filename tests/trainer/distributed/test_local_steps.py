@@ -19,6 +19,7 @@ from services.trainer.training.loop import Interrupted, Watcher, train
 from services.trainer.training.results import EpochResult, StepResult
 from tests.trainer.distributed.task import make_task, plain_options, read_until, start, task_of
 
+pytestmark = pytest.mark.timeout(300)  # processes that import torch, several at a time
 MAKER = f"{make_task.__module__}:{make_task.__name__}"
 NORMS = {"norm": True}
 

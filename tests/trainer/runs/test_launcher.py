@@ -43,7 +43,9 @@ def test_one_worker_is_one_process() -> None:
 
 def test_workers_that_step_together_are_started_by_torchrun() -> None:
     assert command(make_options("quick", {"workers": {"count": 4}})) == [
-        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4", "--max-restarts=3",
+        "-m", "torch.distributed.run", "--nnodes=1", "--nproc-per-node=4", "--max-restarts=3",
+        "--rdzv-backend=c10d", "--rdzv-conf=store_type=file", "--rdzv-endpoint=/runs/a/rendezvous", "--rdzv-id=run",
+        "--local-addr=127.0.0.1",
         "-m", "services.trainer.jobs", "/runs/a",
     ]  # fmt: skip
 
