@@ -1,18 +1,17 @@
 """A trained model measured: on test samples of its own or of another set, spoilt and under attack."""
 
 import numpy as np
+import onnxruntime
 
 from services.common import manifest
 from services.common.errors import Conflict
 from services.trainer.data.samples import Samples
 from services.trainer.evaluation.attacks import measure_attacks
 from services.trainer.evaluation.card import make_card
-from services.trainer.evaluation.figures import evaluate_predictions
-from services.trainer.evaluation.latency import measure_latency
 from services.trainer.evaluation.robustness import Robustness, measure_robustness
 from services.trainer.export.graph import open_graph, run_graph
 from services.trainer.jobs.job import Job
-from services.trainer.jobs.product import EVALUATION_BATCH, LATENCY_SECONDS, read_card, write_card
+from services.trainer.jobs.product import EVALUATION_BATCH, measure_graph, read_card, write_card
 from services.trainer.jobs.sources import find_run, load_samples, training_options
 from services.trainer.jobs.training import remember_samples
 from services.trainer.networks.weights import load_weights
@@ -45,12 +44,8 @@ def run_evaluation(job: Job) -> Outcome:
     described = remember_samples(job, dataset)
     job.reporter.stage("evaluate")
     session = open_graph(source / manifest.GRAPH_FILE, job.threads)
-    images = np.asarray(dataset.test.images)
-    evaluation = evaluate_predictions(run_graph(session, images, EVALUATION_BATCH), dataset.test.labels, dataset.labels)
-    latency = measure_latency(
-        lambda batch: run_graph(session, batch, len(batch)), images, threads=job.threads, seconds=LATENCY_SECONDS
-    )
-    robustness = _robustness(job, options, source, dataset.test) if options.robustness else None
+    evaluation, latency = measure_graph(job, session, dataset)
+    robustness = _robustness(job, options, source, session, dataset.test) if options.robustness else None
     known = read_card(source)
     card = make_card(
         evaluation,
@@ -61,7 +56,7 @@ def run_evaluation(job: Job) -> Outcome:
         latency=latency,
         history=known.history if known else None,
     )
-    write_card(job.folder, card, images)
+    write_card(job.folder, card, np.asarray(dataset.test.images))
     metrics = evaluation.metrics("test")
     if robustness is not None:
         metrics["corrupted_accuracy"] = robustness.mean_accuracy
@@ -70,11 +65,12 @@ def run_evaluation(job: Job) -> Outcome:
     return Outcome(state=RunState.SUCCEEDED, dataset=described, metrics=metrics, finish_time=now())
 
 
-def _robustness(job: Job, options: EvaluationOptions, source: RunFolder, test: Samples) -> Robustness:
+def _robustness(
+    job: Job, options: EvaluationOptions, source: RunFolder, session: onnxruntime.InferenceSession, test: Samples
+) -> Robustness:
     """Spoil and attack a part of the test samples."""
     chosen = np.sort(np.random.default_rng(options.seed).permutation(len(test))[: options.samples])
     samples = test[chosen]
-    session = open_graph(source / manifest.GRAPH_FILE, job.threads)
     robustness = measure_robustness(
         lambda images: run_graph(session, images, EVALUATION_BATCH),
         samples,

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import torch
 
 from services.common import manifest
@@ -16,8 +17,8 @@ from services.trainer.data.samples import Samples
 from services.trainer.evaluation.card import ModelCard, NetworkSize, make_card
 from services.trainer.evaluation.card_page import render_card
 from services.trainer.evaluation.confusion import export_confusion_csv
-from services.trainer.evaluation.figures import evaluate_predictions
-from services.trainer.evaluation.latency import measure_latency
+from services.trainer.evaluation.figures import Evaluation, evaluate_predictions
+from services.trainer.evaluation.latency import Latency, measure_latency
 from services.trainer.export.graph import check_parity, export_graph, graph_metadata, make_golden, open_graph, run_graph
 from services.trainer.jobs.job import Job
 from services.trainer.networks.classifier import Classifier
@@ -81,11 +82,7 @@ def describe_model(
     job.reporter.stage("evaluate")
     path = job.folder / manifest.GRAPH_FILE
     session = open_graph(path, job.threads)
-    images = np.asarray(dataset.test.images)
-    evaluation = evaluate_predictions(run_graph(session, images, EVALUATION_BATCH), dataset.test.labels, dataset.labels)
-    latency = measure_latency(
-        lambda batch: run_graph(session, batch, len(batch)), images, threads=job.threads, seconds=LATENCY_SECONDS
-    )
+    evaluation, latency = measure_graph(job, session, dataset)
     metrics = {**metrics, **evaluation.metrics("test")}
     data = path.read_bytes()
     document = manifest.Manifest(
@@ -108,9 +105,19 @@ def describe_model(
         history=history,
         parent=parent,
     )
-    write_card(job.folder, card, images)
+    write_card(job.folder, card, np.asarray(dataset.test.images))
     job.reporter.stage("evaluate", 1.0, metrics)
     return metrics
+
+
+def measure_graph(job: Job, session: onnxruntime.InferenceSession, dataset: Dataset) -> tuple[Evaluation, Latency]:
+    """Return how right the graph is on the test samples, and how fast it is here."""
+    images = np.asarray(dataset.test.images)
+    probabilities = run_graph(session, images, EVALUATION_BATCH)
+    latency = measure_latency(
+        lambda batch: run_graph(session, batch, len(batch)), images, threads=job.threads, seconds=LATENCY_SECONDS
+    )
+    return evaluate_predictions(probabilities, dataset.test.labels, dataset.labels), latency
 
 
 def write_card(folder: RunFolder, card: ModelCard, images: np.ndarray) -> None:

@@ -1,6 +1,5 @@
 """A trained classifier in a file: what other runs start from."""
 
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from services.trainer.networks.building import build_network
 from services.trainer.networks.classifier import Classifier
 from services.trainer.networks.restructuring import restructure
 from services.trainer.options import TrainingOptions
+from services.trainer.runs.folder import replacing
 
 
 def save_weights(model: Classifier, path: Path, options: TrainingOptions, labels: tuple[str, ...]) -> None:
@@ -31,12 +31,8 @@ def save_weights(model: Classifier, path: Path, options: TrainingOptions, labels
         "temperature": model.temperature,
         "weights": {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()},
     }
-    aside = path.with_name(path.name + ".part")
-    with aside.open("wb") as file:
+    with replacing(path) as file:
         torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
 
 
 def load_weights(path: Path, *, allow_code: bool = False) -> tuple[Classifier, tuple[str, ...]]:

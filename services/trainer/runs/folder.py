@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -158,10 +158,20 @@ def write_document(path: Path, document: BaseModel) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write *text*; a reader, and a machine after a power cut, has the old file or the new one."""
+    """Write *text*, as `replacing` does."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that takes the place of *path* when the block has ended well.
+
+    Whoever reads *path*, also after a crash or a power cut, has the old file or the new one.
+    """
     aside = path.with_name(path.name + ".part")
-    with aside.open("w") as file:
-        file.write(text)
+    with aside.open("wb") as file:
+        yield file
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)

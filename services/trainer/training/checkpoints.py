@@ -1,25 +1,18 @@
 """The state of a training run on disk, from which it goes on as if it had not been interrupted."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from services.common.errors import Conflict
+from services.trainer.runs.folder import replacing
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Write *content* (tensors, numbers, strings, lists and dicts of these) to *path*.
-
-    Whoever reads it, also after a crash or a power cut, has the old checkpoint or the new one.
-    """
-    aside = path.with_name(path.name + ".part")
-    with aside.open("wb") as file:
+    """Write *content* (tensors, numbers, strings, lists and dicts of these) to *path*, as `replacing` does."""
+    with replacing(path) as file:
         torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
 
 
 def load(path: Path, options: str) -> dict[str, Any] | None:
