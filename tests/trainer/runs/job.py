@@ -20,7 +20,7 @@ from pathlib import Path
 from services.trainer.options import TrainingOptions
 from services.trainer.runs.folder import CHECKPOINT_FILE, OUTCOME_FILE, PROGRESS_FILE, RunFolder, write_document
 from services.trainer.runs.launcher import INTERRUPTED
-from services.trainer.runs.progress import Progress, ProgressWriter
+from services.trainer.runs.progress import Progress, ProgressWriter, read_epochs
 from services.trainer.runs.record import Outcome, RunState, now
 
 EPOCH_SECONDS = 0.005
@@ -37,7 +37,10 @@ def main(path: str) -> None:
     if "children" in does:
         descriptors = [int(name) for name in os.listdir("/dev/fd") if int(name) > 2]
         subprocess.Popen(["sleep", "1000"], close_fds=False, pass_fds=[each for each in descriptors if _open(each)])
+    told = read_epochs(folder / PROGRESS_FILE)
     with ProgressWriter(folder / PROGRESS_FILE) as progress:
+        for epoch in range(told + 1, done + 1):  # killed when the checkpoint was safe and nobody knew yet
+            progress.append(_entry("epoch", epoch, options.epochs))
         progress.append(Progress(time=time.time(), kind="stage", stage="train", fraction=done / options.epochs))
         for epoch in range(done + 1, options.epochs + 1):
             if epoch == does.get("hold_at"):
