@@ -20,6 +20,7 @@ from services.trainer.jobs.evaluation import run_evaluation
 from services.trainer.jobs.failures import known_reason, reason
 from services.trainer.jobs.inspection import run_inspection
 from services.trainer.jobs.job import Job, StopRequest
+from services.trainer.jobs.priority import stand_back
 from services.trainer.jobs.reporting import Reporter, Silent
 from services.trainer.jobs.training import run_training
 from services.trainer.jobs.tuning import run_tuning
@@ -41,7 +42,7 @@ _END_WITH_PARENT = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 
 def main(path: Path, settings: TrainerSettings) -> int:
     """Do the run in *path* and return the exit code."""
-    os.nice(settings.nice)  # serving goes first
+    stand_back(settings.nice)
     folder = RunFolder(path)
     stop = StopRequest()
     stop.listen()
