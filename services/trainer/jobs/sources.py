@@ -1,18 +1,16 @@
 """What a run starts from: samples, and the models of other runs."""
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import grpc
-import numpy as np
 
 from aimass.inference.v1 import lifecycle_pb2 as pb
 from aimass.inference.v1.lifecycle_pb2_grpc import ModelLifecycleServiceStub
 from services.common.errors import Conflict, InvalidInput, NotFound, NotReady
 from services.common.manifest import GRAPH_FILE, MANIFEST_FILE, Manifest
 from services.trainer.data.datasets import Dataset, load_dataset
-from services.trainer.data.samples import Samples
+from services.trainer.data.replay import add_replay
 from services.trainer.data.sources import DataSources
 from services.trainer.jobs.job import Job
 from services.trainer.options import TrainingOptions
@@ -41,8 +39,7 @@ def load_samples(job: Job, options: TrainingOptions) -> Dataset:
     """Load what *options* train on; with `start_from` on another set, samples of that set are replayed.
 
     Raises:
-        ServiceError: As `load_dataset` and `find_run`.
-        Conflict: The set replayed has other labels.
+        ServiceError: As `load_dataset`, `find_run` and `add_replay`.
     """
     sources = data_sources(job)
     dataset = load_dataset(options, sources)
@@ -51,21 +48,9 @@ def load_samples(job: Job, options: TrainingOptions) -> Dataset:
     before = training_options(find_run(options.start_from, job.settings))
     if before.dataset == options.dataset:
         return dataset
-    old = load_dataset(before, sources)
-    if (old.labels, old.spec) != (dataset.labels, dataset.spec):
-        raise Conflict(
-            f"data set {options.dataset!r} has other labels or pixels than {before.dataset!r}, which "
-            f"{options.start_from} was trained on; set replay to 0 to train on the new one alone"
-        )
-    count = min(len(old.train), round(options.replay * len(dataset.train)))
-    chosen = np.sort(np.random.default_rng(options.seed).permutation(len(old.train))[:count])
-    return replace(
-        dataset,
-        name=f"{dataset.name}+{old.name}",
-        train=Samples.joined(dataset.train, old.train[chosen]),
-        validation=Samples.joined(dataset.validation, old.validation),
-        test=Samples.joined(dataset.test, old.test),
-    )
+    joined, left_out = add_replay(dataset, load_dataset(before, sources), options.replay, options.seed)
+    job.reporter.stage("prepare", figures={"left_out_as_judged_on": left_out})
+    return joined
 
 
 def find_run(source: str, settings: TrainerSettings) -> RunFolder:
