@@ -86,12 +86,15 @@ $(PERF)/.installed: $(INSTALLED)
 
 STARTER_RUN := build/runs/starter
 
-starter: $(STARTER_RUN)/model.json ## train the starter model anew (an hour on two cores) and put it into the package
-	cp $(STARTER_RUN)/model.onnx $(STARTER_RUN)/model.json aimass/starter/cifar10/1
+starter: $(STARTER_RUN)/outcome.json ## train the starter model anew (an hour on two cores) and put it into the package
+	cp $(addprefix $(STARTER_RUN)/,model.onnx model.json) aimass/starter/cifar10/1
+	cp $(addprefix $(STARTER_RUN)/,run.json outcome.json progress.jsonl dataset.json learnt.npy weights.pt) aimass/starter/run
+	cp $(addprefix $(STARTER_RUN)/,card.json card.html evaluation.json confusion.csv) aimass/starter/run
 
-$(STARTER_RUN)/model.json: | $(INSTALLED)
+$(STARTER_RUN)/outcome.json: | $(INSTALLED) # the last file; `make starter` goes on with an interrupted run
 	$(BIN)/aimass data fetch cifar10
-	TRAINER_RUNS=$(dir $(STARTER_RUN)) $(BIN)/aimass train fast --run-id starter
+	TRAINER_RUNS=$(dir $(STARTER_RUN)) TRAINER_DATABASE=sqlite:///$(dir $(STARTER_RUN))trainer.db \
+		$(BIN)/aimass train fast --run-id starter
 
 clean: ## remove what make made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist

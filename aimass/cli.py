@@ -48,6 +48,8 @@ def main() -> None:
         app()
     except ModuleNotFoundError as error:
         _fail(f"this command needs the package {error.name!r}; install it with: pip install 'aimass[all]'")
+    except UnicodeEncodeError as error:  # bytes on the command line that messages cannot hold
+        _fail(f"{error.object[:100]!r} is not UTF-8; write it in UTF-8")
     except Exception as error:
         if not isinstance(error, _expected_errors()):
             raise
@@ -79,10 +81,11 @@ def up(
     from services.common.server import run_until_signalled
     from services.common.settings import load_settings
     from services.inference.settings import InferenceSettings
+    from services.trainer.settings import TrainerSettings
 
     settings = load_settings(GatewaySettings)
     configure_logs("aimass", settings.log_level, settings.log_style)
-    install_starter(load_settings(InferenceSettings).repository)
+    install_starter(load_settings(InferenceSettings).repository, load_settings(TrainerSettings).runs)
     run = {Mode.pipeline: run_pipeline, Mode.services: run_processes}[mode]
     limit = 2 * settings.stop_grace_seconds + settings.drain_seconds if mode is Mode.pipeline else math.inf
     run_until_signalled(lambda stop: run(stop, lambda: _greet(settings)), limit)
@@ -236,7 +239,9 @@ def rollback(model: Annotated[str, typer.Argument(help="Name of the model.")] = 
     roll_back(out, model)
 
 
-RunName = Annotated[str, typer.Option("--run-id", help="Name of the run; without other options, one goes on.")]
+RunName = Annotated[
+    str, typer.Option("--run-id", help="Name of the run; one that is there goes on, without options or with its own.")
+]
 Trainer = Annotated[
     str, typer.Option("--trainer", help="Address of a trainer service; absent, this command does the work itself.")
 ]
@@ -245,16 +250,19 @@ Data = Annotated[
     typer.Option("--data", help="cifar10, cifar10-slice, model:NAME, or a folder of images by class."),
 ]
 Set = Annotated[list[str] | None, typer.Option("--set", help="name=value; overrides an option of the recipe.")]
-Published = Annotated[str, typer.Option("--model", help="Model that the result is published to.")]
+Published = Annotated[
+    str, typer.Option("--model", help="Model that the result is published to; the data set's or source's if absent.")
+]
 Publish = Annotated[bool, typer.Option("--publish", help="Publish the result as a new version.")]
 Stable = Annotated[bool, typer.Option("--stable", help="Let the new version serve at once.")]
+Force = Annotated[bool, typer.Option("--force", help="Publish also a conversion that is measured as not worth it.")]
 RecipeName = Annotated[str | None, typer.Argument(help="Named set of options, see `aimass recipes`; quick if absent.")]
 
 
-def _publication(publish: bool, stable: bool, model: str) -> "Publication | None":
+def _publication(publish: bool, stable: bool, model: str, force: bool = False) -> "Publication | None":
     from aimass.training import Publication
 
-    return Publication(model, stable) if publish or stable else None
+    return Publication(model, stable, force) if publish or stable else None
 
 
 @app.command()
@@ -262,17 +270,19 @@ def train(
     recipe: RecipeName = None,
     dataset: Data = None,
     options: Set = None,
-    model: Published = DEFAULT_MODEL,
+    model: Published = "",
     publish: Publish = False,
     stable: Stable = False,
+    force: Force = False,
     run_id: RunName = "",
     trainer: Trainer = "",
 ) -> None:
     """Train a model, export it, prove that the graph equals the network, measure it."""
     from aimass.training import train_model
 
+    publication = _publication(publish, stable, model, force)
     with _interruptible():
-        train_model(out, trainer, recipe, dataset, options or [], run_id, _publication(publish, stable, model))
+        train_model(out, trainer, recipe, dataset, options or [], run_id, publication)
 
 
 @app.command()
@@ -285,7 +295,7 @@ def tune(
     pruner: Annotated[str, typer.Option(help="What ends bad trials early: none, median or halving.")] = "median",
     dataset: Data = None,
     options: Set = None,
-    model: Published = DEFAULT_MODEL,
+    model: Published = "",
     publish: Publish = False,
     stable: Stable = False,
     run_id: RunName = "",
@@ -319,15 +329,16 @@ def export(
     source: Annotated[str, typer.Argument(help="A run, or MODEL@VERSION where it is converted.")],
     precision: Annotated[str, typer.Option(help="float32, float16 or int8.")] = "float32",
     folder: Annotated[Path | None, typer.Option("--to", help="Folder for graph, manifest and card.")] = None,
-    model: Published = DEFAULT_MODEL,
+    model: Published = "",
     publish: Publish = False,
     stable: Stable = False,
+    force: Force = False,
     trainer: Trainer = "",
 ) -> None:
     """Copy or publish a run's model, in other arithmetic where that is asked for."""
     from aimass.training import export_model
 
-    publication = _publication(publish, stable, model)
+    publication = _publication(publish, stable, model, force)
     if folder is None and publication is None:
         _fail("nothing to do: say where to with --to FOLDER, or --publish")
     with _interruptible():

@@ -11,9 +11,11 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from aimass.trainer.v1 import training_pb2 as pb
-from aimass.trainer_access import kind_name, state_name, trainer_channel, training_stub
+from aimass.trainer_access import kind_name, run_command, state_name, trainer_channel, training_stub
 from aimass.training import download, show_curves
+from services.common.errors import InvalidInput
 from services.trainer.recipes import RECIPES
+from services.trainer.runs.record import RunState
 
 if TYPE_CHECKING:  # exists only for type checkers
     from aimass.trainer.v1.training_pb2_grpc import TrainingServiceAsyncStub
@@ -23,13 +25,20 @@ COLOURS = {"SUCCEEDED": "green", "FAILED": "red", "CANCELLED": "yellow", "RUNNIN
 
 
 def list_runs(out: Console, address: str, state: str, limit: int) -> None:
-    """Print the newest runs as a table."""
-    asyncio.run(_list(out, address, state, limit))
+    """Print the newest runs as a table.
+
+    Raises:
+        InvalidInput: There is no such state.
+    """
+    states = [name.lower() for name in RunState]
+    if state and state.lower() not in states:
+        raise InvalidInput(f"--state {state!r} is none; use one of {', '.join(states)}")
+    run_command(_list(out, address, state, limit))
 
 
 def show_run(out: Console, address: str, run_id: str, *, cancel: bool) -> None:
     """Print one run with its figures and curves; *cancel* ends it first."""
-    asyncio.run(_show(out, address, run_id, cancel))
+    run_command(_show(out, address, run_id, cancel))
 
 
 def list_recipes(out: Console) -> None:
@@ -46,7 +55,7 @@ def send_to_mlflow(out: Console, address: str, run_id: str, uri: str) -> None:
     Raises:
         ModuleNotFoundError: The extra `mlflow` is not installed.
     """
-    asyncio.run(_send_to_mlflow(out, address, run_id, uri))
+    run_command(_send_to_mlflow(out, address, run_id, uri))
 
 
 async def _list(out: Console, address: str, state: str, limit: int) -> None:

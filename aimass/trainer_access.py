@@ -1,20 +1,25 @@
 """Reaches a trainer: the suite's, or one that lives in the command's own process on the same folders."""
 
+import asyncio
 import json
 import os
-from collections.abc import AsyncIterator
+import signal
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from aimass.trainer.v1 import training_pb2 as pb
 from aimass.trainer.v1.training_pb2_grpc import TrainingServiceStub
+from services.common.calls import ending_with_status
 from services.common.channels import open_channel
-from services.common.errors import Conflict, InvalidInput, NotReady
+from services.common.errors import Conflict, InvalidInput, NotReady, SettingsError
+from services.common.interceptor import AroundInterceptor
 from services.common.logs import configure_logs
-from services.common.server import GrpcServer, StopSignal
+from services.common.server import Service, StopSignal
 from services.common.settings import load_settings
 from services.trainer.service import TrainerComponent
 from services.trainer.settings import TrainerSettings
@@ -22,7 +27,41 @@ from services.trainer.settings import TrainerSettings
 if TYPE_CHECKING:  # exists only for type checkers
     from aimass.trainer.v1.training_pb2_grpc import TrainingServiceAsyncStub
 
-LOOPBACK = "127.0.0.1"
+MAX_SOCKET_PATH = 103
+"""Bytes of a socket's path; Linux takes four more."""
+_BREAKS = ("SIGINT", "SIGTERM", "SIGHUP")
+"""Signals that break a command off: Ctrl-C, the wish of others, the end of its terminal."""
+
+
+def run_command(work: Coroutine[Any, Any, None]) -> None:
+    """Do *work*; a signal to stop cancels it, which gives a run of our own trainer the time to leave a checkpoint.
+
+    Further signals change nothing: a process of a run that does not stop is killed when its time is over.
+
+    Raises:
+        KeyboardInterrupt: It was broken off.
+    """
+
+    async def breakable() -> None:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        broken_off = False
+
+        def break_off() -> None:
+            nonlocal broken_off
+            if not broken_off:
+                task.cancel()
+            broken_off = True
+
+        for number in (getattr(signal, name) for name in _BREAKS):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+                loop.add_signal_handler(number, break_off)
+        await work
+
+    try:
+        asyncio.run(breakable())
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
 
 
 @asynccontextmanager
@@ -46,8 +85,8 @@ async def trainer_channel(address: str) -> AsyncIterator[grpc.aio.Channel]:
                 yield channel
     except grpc.aio.AioRpcError as error:
         sentence = error.details() or error.code().name
-        if error.code() is grpc.StatusCode.UNAVAILABLE:
-            raise NotReady(f"the trainer at {address or LOOPBACK} does not answer ({sentence}); start it") from error
+        if error.code() is grpc.StatusCode.UNAVAILABLE and address:
+            raise NotReady(f"the trainer at {address} does not answer ({sentence}); start it") from error
         raise Conflict(sentence) from error
 
 
@@ -58,16 +97,44 @@ async def _own_trainer() -> AsyncIterator[grpc.aio.Channel]:
     stop = StopSignal()
     # A queue of its own: the suite's trainer, which may share the database, leaves our runs alone, and we leave its.
     component = TrainerComponent(settings, stop, queue=f"command-{os.getpid()}", trusted=True)
-    server = GrpcServer(LOOPBACK, 0, component.services, max_message_bytes=settings.max_message_bytes)
-    await component.start()
-    try:
-        port = await server.start()
-        async with open_channel(f"{LOOPBACK}:{port}") as channel:
-            yield channel
-    finally:
-        stop.set()
-        await component.close()
-        await server.stop(0)
+    async with _serving(component.services, settings.max_message_bytes) as address:
+        await component.start()
+        try:
+            async with open_channel(address) as channel:
+                yield channel
+        finally:
+            stop.set()
+            await component.close()
+
+
+@asynccontextmanager
+async def _serving(services: Sequence[Service], max_message_bytes: int) -> AsyncIterator[str]:
+    """Serve to this user alone, who may run code of his own in it, and give the address.
+
+    Raises:
+        SettingsError: There is no folder for the socket.
+    """
+    server = grpc.aio.server(
+        interceptors=[AroundInterceptor(ending_with_status)],
+        options=[
+            ("grpc.max_receive_message_length", max_message_bytes),
+            ("grpc.max_send_message_length", max_message_bytes),
+        ],
+    )
+    for service in services:
+        service.register(server)
+    with TemporaryDirectory(prefix="aimass-") as folder:  # its permissions keep others of this machine out
+        path = f"{folder}/socket"
+        if len(os.fsencode(path)) > MAX_SOCKET_PATH:
+            raise SettingsError(
+                f"a socket's path has up to {MAX_SOCKET_PATH} bytes and {path} more; set TMPDIR to a shorter folder"
+            )
+        server.add_insecure_port(f"unix:{path}")
+        await server.start()
+        try:
+            yield f"unix:{path}"
+        finally:
+            await server.stop(0)
 
 
 def training_stub(channel: grpc.aio.Channel) -> "TrainingServiceAsyncStub":

@@ -33,7 +33,7 @@ class Suite:
 
     def cpu_seconds(self) -> float:
         """Return the CPU time of all its processes so far."""
-        return sum(_cpu_seconds(pid) for pid in (self.pid, *_children(self.pid)))
+        return sum(cpu_seconds(pid) for pid in (self.pid, *_children(self.pid)))
 
     def resident_bytes(self) -> int:
         """Return the memory of all its processes."""
@@ -77,19 +77,29 @@ def running_suite(mode: str, home: Path, **settings: str) -> Iterator[Suite]:
 @contextmanager
 def running_inference(repository: Path, threads: int) -> Iterator[str]:
     """Start the inference service alone, with its graphs on the CPU, and stop it at the end; yield its address."""
+    settings = {"REPOSITORY": str(repository), "DEVICE": "cpu", "THREADS": str(threads)}
+    with _running_service("inference", **settings) as (address, _):
+        yield address
+
+
+@contextmanager
+def running_trainer(home: Path) -> Iterator[tuple[str, int]]:
+    """Start the trainer service alone, and stop it at the end; yield its address and the number of its process."""
+    folders = {"RUNS": str(home / "runs"), "BLOBS": str(home / "blobs")}
+    with _running_service("trainer", DATABASE=f"sqlite:///{home / 'trainer.db'}", **folders) as (address, pid):
+        yield address, pid
+
+
+@contextmanager
+def _running_service(name: str, **settings: str) -> Iterator[tuple[str, int]]:
+    """Start one service on a free port; yield its address and the number of its process."""
     (port,) = _free_ports(1)
-    environ = os.environ | {
-        "INFERENCE_PORT": str(port),
-        "INFERENCE_METRICS_PORT": "0",
-        "INFERENCE_REPOSITORY": str(repository),
-        "INFERENCE_DEVICE": "cpu",
-        "INFERENCE_THREADS": str(threads),
-        "INFERENCE_LOG_LEVEL": "WARNING",
-    }
-    with subprocess.Popen([sys.executable, "-m", "services.inference"], env=environ) as process:
+    settings |= {"PORT": str(port), "METRICS_PORT": "0", "LOG_LEVEL": "WARNING"}
+    environ = os.environ | {f"{name.upper()}_{setting}": value for setting, value in settings.items()}
+    with subprocess.Popen([sys.executable, "-m", f"services.{name}"], env=environ) as process:
         try:
             _wait_serving(port, process)
-            yield f"127.0.0.1:{port}"
+            yield f"127.0.0.1:{port}", process.pid
         finally:
             process.terminate()
 
@@ -122,6 +132,7 @@ def _children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def _cpu_seconds(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU time that a process has taken."""
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS

@@ -1,17 +1,29 @@
-"""The starter model: what a new repository is given, so that the suite can answer at once."""
+"""The starter model, and the run that made it: what a new home is given, so that the suite can answer and learn."""
 
 import shutil
 import uuid
 from pathlib import Path
 
 STARTER = Path(__file__).parent
+MODEL = "cifar10"
+VERSION = STARTER / MODEL / "1"
+RUN = STARTER / "run"
+"""What the run's folder holds beside the two files of the version: its weights are what other runs start from."""
+RUN_ID = "starter"
 
 
-def install_starter(repository: Path) -> None:
-    """Copy the starter models that *repository* does not have; those that it has are left alone."""
-    repository.mkdir(parents=True, exist_ok=True)
-    for model in sorted(path for path in STARTER.iterdir() if (path / "1").is_dir()):
-        if not (repository / model.name).exists():
-            aside = repository / f".{model.name}-{uuid.uuid4().hex}"
-            shutil.copytree(model, aside)
-            aside.rename(repository / model.name)
+def install_starter(repository: Path, runs: Path) -> None:
+    """Copy the starter model to *repository* and its run to *runs*, where they are missing."""
+    _copy(repository / MODEL, {VERSION: VERSION.name})
+    _copy(runs / RUN_ID, {RUN: ".", VERSION: "."})
+
+
+def _copy(destination: Path, sources: dict[Path, str]) -> None:
+    """Make *destination* of folders, each at its place in it; nobody sees a part of it."""
+    if destination.exists():
+        return
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    aside = destination.with_name(f".{destination.name}-{uuid.uuid4().hex}")
+    for source, place in sources.items():
+        shutil.copytree(source, aside / place, dirs_exist_ok=True)
+    aside.rename(destination)

@@ -7,6 +7,8 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from services.common.errors import InvalidInput
 
+NETWORKS = ("residual", "alexnet", "alexnet-small")
+"""Networks of the suite, as the option `network` names them."""
 Share = Annotated[float, Field(ge=0, le=1)]
 Options = TypeVar("Options", bound=BaseModel)
 
@@ -56,17 +58,20 @@ class Workers(_Options):
     """Processes that train one model together, on this machine."""
 
     count: Annotated[int, Field(ge=1, le=64)] = 1
-    """With `every-step`, batch_size must be a multiple of it."""
+    """They share each batch: batch_size must be a multiple of it."""
     synchronisation: Literal["every-step", "local-steps"] = "every-step"
     """`every-step` averages gradients; with `local-steps` each worker goes on alone and sends what it has learnt to
-    an outer optimiser, which does not wait for the others (DiLoCo, Douillard et al. 2023). Then n workers learn about
-    as with n times the batch."""
-    local_steps: Annotated[int, Field(ge=1, le=10_000)] = 20
-    """Steps between two exchanges."""
-    outer_learning_rate: Annotated[float, Field(gt=0, le=10)] = 0.7
-    outer_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    staleness_discount: Share = 0.5
-    """What a contribution counts is multiplied by this for each exchange of others that it has not seen."""
+    an outer optimiser, which does not wait for the others (DiLoCo, Douillard et al. 2023). Each of its steps takes an
+    n-th of batch_size, so that n workers do as many steps one after the other as with `every-step`."""
+    local_steps: Annotated[int, Field(ge=1, le=10_000)] = 5
+    """Steps between two exchanges. Few keep the workers near each other; more cost less, where a large network is
+    exchanged or steps are short, as on a GPU."""
+    outer_learning_rate: Annotated[float, Field(gt=0, le=10)] = 1.0
+    outer_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """1 and 0 average the workers' weights; DiLoCo has 0.7 and 0.9 with hundreds of local steps."""
+    staleness_power: Annotated[float, Field(ge=0, le=10)] = 1.0
+    """A contribution that has not seen k exchanges of others counts (1 + k) to the power of minus this (Xie et al.
+    2019). With 1, n workers that are equally fast count an n-th each."""
 
 
 class Pixels(_Options):
@@ -85,14 +90,19 @@ class TrainingOptions(_Options):
     """Name of the recipe that these options started from."""
 
     # What is learnt from
-    dataset: str = "cifar10"
-    """`cifar10`, `cifar10-slice`, `model:<name>` for the samples imported for a model, or the path of a folder."""
+    dataset: Annotated[str, Field(min_length=1)] = "cifar10"
+    """`cifar10`, `cifar10-slice`, `model:<name>` for the samples imported for a model, or the path of a folder.
+    `model:<name>` is kept as `model:<name>@<last>`: the samples up to the newest, by number, when the run was created;
+    what is imported later does not change it. `model:<name>@<after>..<last>` are only those above a number, and
+    `model:<name>@<after>..` those up to the newest."""
     pixels: Pixels = Pixels()
     """Of sets whose pictures have sizes of their own; a model's set has the spec of the model."""
     validation_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.04
     """Share of the training samples that no weight is fitted to."""
     test_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.1
     """Share of a set without a test part of its own that is only measured on."""
+    split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Draws those shares, by the contents of the samples; models that are to be compared need the same."""
     clean: bool = False
     """Leave out what the data report calls undecodable or a duplicate; without it, such samples stop the run."""
 
@@ -103,12 +113,14 @@ class TrainingOptions(_Options):
     network_options: dict[str, Any] = {}
     """Keyword arguments of the network's constructor."""
     start_from: str = ""
-    """Weights to begin with: `run:<id>`, or `<model>@<version>` of a run on this machine; empty is random weights."""
+    """Weights to begin with: `run:<id>`, or `<model>@<version>` of a run on this machine; empty is random weights.
+    What that run has learnt is not judged on."""
     freeze: tuple[str, ...] = ()
     """Modules that do not learn, by the beginnings of their names; their buffers stay as they are too."""
     replay: Annotated[float, Field(ge=0, le=100)] = 1.0
-    """Samples of `start_from`'s own set, drawn uniformly, that are learnt again beside one new sample, where the new
-    set is another one; the labels must be the same."""
+    """Samples of `start_from`'s own set, drawn uniformly, that are learnt again beside one sample of the new set, which
+    does not have them; the labels must be the same. A set that has only grown has them all: name its new samples alone,
+    as `model:<name>@<after>..`, to replay old ones beside them."""
     pruning: Pruning = Pruning()
     distillation: Distillation = Distillation()
 
@@ -200,7 +212,18 @@ class Range(_Options):
 
 
 _OF_ALL_TRIALS = frozenset(
-    {"dataset", "pixels", "validation_fraction", "test_fraction", "clean", "start_from", "replay", "seed", "workers"}
+    {
+        "dataset",
+        "pixels",
+        "validation_fraction",
+        "test_fraction",
+        "split_seed",
+        "clean",
+        "start_from",
+        "replay",
+        "seed",
+        "workers",
+    }
 )
 """Options that all trials share, or they could not be compared: most of them decide on the samples."""
 
@@ -288,6 +311,35 @@ class InspectionOptions(_Options):
     """How each of these models is trained."""
     folds: Annotated[int, Field(ge=2, le=20)] = 4
     """Models; each judges its share of the training samples and learns from the rest."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        training = self.training
+        if training.workers.count > 1:
+            raise InvalidInput(
+                f"workers.count is {training.workers.count}, and the models of an inspection are trained by one "
+                "process each; set it to 1",
+                field="workers.count",
+            )
+        if training.start_from:
+            raise InvalidInput(
+                f"start_from is {training.start_from!r}, which may have learnt the samples that are inspected, and the "
+                "models of an inspection must not have seen what they judge; leave it empty",
+                field="start_from",
+            )
+        if training.distillation.teacher:
+            raise InvalidInput(
+                f"distillation.teacher is {training.distillation.teacher!r}, and the models of an inspection learn "
+                "from labels alone, which are what is judged; leave it empty",
+                field="distillation.teacher",
+            )
+        if training.pruning.speedup > 1:
+            raise InvalidInput(
+                f"pruning.speedup is {training.pruning.speedup:g}, and the models of an inspection are thrown away, so "
+                "that nothing is gained by it; set it to 1",
+                field="pruning.speedup",
+            )
+        return self
 
 
 def parse_options(kind: type[Options], fields: dict[str, Any]) -> Options:

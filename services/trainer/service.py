@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from prometheus_client.registry import Collector
@@ -9,10 +10,11 @@ from prometheus_client.registry import Collector
 from aimass.trainer.v1 import data_pb2, training_pb2
 from aimass.trainer.v1.data_pb2_grpc import add_DataServiceServicer_to_server
 from aimass.trainer.v1.training_pb2_grpc import add_TrainingServiceServicer_to_server
-from services.common.errors import InvalidInput, NotReady, SettingsError
+from services.common.errors import Conflict, InvalidInput, NotReady, SettingsError
 from services.common.server import Service, StopSignal
 from services.trainer.contracts.data import DataServicer
 from services.trainer.contracts.training import TrainingServicer
+from services.trainer.data.imported import newest_sample
 from services.trainer.data.sources import DataSources
 from services.trainer.metrics import RunFigures
 from services.trainer.runs.admission import Admission
@@ -65,7 +67,7 @@ class TrainerComponent:
         )
         roots = (Path("/"),) if trusted else tuple(map(Path, settings.data_roots))
         sources = DataSources(data=settings.data, roots=roots, database=self._database, blobs=settings.blobs)
-        admission = Admission(store, roots, trusted=trusted)
+        admission = Admission(store, roots, trusted=trusted, newest_sample=partial(newest_sample, self._database))
         control = RunControl(store, self._supervisor, admission, settings.inference_address)
         self.training = TrainingServicer(control, self._stop)
         self.data = DataServicer(self._database, sources, self._stop)
@@ -94,13 +96,15 @@ class TrainerComponent:
         """Bring the database up to date, find runs of an earlier life again, and start what waits.
 
         Raises:
-            SettingsError: The database does not answer.
+            SettingsError: The database does not answer, or the folder of runs cannot be used.
         """
         try:
             await asyncio.to_thread(self._database.migrate)
-        except NotReady as error:
+            await self._supervisor.start()
+        except (NotReady, Conflict) as error:
             raise SettingsError(error.message) from error
-        await self._supervisor.start()
+        except OSError as error:
+            raise SettingsError(f"the trainer cannot start: {error}; make TRAINER_RUNS a folder of its own") from error
         self._stopping = asyncio.create_task(self._stop_runs())
 
     async def close(self) -> None:

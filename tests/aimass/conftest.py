@@ -1,13 +1,77 @@
 """A running suite, and the command line as a person runs it."""
 
+import json
+import os
+import signal
 import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from services.trainer.runs.folder import PROGRESS_FILE, RunFolder
+from services.trainer.runs.progress import read_progress
+from services.trainer.runs.store import Run, RunStore
+from services.trainer.storage.database import Database
 from tests.end_to_end.conftest import suites
-from tests.end_to_end.suite import AIMASS, clean_environment
+from tests.end_to_end.suite import AIMASS, clean_environment, poll
 
 __all__ = ["suites"]
+
+COMMAND = Path(__file__).with_name("counting_command.py")
+
+
+class Commands:
+    """Starts commands in a home of their own, whose runs have jobs that only count."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.folder = RunFolder(home / "runs" / "x")
+        self._started: list[subprocess.Popen[str]] = []
+
+    def start(self, *arguments: str, **settings: str) -> subprocess.Popen[str]:
+        command = subprocess.Popen(
+            [sys.executable, str(COMMAND), *arguments],
+            env=clean_environment(AIMASS_HOME=str(self.home), TRAINER_MIN_FREE_BYTES="0", **settings),
+            cwd=self.home,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._started.append(command)
+        return command
+
+    def train(self, epochs: int, **behaviour: int) -> subprocess.Popen[str]:
+        """Start the run `x`, and return when its job is at work."""
+        command = self.start("train", "quick", "--run-id", "x", *options(epochs, **behaviour))
+        self.wait_for_work(command)
+        return command
+
+    def wait_for_work(self, command: subprocess.Popen[str]) -> None:
+        kinds = ("step", "epoch")
+        poll(lambda: any(e.kind in kinds for _, e in read_progress(self.folder / PROGRESS_FILE)), command, self.home)
+
+    def run(self, *arguments: str, **settings: str) -> tuple[int | None, str, str]:
+        command = self.start(*arguments, **settings)
+        printed, complained = command.communicate(timeout=100)
+        return command.returncode, printed, complained
+
+    def end(self) -> None:
+        """End what a test that failed has left running."""
+        for command in self._started:
+            command.kill()
+            command.communicate()
+        if (job := self.folder.signed()) is not None:
+            os.killpg(job, signal.SIGKILL)
+
+    @property
+    def row(self) -> Run:
+        return RunStore(Database(f"sqlite:///{self.home / 'trainer.db'}")).get("x")
+
+
+def options(epochs: int, **behaviour: int) -> list[str]:
+    return ["--set", f"epochs={epochs}", "--set", f"network_options={json.dumps(behaviour)}"]
 
 
 @pytest.fixture
@@ -33,3 +97,10 @@ def run(tmp_path):
 def aimass(run, suite):
     """A function that runs `aimass` with arguments against the running suite."""
     return lambda *arguments: run(*arguments, AIMASS_ADDRESS=suite.address)
+
+
+@pytest.fixture
+def commands(tmp_path: Path) -> Iterator[Commands]:
+    commands = Commands(tmp_path)
+    yield commands
+    commands.end()

@@ -14,7 +14,7 @@ from PIL import Image
 from aimass.starter import STARTER
 from services.trainer.data.slices import read_slice
 from services.trainer.publishing import publish_version
-from services.trainer.runs.folder import CHECKPOINT_FILE, PROGRESS_FILE
+from services.trainer.runs.folder import CHECKPOINT_FILE, PROGRESS_FILE, REQUEST_FILE
 from services.trainer.runs.progress import finished_epochs, read_progress
 from tests.end_to_end.pictures import cat
 from tests.end_to_end.suite import AIMASS, clean_environment, eventually, poll
@@ -92,7 +92,7 @@ def epochs_of(home, run):
 def interrupted(aimass, home):
     """A run that was broken off after its first epoch, and the epochs that it had finished by then."""
     told = aimass("train", "--data", "cifar10-slice", *SETTINGS, interrupt=True)
-    (folder,) = home.glob("runs/*")
+    (folder,) = (path.parent for path in home.glob(f"runs/*/{REQUEST_FILE}"))
     return told, folder.name, epochs_of(home, folder.name)
 
 
@@ -139,7 +139,7 @@ def test_a_run_that_exists_takes_no_other_options(aimass, run, given):
     told = aimass("train", *given, "--run-id", run)
 
     assert told.code == 1
-    assert told.complained.startswith(f"error: run '{run}' exists already; name it without other options to go on")
+    assert told.complained.startswith(f"error: run '{run}' exists already with other options; go on with it by its id")
 
 
 def test_a_finished_run_is_not_trained_again(aimass, run):
@@ -181,12 +181,23 @@ def test_a_model_is_exported_to_a_folder(aimass, run, home):
     assert "<html" in (home / "exported" / "card.html").read_text()
 
 
-def test_an_int8_version_is_made_measured_and_published(aimass, run):
-    told = aimass("export", run, "--precision", "int8", "--publish", "--model", "smaller")
+def test_an_int8_version_is_made_and_measured_and_where_it_is_not_chosen_published_by_force_alone(aimass, run, home):
+    given = ["--precision", "int8", "--publish", "--model", "smaller", "--to", str(home / "int8")]
+    told = aimass("export", run, *given)
 
-    assert told.code == 0, told.complained
+    name = re.search(r"run (\S+); if it is interrupted, `aimass train --run-id \1` begins it anew", told.printed)[1]
+    choice = json.loads((home / "int8" / "choice.json").read_text())  # its 500 samples are too few to choose it
+    assert told.code == 1
+    assert told.complained.splitlines()[-1] == (
+        f"error: the model could not be published: the model of run '{name}' was {choice['reason']}; publish the model "
+        f"that it was made from, or this one all the same with force; `aimass train --run-id {name} --publish --model "
+        "smaller` tries again without training"
+    )
     assert re.search(r"speedup +\d", told.printed)
-    assert "published as version 1 of smaller, without traffic" in told.printed
+
+    forced = aimass("train", "--run-id", name, "--publish", "--model", "smaller", "--force")
+    assert forced.code == 0, forced.complained
+    assert "published as version 1 of smaller, without traffic" in forced.printed
 
 
 def test_a_run_is_evaluated_under_noise_and_attack(aimass, run):
@@ -218,6 +229,7 @@ def test_likely_wrong_labels_are_reported_on_a_page(aimass, home):
     told = aimass("data", "report", "cifar10-slice", "--judge", "quick", "--folds", "2", *learning, "--to", "page.html")
 
     assert told.code == 0, told.complained
+    assert re.search(r"^run inspection-\S+; if it is interrupted, .* begins it anew$", told.printed, re.MULTILINE)
     assert re.search(r"\d+ of 4500 labels are likely wrong; report in page\.html", told.printed)
     assert "<html" in (home / "page.html").read_text()
     assert json.loads((home / "page.json").read_text())["sample_count"] == 6000
@@ -234,7 +246,7 @@ def test_samples_of_one_s_own_are_imported_and_trained_on(aimass, home):
 
     created = aimass("data", "create", "pets", "cat", "dog", "--width", "32", "--height", "32")
     imported = aimass("data", "import", "pets", "pets")
-    trained = aimass("train", "--data", "model:pets", *SETTINGS, "--set", "epochs=1", "--publish", "--model", "pets")
+    trained = aimass("train", "--data", "model:pets", *SETTINGS, "--set", "epochs=1", "--publish")
 
     assert (created.code, imported.code) == (0, 0)
     assert re.search(r"\d+ accepted, 0 were there already, 1 refused\n +pets/cat/broken\.jpg: ", imported.printed)

@@ -84,7 +84,9 @@ class Sample(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     id: _builtins.int
-    """Identity within the trainer; rises in the order of arrival."""
+    """Identity within the trainer; rises in the order of arrival. A run on `model:<name>` keeps to the samples up to the
+    newest one's at its creation.
+    """
     label: _builtins.str
     """Its class."""
     content_digest: _builtins.str
@@ -442,6 +444,8 @@ class ListSamplesRequest(_message.Message):
     LABEL_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    CONTENT_DIGEST_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model; required."""
     label: _builtins.str
@@ -450,6 +454,10 @@ class ListSamplesRequest(_message.Message):
     """Most samples to return, up to 1,000; 0 means that."""
     page_token: _builtins.str
     """`next_page_token` of the page before; empty means the first page."""
+    source: _builtins.str
+    """Only those with this `source`; empty means all."""
+    content_digest: _builtins.str
+    """Only those with this `content_digest`, `sha256:<hex>`; empty means all."""
     def __init__(
         self,
         *,
@@ -457,10 +465,12 @@ class ListSamplesRequest(_message.Message):
         label: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        source: _builtins.str = ...,
+        content_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["label", b"label", "model", b"model", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_digest", b"content_digest", "label", b"label", "model", b"model", "page_size", b"page_size", "page_token", b"page_token", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -502,7 +512,10 @@ class GetDataReportRequest(_message.Message):
 
     DATASET_FIELD_NUMBER: _builtins.int
     dataset: _builtins.str
-    """As the option `dataset`: `cifar10`, `cifar10-slice`, `model:<name>`, or the path of a folder; required."""
+    """As the option `dataset`: `cifar10`, `cifar10-slice`, the path of a folder, or samples of a model; required.
+    `model:<name>` are all that are there now, `model:<name>@<last>` those up to a number (their `id`), as a run has
+    it, and `model:<name>@<after>..<last>` those above one number and up to another.
+    """
     def __init__(
         self,
         *,

@@ -115,7 +115,8 @@ class DataServiceServicer(object):
     def ListSamples(self, request, context):
         """Lists the samples of a model in the order of their arrival.
 
-        Ends with NOT_FOUND when the model is unknown, and with INVALID_ARGUMENT when label, page size or token are wrong.
+        Ends with NOT_FOUND when the model is unknown, and with INVALID_ARGUMENT when label, digest, page size or token are
+        wrong.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -59,7 +59,8 @@ class DataServiceStub:
     ListSamples: _grpc.UnaryUnaryMultiCallable[_data_pb2.ListSamplesRequest, _data_pb2.ListSamplesResponse]
     """Lists the samples of a model in the order of their arrival.
 
-    Ends with NOT_FOUND when the model is unknown, and with INVALID_ARGUMENT when label, page size or token are wrong.
+    Ends with NOT_FOUND when the model is unknown, and with INVALID_ARGUMENT when label, digest, page size or token are
+    wrong.
     """
     GetDataReport: _grpc.UnaryUnaryMultiCallable[_data_pb2.GetDataReportRequest, _data_pb2.GetDataReportResponse]
     """Looks at a data set and tells what is in it and what is wrong with it. Takes about half a minute for 60,000 images.
@@ -99,7 +100,8 @@ class DataServiceAsyncStub(DataServiceStub):
     ListSamples: _aio.UnaryUnaryMultiCallable[_data_pb2.ListSamplesRequest, _data_pb2.ListSamplesResponse]  # type: ignore[assignment]
     """Lists the samples of a model in the order of their arrival.
 
-    Ends with NOT_FOUND when the model is unknown, and with INVALID_ARGUMENT when label, page size or token are wrong.
+    Ends with NOT_FOUND when the model is unknown, and with INVALID_ARGUMENT when label, digest, page size or token are
+    wrong.
     """
     GetDataReport: _aio.UnaryUnaryMultiCallable[_data_pb2.GetDataReportRequest, _data_pb2.GetDataReportResponse]  # type: ignore[assignment]
     """Looks at a data set and tells what is in it and what is wrong with it. Takes about half a minute for 60,000 images.
@@ -166,7 +168,8 @@ class DataServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_data_pb2.ListSamplesResponse, _abc.Awaitable[_data_pb2.ListSamplesResponse]]:
         """Lists the samples of a model in the order of their arrival.
 
-        Ends with NOT_FOUND when the model is unknown, and with INVALID_ARGUMENT when label, page size or token are wrong.
+        Ends with NOT_FOUND when the model is unknown, and with INVALID_ARGUMENT when label, digest, page size or token are
+        wrong.
         """
 
     @_abc_1.abstractmethod

@@ -380,7 +380,9 @@ class CreateRunRequest(_message.Message):
     same name gives the run that is there. Empty means that each request makes a run.
     """
     id: _builtins.str
-    """Identity that the run shall have: letters, digits, `.`, `_` and `-`, at most 128. Empty lets the service choose."""
+    """Identity that the run shall have: letters, digits, `.`, `_` and `-`, at most 128. Empty lets the service choose. As
+    with `client_id`, a request that is sent once more gives the run that is there.
+    """
     @_builtins.property
     def training(self) -> Global___Training:
         """Trains a model."""
@@ -837,7 +839,7 @@ class ResumeRunResponse(_message.Message):
     RUN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def run(self) -> Global___Run:
-        """The run, not ended."""
+        """The run, not ended; SUCCEEDED where that is what became of it since its command was gone."""
 
     def __init__(
         self,
@@ -861,22 +863,26 @@ class PublishRunRequest(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     STABLE_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Identity of the run; required."""
     model: _builtins.str
     """Name of the model that gets a version: letters, digits, `.`, `_` and `-`, at most 128; required."""
     stable: _builtins.bool
     """Whether the version gets all traffic that names no version; without it, only a model's first version does."""
+    force: _builtins.bool
+    """Publish also a conversion that `choice.json` says shall not be served in place of its source."""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
         model: _builtins.str = ...,
         stable: _builtins.bool = ...,
+        force: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "model", b"model", "stable", b"stable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "id", b"id", "model", b"model", "stable", b"stable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -915,8 +921,8 @@ class DownloadArtifactRequest(_message.Message):
     id: _builtins.str
     """Identity of the run; required."""
     name: _builtins.str
-    """`model.onnx`, `model.json`, `evaluation.json`, `confusion.csv`, `card.html`, `card.json`, `choice.json` or
-    `log.txt`; required.
+    """`model.onnx`, `model.json`, `evaluation.json`, `confusion.csv`, `card.html`, `card.json`, `choice.json` of a
+    conversion to int8, `report.html` or `report.json` of an inspection, or `log.txt`; required.
     """
     def __init__(
         self,

@@ -40,12 +40,15 @@ class TrainingServiceStub:
     CreateRun: _grpc.UnaryUnaryMultiCallable[_training_pb2.CreateRunRequest, _training_pb2.CreateRunResponse]
     """Creates a run and queues it. At most `TRAINER_MAX_PARALLEL_RUNS` are at work at once, the oldest first.
 
-    Everything that can be known before a process starts is checked here. Ends with:
+    Everything that can be known before a process starts is checked here. A request that is sent once more, with the
+    `client_id` or the `id` of a run and equal options, gives that run, whatever has become of what it names.
+
+    Ends with:
       - INVALID_ARGUMENT when an option is unknown or out of its range, names code, or a path outside of
         `TRAINER_DATA_ROOTS`,
       - NOT_FOUND when the recipe, the data set or a run that the options name does not exist,
-      - FAILED_PRECONDITION when a run that the options name has no model, `client_id` belongs to a run of which
-        something else was asked, or `id` to any other run,
+      - FAILED_PRECONDITION when a run that the options name has no model, or `client_id` or `id` belongs to a run of
+        which something else was asked,
       - RESOURCE_EXHAUSTED when less than `TRAINER_MIN_FREE_BYTES` of disk space are free.
     """
     GetRun: _grpc.UnaryUnaryMultiCallable[_training_pb2.GetRunRequest, _training_pb2.GetRunResponse]
@@ -66,8 +69,9 @@ class TrainingServiceStub:
     Ends with NOT_FOUND when there is no such run, and with FAILED_PRECONDITION when it has ended otherwise.
     """
     ResumeRun: _grpc.UnaryUnaryMultiCallable[_training_pb2.ResumeRunRequest, _training_pb2.ResumeRunResponse]
-    """Queues a run that has failed or was cancelled again; it goes on from its checkpoint. Does nothing where the run has
-    not ended.
+    """Lets a run go on here: queues one that has failed, was cancelled, or waits for a command that was broken off, and
+    watches over one that is at work while the command that began it is gone. It goes on from its checkpoint; an
+    evaluation, a conversion or an inspection begins anew. Does nothing where the run is at work otherwise.
 
     Ends with NOT_FOUND when there is no such run, FAILED_PRECONDITION when it has succeeded, and RESOURCE_EXHAUSTED as
     CreateRun does.
@@ -76,7 +80,8 @@ class TrainingServiceStub:
     """Sends the model of a run to inference, as the next version of a model. Publishing a graph that inference has
     already makes a further version.
 
-    Ends with NOT_FOUND when there is no such run, FAILED_PRECONDITION when it has no model or inference refuses that,
+    Ends with NOT_FOUND when there is no such run, FAILED_PRECONDITION when it has no model, when that is a conversion
+    which was measured as slower or worse than its source and `force` is not set, or when inference refuses it,
     INVALID_ARGUMENT when the model's name is malformed, and UNAVAILABLE when inference is away.
     """
     DownloadArtifact: _grpc.UnaryStreamMultiCallable[_training_pb2.DownloadArtifactRequest, _training_pb2.DownloadArtifactResponse]
@@ -98,12 +103,15 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     CreateRun: _aio.UnaryUnaryMultiCallable[_training_pb2.CreateRunRequest, _training_pb2.CreateRunResponse]  # type: ignore[assignment]
     """Creates a run and queues it. At most `TRAINER_MAX_PARALLEL_RUNS` are at work at once, the oldest first.
 
-    Everything that can be known before a process starts is checked here. Ends with:
+    Everything that can be known before a process starts is checked here. A request that is sent once more, with the
+    `client_id` or the `id` of a run and equal options, gives that run, whatever has become of what it names.
+
+    Ends with:
       - INVALID_ARGUMENT when an option is unknown or out of its range, names code, or a path outside of
         `TRAINER_DATA_ROOTS`,
       - NOT_FOUND when the recipe, the data set or a run that the options name does not exist,
-      - FAILED_PRECONDITION when a run that the options name has no model, `client_id` belongs to a run of which
-        something else was asked, or `id` to any other run,
+      - FAILED_PRECONDITION when a run that the options name has no model, or `client_id` or `id` belongs to a run of
+        which something else was asked,
       - RESOURCE_EXHAUSTED when less than `TRAINER_MIN_FREE_BYTES` of disk space are free.
     """
     GetRun: _aio.UnaryUnaryMultiCallable[_training_pb2.GetRunRequest, _training_pb2.GetRunResponse]  # type: ignore[assignment]
@@ -124,8 +132,9 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     Ends with NOT_FOUND when there is no such run, and with FAILED_PRECONDITION when it has ended otherwise.
     """
     ResumeRun: _aio.UnaryUnaryMultiCallable[_training_pb2.ResumeRunRequest, _training_pb2.ResumeRunResponse]  # type: ignore[assignment]
-    """Queues a run that has failed or was cancelled again; it goes on from its checkpoint. Does nothing where the run has
-    not ended.
+    """Lets a run go on here: queues one that has failed, was cancelled, or waits for a command that was broken off, and
+    watches over one that is at work while the command that began it is gone. It goes on from its checkpoint; an
+    evaluation, a conversion or an inspection begins anew. Does nothing where the run is at work otherwise.
 
     Ends with NOT_FOUND when there is no such run, FAILED_PRECONDITION when it has succeeded, and RESOURCE_EXHAUSTED as
     CreateRun does.
@@ -134,7 +143,8 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     """Sends the model of a run to inference, as the next version of a model. Publishing a graph that inference has
     already makes a further version.
 
-    Ends with NOT_FOUND when there is no such run, FAILED_PRECONDITION when it has no model or inference refuses that,
+    Ends with NOT_FOUND when there is no such run, FAILED_PRECONDITION when it has no model, when that is a conversion
+    which was measured as slower or worse than its source and `force` is not set, or when inference refuses it,
     INVALID_ARGUMENT when the model's name is malformed, and UNAVAILABLE when inference is away.
     """
     DownloadArtifact: _aio.UnaryStreamMultiCallable[_training_pb2.DownloadArtifactRequest, _training_pb2.DownloadArtifactResponse]  # type: ignore[assignment]
@@ -165,12 +175,15 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_training_pb2.CreateRunResponse, _abc.Awaitable[_training_pb2.CreateRunResponse]]:
         """Creates a run and queues it. At most `TRAINER_MAX_PARALLEL_RUNS` are at work at once, the oldest first.
 
-        Everything that can be known before a process starts is checked here. Ends with:
+        Everything that can be known before a process starts is checked here. A request that is sent once more, with the
+        `client_id` or the `id` of a run and equal options, gives that run, whatever has become of what it names.
+
+        Ends with:
           - INVALID_ARGUMENT when an option is unknown or out of its range, names code, or a path outside of
             `TRAINER_DATA_ROOTS`,
           - NOT_FOUND when the recipe, the data set or a run that the options name does not exist,
-          - FAILED_PRECONDITION when a run that the options name has no model, `client_id` belongs to a run of which
-            something else was asked, or `id` to any other run,
+          - FAILED_PRECONDITION when a run that the options name has no model, or `client_id` or `id` belongs to a run of
+            which something else was asked,
           - RESOURCE_EXHAUSTED when less than `TRAINER_MIN_FREE_BYTES` of disk space are free.
         """
 
@@ -221,8 +234,9 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _training_pb2.ResumeRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.ResumeRunResponse, _abc.Awaitable[_training_pb2.ResumeRunResponse]]:
-        """Queues a run that has failed or was cancelled again; it goes on from its checkpoint. Does nothing where the run has
-        not ended.
+        """Lets a run go on here: queues one that has failed, was cancelled, or waits for a command that was broken off, and
+        watches over one that is at work while the command that began it is gone. It goes on from its checkpoint; an
+        evaluation, a conversion or an inspection begins anew. Does nothing where the run is at work otherwise.
 
         Ends with NOT_FOUND when there is no such run, FAILED_PRECONDITION when it has succeeded, and RESOURCE_EXHAUSTED as
         CreateRun does.
@@ -237,7 +251,8 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         """Sends the model of a run to inference, as the next version of a model. Publishing a graph that inference has
         already makes a further version.
 
-        Ends with NOT_FOUND when there is no such run, FAILED_PRECONDITION when it has no model or inference refuses that,
+        Ends with NOT_FOUND when there is no such run, FAILED_PRECONDITION when it has no model, when that is a conversion
+        which was measured as slower or worse than its source and `force` is not set, or when inference refuses it,
         INVALID_ARGUMENT when the model's name is malformed, and UNAVAILABLE when inference is away.
         """
 

@@ -98,6 +98,8 @@ class DataServicer(DataServiceServicer):
             self._database,
             request.model,
             label=request.label,
+            source=request.source,
+            content_digest=request.content_digest,
             page_size=request.page_size,
             page_token=request.page_token,
         )

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
+from pydantic import AliasChoices
 
 from aimass.trainer.v1 import training_pb2 as pb
 from aimass.trainer.v1.training_pb2_grpc import TrainingServiceServicer
@@ -85,7 +86,7 @@ class TrainingServicer(TrainingServiceServicer):
 
     async def PublishRun(self, request: pb.PublishRunRequest, context: Context) -> pb.PublishRunResponse:
         """Send the model of a run to inference."""
-        version = await self._control.publish(request.id, request.model, stable=request.stable)
+        version = await self._control.publish(request.id, request.model, stable=request.stable, force=request.force)
         return pb.PublishRunResponse(version=version)
 
     async def DownloadArtifact(
@@ -116,6 +117,10 @@ def _options(request: pb.CreateRunRequest) -> Options:
         training = training_options(asked.training.recipe, asked.training.overrides_json)
         fields = parse_object(asked.options_json, "options_json")
         fields["training"] = training
+        if isinstance(space := fields.get("space"), dict):
+            fields["space"] = {_without_alias(name): values for name, values in space.items()}
+            if len(fields["space"]) < len(space):
+                raise InvalidInput(f"space has one option twice: {', '.join(space)}; leave one out", field="space")
         return parse_options(TuningOptions, fields) if work == "tuning" else parse_options(InspectionOptions, fields)
     if work == "conversion":
         return parse_options(ConversionOptions, parse_object(request.conversion.options_json, "options_json"))
@@ -126,7 +131,24 @@ def _options(request: pb.CreateRunRequest) -> Options:
     )
 
 
+def _without_alias(name: str) -> str:
+    """Return the name of the option that *name* is an alias of, or *name*."""
+    for field, described in TrainingOptions.model_fields.items():
+        if isinstance(described.validation_alias, AliasChoices) and name in described.validation_alias.choices:
+            return field
+    return name
+
+
 def _filter(request: pb.ListRunsRequest) -> RunFilter:
+    """Return which runs are asked for.
+
+    Raises:
+        InvalidInput: A state or the kind is none that this server knows.
+    """
+    unknown = [number for number in request.states if number not in pb.Run.State.values() or not number]
+    if unknown or request.kind not in pb.Run.Kind.values():
+        what, field = (f"state {unknown[0]}", "states") if unknown else (f"kind {request.kind}", "kind")
+        raise InvalidInput(f"{what} of runs is unknown here; use one that the contract names", field=field)
     states = [state for state in RunState if pb.Run.State.Value(f"STATE_{state}") in request.states]
     kinds = [kind for kind in RunKind if pb.Run.Kind.Value(f"KIND_{kind}") == request.kind]
     return RunFilter(states=states, kind=kinds[0] if kinds else None, recipe=request.recipe, dataset=request.dataset)

@@ -8,7 +8,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.common.errors import InvalidInput, NotFound, Overloaded
+from services.common.errors import InvalidInput, Overloaded
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -47,17 +47,6 @@ class Blobs:
                     reason="DISK_FULL",
                 ) from error
         return digest
-
-    def get(self, digest: str) -> bytes:
-        """Return a blob.
-
-        Raises:
-            NotFound: It is not there.
-        """
-        try:
-            return self.path(digest).read_bytes()
-        except FileNotFoundError:
-            raise NotFound(f"blob {digest} is not in {self.folder}; import its sample again") from None
 
 
 def _write_durably(path: Path, data: bytes, root: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.common.errors import InvalidInput, NotFound
+from services.trainer.data.files import read_file
 from services.trainer.data.pickles import read_pickle
 from services.trainer.data.samples import Samples
 
@@ -41,6 +42,10 @@ class Layout:
                 break
             files.append(path)
         return files or [folder / self.train.format(1)]
+
+    def files(self, folder: Path) -> list[Path]:
+        """Return all files of the layout in *folder*: those for training, the one for the test, the labels."""
+        return [*self.train_files(folder), folder / self.test, folder / self.labels]
 
 
 BINARY = Layout("data_batch_{}.bin", "test_batch.bin", "batches.meta.txt", 1)
@@ -89,10 +94,9 @@ def read_batches(folder: Path, layout: Layout) -> Batches:
 
 
 def _read(path: Path, layout: Layout, class_count: int) -> Samples:
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise NotFound(f"{path} is missing beside the other batches; add it") from None
+    if not path.exists():
+        raise NotFound(f"{path} is missing beside the other batches; add it")
+    data = _content(path)
     read = _binary(data, path, layout.label_bytes) if layout.label_bytes else _pickled(data, path, layout)
     classes, pixels = read
     wrong = np.flatnonzero((classes < 0) | (classes >= class_count))
@@ -104,6 +108,13 @@ def _read(path: Path, layout: Layout, class_count: int) -> Samples:
         )
     images = pixels.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1)  # planes -> (n, 32, 32, 3)
     return Samples(np.ascontiguousarray(images), classes)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return read_file(path)
+    except InvalidInput as error:
+        raise InvalidInput(f"{path.name}: {error.message}", reason="NOT_A_BATCH", field="dataset") from error
 
 
 def _binary(data: bytes, path: Path, label_bytes: int) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
@@ -133,7 +144,7 @@ def _pickled(data: bytes, path: Path, layout: Layout) -> tuple[NDArray[np.int64]
 
 
 def _labels(path: Path, layout: Layout) -> tuple[str, ...]:
-    data = path.read_bytes()
+    data = _content(path)
     if layout.label_bytes:
         names = [line.strip() for line in data.decode(errors="replace").splitlines()]
     else:

@@ -29,18 +29,16 @@ def find_problems(collection: Collection) -> list[Problem]:
         Problem(kind="unreadable", position=position, sample=collection.names[position], detail=reason)
         for position, reason in sorted(collection.unreadable.items())
     ]
-    for group in _groups(collection.contents):
+    for group in _groups(collection):
         problems += _of_group(collection, group)
     return problems
 
 
-def _groups(contents: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """Yield the positions of the samples of each content that occurs more than once."""
-    counts = np.bincount(contents[contents >= 0])
-    repeated = np.flatnonzero(np.isin(contents, np.flatnonzero(counts > 1)))
-    ordered = repeated[np.argsort(contents[repeated], kind="stable")]
-    if ordered.size:
-        yield from np.split(ordered, np.flatnonzero(np.diff(contents[ordered])) + 1)
+def _groups(collection: Collection) -> list[NDArray[np.int64]]:
+    """Return the positions of the samples of each content that occurs more than once, in the order of the first."""
+    ordered = collection.readable[np.argsort(collection.contents[collection.readable], kind="stable")]
+    groups = np.split(ordered, np.flatnonzero(np.diff(collection.contents[ordered])) + 1)
+    return sorted((group for group in groups if len(group) > 1), key=lambda group: int(group[0]))
 
 
 def _of_group(collection: Collection, group: NDArray[np.int64]) -> Iterator[Problem]:

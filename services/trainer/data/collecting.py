@@ -11,17 +11,14 @@ from services.trainer.data import cifar10, slices
 from services.trainer.data.cifar_files import find_layout, read_batches
 from services.trainer.data.collection import OPEN, PARTS, Collection
 from services.trainer.data.folders import list_pictures
-from services.trainer.data.imported import list_picture_files
+from services.trainer.data.imported import list_picture_files, newest_sample
 from services.trainer.data.models import find_model
 from services.trainer.data.pictures import check_spec
 from services.trainer.data.prepared import PictureFile, prepare_pictures
 from services.trainer.data.samples import Samples
 from services.trainer.data.sources import DataSources
 from services.trainer.options import Pixels, TrainingOptions
-
-NAMES = ("cifar10", "cifar10-slice")
-"""Sets with a name of their own; beside them `model:<name>` and the paths of folders."""
-MODEL_PREFIX = "model:"
+from services.trainer.sets import FORMS, ModelSamples, is_folder
 
 _CIFAR_SPEC = PreprocessSpec(input="image", width=32, height=32)
 
@@ -40,11 +37,12 @@ def collect(options: TrainingOptions, sources: DataSources) -> Collection:
         return _batches(name, cifar10.LABELS, *cifar10.read(sources.data / "cifar10"))
     if name == "cifar10-slice":
         return _batches(name, cifar10.LABELS, *slices.read_slice())
-    if name.startswith(MODEL_PREFIX):
-        return _imported(options, sources)
-    if os.sep not in name and not name.startswith(("~", ".")) and not (sources.data / name).is_dir():
+    samples = ModelSamples.parse(name)
+    if samples is not None:
+        return _imported(options, sources, samples)
+    if os.sep not in name and not name.startswith(("~", ".")) and not is_folder(sources.data / name):
         raise InvalidInput(
-            f"dataset {name!r} is unknown; use one of {', '.join(NAMES)}, model:<name> or the path of a folder",
+            f"dataset {name!r} is unknown; use one of {FORMS}",
             reason="DATASET_NOT_FOUND",
             field="dataset",
         )
@@ -55,22 +53,30 @@ def _folder(options: TrainingOptions, sources: DataSources) -> Collection:
     folder = sources.folder(options.dataset)
     layout = find_layout(folder)
     if layout is not None:
+        outside = next((each for each in layout.files(folder) if not sources.allows(each)), None)
+        if outside is not None:
+            raise InvalidInput(
+                f"{outside} is a link that leads outside of the folders that data may come from; copy the file",
+                reason="OUTSIDE_ROOTS",
+                field="dataset",
+            )
         found = read_batches(folder, layout)
         return _batches(options.dataset, found.labels, found.train, found.test, found.names)
     pictures = list_pictures(folder, sources.allows)
     return _pictures(options, sources, pictures.labels, _spec(options.pixels), pictures.files)
 
 
-def _imported(options: TrainingOptions, sources: DataSources) -> Collection:
+def _imported(options: TrainingOptions, sources: DataSources, samples: ModelSamples) -> Collection:
     if sources.database is None:
         raise NotReady(
             f"dataset {options.dataset!r} is in the trainer's database, which is not open; set TRAINER_DATABASE"
         )
-    model = find_model(sources.database, options.dataset.removeprefix(MODEL_PREFIX))
-    files = list_picture_files(sources.database, sources.blobs, model.name)
+    model = find_model(sources.database, samples.model)
+    samples = samples.pinned(newest_sample(sources.database, model.name))
+    files = list_picture_files(sources.database, sources.blobs, samples)
     if not files:
         raise InvalidInput(
-            f"model {model.name!r} has no samples; import some with ImportSamples first",
+            f"dataset {options.dataset!r} has no samples: none of the model's has such a number; name others",
             reason="NO_SAMPLES",
             field="dataset",
         )

@@ -121,7 +121,7 @@ def _draw(
         collection.classes[members],
         collection.contents[members],
         getattr(options, option),
-        options.seed,
+        options.split_seed,
         labels=collection.labels,
         option=option,
     )

@@ -36,15 +36,23 @@ def list_pictures(folder: Path, allows: Callable[[Path], bool]) -> PictureFolder
     found: dict[tuple[str, str], list[PictureFile]] = {}
     roots = _roots(folder)
     for part, root in roots:
+        refusal = _refusal(root, allows)
+        if refusal:
+            raise InvalidInput(f"{shown(str(root))} cannot be read: {refusal}", reason="OUTSIDE_ROOTS")
         for path in _folders(root):
             linked = path.is_symlink() or root.is_symlink()
+            refusal = _refusal(path, allows)  # a folder that must not be read is not listed either
             files = [
                 PictureFile(
-                    _shown(file.relative_to(folder).as_posix()), file, 0, part, refusal=_refusal(file, linked, allows)
+                    shown(file.relative_to(folder).as_posix()),
+                    file,
+                    0,
+                    part,
+                    refusal=refusal or _file_refusal(file, linked, allows),
                 )
-                for file in _files(path)
+                for file in ([path] if refusal else walk_files(path))
             ]
-            found.setdefault((part, _shown(path.name)), []).extend(files)
+            found.setdefault((part, shown(path.name)), []).extend(files)
     if not any(found.values()):
         raise _nothing_in(folder)
     labels = tuple(sorted({label for _, label in found}))
@@ -64,17 +72,22 @@ def _roots(folder: Path) -> list[tuple[str, Path]]:
     return [(part, path) for part in PARTS for path, found in inner.items() if found == part]
 
 
-def _shown(name: str) -> str:
+def shown(name: str) -> str:
     """Return *name* as text that can be written down, whatever bytes the file system holds."""
     return name.encode(errors="surrogateescape").decode(errors="replace")
 
 
-def _refusal(path: Path, linked: bool, allows: Callable[[Path], bool]) -> str:
-    """Return why *path* must not be opened; *linked* says that a folder above it is a link."""
+def _file_refusal(path: Path, linked: bool, allows: Callable[[Path], bool]) -> str:
+    """Return why the file *path* must not be opened; *linked* says that a folder above it is a link."""
     if path.is_dir():
         return "it is a link to a folder, which is not followed; copy the folder"
+    return _refusal(path, allows, linked=linked)
+
+
+def _refusal(path: Path, allows: Callable[[Path], bool], *, linked: bool = False) -> str:
     if (linked or path.is_symlink()) and not allows(path):
-        return f"it leads to {path.resolve()}, outside of the folders that data may come from; copy the file"
+        place = shown(os.path.realpath(path))  # which bears links in a circle
+        return f"it leads to {place}, outside of the folders that data may come from; copy what is there"
     return ""
 
 
@@ -105,7 +118,7 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def walk_files(folder: Path) -> Iterator[Path]:
     """Yield all files below *folder*, sorted, but those that systems leave in every folder; and links to folders."""
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))

@@ -9,16 +9,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from sqlalchemy import insert, select
+from sqlalchemy import func, insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from services.common.errors import InvalidInput
+from services.trainer.clock import now
 from services.trainer.data.blobs import Blobs
-from services.trainer.data.models import Model, find_model, now
+from services.trainer.data.models import Model, find_model
 from services.trainer.data.pictures import read_picture
 from services.trainer.data.prepared import PictureFile
 from services.trainer.data.tables import SampleRow
+from services.trainer.sets import ModelSamples
 from services.trainer.storage.database import Database
 
 MAX_TOLD = 100
@@ -30,6 +32,7 @@ MAX_TEXT = 200
 
 _TRIES = 5
 _TOKEN = re.compile(r"[0-9]{1,18}")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _Row = dict[str, Any]
 
 
@@ -151,7 +154,8 @@ class SampleImport:
         refused: dict[int, InvalidInput] = {}
         for attempt in range(_TRIES):
             try:
-                with self._database.begin() as session:
+                # Alone, so that numbers rise as transactions end: whoever has seen a sample has seen all before it.
+                with self._database.begin(alone=True) as session:
                     new, refused = self._sort_out(session, rows)
                     if new:
                         session.execute(insert(SampleRow), new)
@@ -196,7 +200,14 @@ class SampleImport:
 
 
 def list_samples(
-    database: Database, model: str, *, label: str = "", page_size: int = 0, page_token: str = ""
+    database: Database,
+    model: str,
+    *,
+    label: str = "",
+    source: str = "",
+    content_digest: str = "",
+    page_size: int = 0,
+    page_token: str = "",
 ) -> tuple[list[Sample], str]:
     """Return samples in the order of their arrival, and the token of the next page; empty after the last.
 
@@ -204,12 +215,14 @@ def list_samples(
         database: Where they are.
         model: Name of their model.
         label: Only those of this label; empty is all.
+        source: Only those that were said to come from there; empty is all.
+        content_digest: Only those whose stored file has this SHA-256, as `sha256:<hex>`; empty is all.
         page_size: At most this many, up to `MAX_PAGE`; 0 is that.
         page_token: What the last page gave; empty is the first.
 
     Raises:
         NotFound: The model is unknown.
-        InvalidInput: The label is not one of the model's, or the token or size is malformed.
+        InvalidInput: The label is not one of the model's, or the digest, the token or the size is malformed.
     """
     task = find_model(database, model)
     if page_size < 0:
@@ -218,24 +231,56 @@ def list_samples(
         raise InvalidInput(
             f"page_token {page_token[:50]!r} is not one; give next_page_token of the page before", field="page_token"
         )
+    if content_digest and not _DIGEST.fullmatch(content_digest):
+        raise InvalidInput(
+            f"content_digest {content_digest[:100]!r} is not valid; give sha256: and 64 hexadecimal digits, as "
+            "ListSamples does",
+            field="content_digest",
+        )
     size = min(page_size or MAX_PAGE, MAX_PAGE)
     statement = select(SampleRow).where(SampleRow.model == model, SampleRow.number > int(page_token or 0))
     if label:
         statement = statement.where(SampleRow.label == task.label_number(label))
-    with database.begin() as session:
+    if source:
+        statement = statement.where(SampleRow.source == source)
+    if content_digest:
+        statement = statement.where(SampleRow.content_digest == content_digest.removeprefix("sha256:"))
+    with database.read() as session:
         rows = list(session.scalars(statement.order_by(SampleRow.number).limit(size + 1)))
     page = [_sample(task, row) for row in rows[:size]]
     return page, str(page[-1].number) if len(rows) > size else ""
 
 
-def list_picture_files(database: Database, blobs: Path, model: str) -> list[PictureFile]:
-    """Return all samples of a model as pictures to decode, in the order of their arrival."""
+def newest_sample(database: Database, model: str) -> int:
+    """Return the number of a model's newest sample; samples that come later have higher ones.
+
+    Raises:
+        NotFound: The model is unknown.
+        InvalidInput: It has no samples.
+    """
+    find_model(database, model)
+    with database.read() as session:
+        number = session.scalar(select(func.max(SampleRow.number)).where(SampleRow.model == model))
+    if number is None:
+        raise InvalidInput(
+            f"model {model!r} has no samples; import some with ImportSamples first",
+            reason="NO_SAMPLES",
+            field="dataset",
+        )
+    return number
+
+
+def list_picture_files(database: Database, blobs: Path, samples: ModelSamples) -> list[PictureFile]:
+    """Return samples of a model as pictures to decode, in the order of their arrival."""
     store = Blobs(blobs)
     columns = (
         SampleRow.number, SampleRow.client_id, SampleRow.content_digest, SampleRow.label, SampleRow.orientation,
     )  # fmt: skip
-    with database.begin() as session:
-        rows = session.execute(select(*columns).where(SampleRow.model == model).order_by(SampleRow.number)).all()
+    chosen = select(*columns).where(SampleRow.model == samples.model, SampleRow.number > samples.after)
+    if samples.last is not None:
+        chosen = chosen.where(SampleRow.number <= samples.last)
+    with database.read() as session:
+        rows = session.execute(chosen.order_by(SampleRow.number)).all()
     return [
         PictureFile(
             f"sample {number}" + (f" ({client_id})" if client_id else ""),

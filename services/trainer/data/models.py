@@ -1,10 +1,11 @@
 """Tasks that customers name: which classes there are, and how a picture becomes pixels."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from difflib import get_close_matches
+from functools import cached_property
 
 from pydantic import ValidationError
 from sqlalchemy import func, select
@@ -12,6 +13,7 @@ from sqlalchemy.exc import IntegrityError
 
 from services.common.errors import Conflict, InvalidInput, NotFound
 from services.common.manifest import PreprocessSpec
+from services.trainer.clock import now
 from services.trainer.data.pictures import check_spec
 from services.trainer.data.tables import ModelRow, SampleRow
 from services.trainer.storage.database import Database
@@ -20,6 +22,10 @@ MAX_LABELS = 10_000
 """Classes of one model; the contract states it."""
 MAX_LABEL_LENGTH = 200
 """Characters of one label; the contract states it."""
+
+_COMPARED = 300
+"""Names that a wrong one is compared with; each takes a fraction of a millisecond."""
+_COMPARED_LENGTH = 50
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # as inference has it for the folder of a model
 
@@ -41,13 +47,18 @@ class Model:
         Raises:
             InvalidInput: The model has no such label.
         """
-        if label in self.labels:
-            return self.labels.index(label)
-        nearest = get_close_matches(label, self.labels, n=1)
-        meant = f"did you mean {nearest[0]!r}?" if nearest else f"use one of {', '.join(self.labels[:20])}"
+        number = self._numbers.get(label)
+        if number is not None:
+            return number
+        nearest = _nearest(label, self.labels)
+        meant = f"did you mean {nearest!r}?" if nearest else f"use one of {', '.join(self.labels[:20])}"
         raise InvalidInput(
             f"label {label[:100]!r} is not one of model {self.name!r}; {meant}", reason="UNKNOWN_LABEL", field="label"
         )
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {label: number for number, label in enumerate(self.labels)}
 
 
 def create_model(database: Database, name: str, labels: Sequence[str], spec_json: bytes) -> Model:
@@ -74,7 +85,7 @@ def create_model(database: Database, name: str, labels: Sequence[str], spec_json
                 session.add(row)
                 return _model(row)
     except IntegrityError:  # another trainer on the same database was quicker
-        with database.begin() as session:
+        with database.read() as session:
             found = session.get_one(ModelRow, name)
     model = _model(found)
     if (model.labels, model.spec) != (tuple(labels), spec):
@@ -92,33 +103,28 @@ def find_model(database: Database, name: str) -> Model:
     Raises:
         NotFound: There is none.
     """
-    with database.begin() as session:
+    with database.read() as session:
         row = session.get(ModelRow, name)
         if row is not None:
             return _model(row)
         names = list(session.scalars(select(ModelRow.name).order_by(ModelRow.name)))
-    nearest = get_close_matches(name, names, n=1)
-    meant = f"did you mean {nearest[0]!r}?" if nearest else "create it with CreateModel first"
+    nearest = _nearest(name, names)
+    meant = f"did you mean {nearest!r}?" if nearest else "create it with CreateModel first"
     raise NotFound(f"model {name[:150]!r} is unknown; {meant}", reason="MODEL_NOT_FOUND", field="model")
 
 
 def list_models(database: Database) -> list[Model]:
     """Return all tasks by name."""
-    with database.begin() as session:
+    with database.read() as session:
         return [_model(row) for row in session.scalars(select(ModelRow).order_by(ModelRow.name))]
 
 
 def count_samples(database: Database, model: Model) -> list[int]:
     """Return how many samples each label of *model* has, in the order of its labels."""
     statement = select(SampleRow.label, func.count()).where(SampleRow.model == model.name).group_by(SampleRow.label)
-    with database.begin() as session:
+    with database.read() as session:
         counts = dict(session.execute(statement).all())
     return [counts.get(number, 0) for number in range(len(model.labels))]
-
-
-def now() -> str:
-    """Return this moment as RFC 3339, UTC, to the microsecond."""
-    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def _model(row: ModelRow) -> Model:
@@ -143,11 +149,15 @@ def _check_labels(labels: Sequence[str]) -> None:
     wrong = next((each for each in labels if not each.strip() or len(each) > MAX_LABEL_LENGTH), None)
     if wrong is not None:
         raise InvalidInput(f"label {wrong[:50]!r} is not valid; use 1 to {MAX_LABEL_LENGTH} characters", field="labels")
-    repeated = (
-        next((each for each in labels if labels.count(each) > 1), None) if len(set(labels)) < len(labels) else None
-    )
+    repeated = next((each for each, count in Counter(labels).items() if count > 1), None)
     if repeated is not None:
         raise InvalidInput(f"label {repeated!r} is named twice; name each class once", field="labels")
+
+
+def _nearest(word: str, names: Sequence[str]) -> str:
+    """Return the name that was likely meant; empty where none is near, or where looking would take too long."""
+    short = [name for name in names[:_COMPARED] if len(name) <= _COMPARED_LENGTH]
+    return next(iter(get_close_matches(word, short, n=1)), "") if len(word) <= _COMPARED_LENGTH else ""
 
 
 def _parse_spec(document: bytes) -> PreprocessSpec:

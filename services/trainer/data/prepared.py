@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from services.common.errors import InvalidInput, Overloaded, ServiceError
 from services.common.manifest import PreprocessSpec
 from services.trainer.data.collection import create_mapped, open_mapped
+from services.trainer.data.files import read_file
 from services.trainer.data.pictures import MAX_IMAGE_BYTES, read_picture
 
 KEPT = 8
@@ -142,7 +143,8 @@ def _decode(files: Sequence[PictureFile], spec: PreprocessSpec, path: Path, thre
         try:
             if file.refusal:
                 raise InvalidInput(file.refusal)
-            picture = read_picture(_read(file.path), file.orientation)
+            # One byte more than a picture may have is enough to be refused.
+            picture = read_picture(read_file(file.path, MAX_IMAGE_BYTES + 1), file.orientation)
             images[position] = picture.pixels(spec)
         except ServiceError as error:
             return (0, 0), "", error.message
@@ -157,14 +159,6 @@ def _decode(files: Sequence[PictureFile], spec: PreprocessSpec, path: Path, thre
                 formats.append(name)
     images.flush()
     return {"sizes": sizes, "formats": formats, "unreadable": unreadable}
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(MAX_IMAGE_BYTES + 1)  # one byte more is enough to be refused
-    except OSError as error:
-        raise InvalidInput(f"the file cannot be read: {error.strerror}; make it readable or leave it out") from error
 
 
 def _remove_old(root: Path) -> None:

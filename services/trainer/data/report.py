@@ -7,21 +7,21 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
 from services.common.errors import InvalidInput
+from services.trainer.clock import now
 from services.trainer.data.cleaning import MAX_COMPARED, find_near_duplicates, find_problems
 from services.trainer.data.collecting import collect
 from services.trainer.data.collection import PARTS, Collection
 from services.trainer.data.datasets import assign_parts, make_dataset
-from services.trainer.data.models import now
 from services.trainer.data.problems import LEFT_OUT, Kind, Problem
 from services.trainer.data.sources import DataSources
 from services.trainer.options import TrainingOptions
+from services.trainer.pages import render_page
 
 EXAMPLES = 10
 """Pictures of each class."""
@@ -32,7 +32,7 @@ TOLD = 200
 PICTURED = 24
 """Of these, problems that get pictures."""
 
-_TEMPLATE = "report.html.j2"
+_TEMPLATE = Path(__file__).with_name("report.html.j2")
 _BINS = 16
 _THUMB = 96  # longest side of an embedded picture
 _AT_ONCE = 1024
@@ -133,13 +133,12 @@ class DataReport(_Part):
     examples: list[ClassExamples]
 
 
-def make_report(options: TrainingOptions, sources: DataSources, mislabelled: Sequence[Problem] = ()) -> DataReport:
+def make_report(options: TrainingOptions, sources: DataSources) -> DataReport:
     """Look at the set that *options* name.
 
     Args:
         options: As a run would have them.
         sources: Where data lies.
-        mislabelled: What `find_mislabelled` gave for the same set.
 
     Raises:
         NotFound: There is no such set, or a file of it is missing.
@@ -147,11 +146,19 @@ def make_report(options: TrainingOptions, sources: DataSources, mislabelled: Seq
         NotReady: The set is in the database, and there is none.
         Overloaded: The disk has no room for the decoded pictures.
     """
-    return describe(collect(options, sources), options, mislabelled)
+    return describe(collect(options, sources), options)
 
 
-def describe(collection: Collection, options: TrainingOptions, mislabelled: Sequence[Problem] = ()) -> DataReport:
-    """Look at *collection*; a set that no run would take is described all the same."""
+def describe(
+    collection: Collection, options: TrainingOptions, mislabelled: Sequence[Problem] | None = None
+) -> DataReport:
+    """Look at *collection*; a set that no run would take is described all the same.
+
+    Args:
+        collection: All samples of the set.
+        options: As a run would have them.
+        mislabelled: What `find_mislabelled` gave for the same set; None where nobody has looked.
+    """
     found = find_problems(collection)
     digest, refusal, members = "", "", dict[str, NDArray[np.int64]]()
     try:
@@ -164,7 +171,7 @@ def describe(collection: Collection, options: TrainingOptions, mislabelled: Sequ
     notes = []
     if len(collection.readable) > MAX_COMPARED:
         notes.append(f"Near-duplicates were looked for among the first {MAX_COMPARED:,} samples.")
-    if not mislabelled:
+    if mislabelled is None:
         notes.append("Likely wrong labels were not looked for; that takes the answers of trained models.")
     return DataReport(
         dataset=collection.name,
@@ -181,7 +188,7 @@ def describe(collection: Collection, options: TrainingOptions, mislabelled: Sequ
         sizes=dict(Counter(f"{width}x{height}" for width, height in sizes.tolist()).most_common(12)),
         brightness=brightness,
         contrast=contrast,
-        problems=_groups(collection, [*found, *find_near_duplicates(collection), *mislabelled]),
+        problems=_groups(collection, [*found, *find_near_duplicates(collection), *(mislabelled or ())]),
         notes=notes,
         examples=_examples(collection),
     )
@@ -189,14 +196,7 @@ def describe(collection: Collection, options: TrainingOptions, mislabelled: Sequ
 
 def render_html(report: DataReport) -> str:
     """Return *report* as a page that needs no other file and runs no script; names in it are shown, never obeyed."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(_TEMPLATE).render(report=report, parts=PARTS)
+    return render_page(_TEMPLATE, {"report": report, "parts": PARTS})
 
 
 def _class_counts(collection: Collection, members: dict[str, NDArray[np.int64]]) -> list[ClassCount]:

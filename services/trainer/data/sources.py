@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.common.errors import InvalidInput, NotFound
+from services.trainer.sets import is_folder, lies_in, resolve_places
 from services.trainer.storage.database import Database
 
 
@@ -37,23 +38,17 @@ class DataSources:
             InvalidInput: It lies outside of the roots.
             NotFound: There is no such folder.
         """
-        given = Path(name)
-        try:
-            path = given.expanduser()
-        except RuntimeError:  # of a user that is not known here
-            path = given
-        candidates = [path] if path.is_absolute() else [Path.cwd() / path, self.data / path]
-        resolved = [each.resolve() for each in candidates]
-        allowed = [each for each in resolved if self.allows(each)]
+        places = resolve_places(name, (Path.cwd(), self.data))
+        allowed = [each for each in places if self.allows(each)]
         if not allowed:
             raise InvalidInput(
-                f"dataset {name!r} is {resolved[0]}, outside of the folders that data may come from: "
+                f"dataset {name!r} is {places[0]}, outside of the folders that data may come from: "
                 f"{', '.join(map(str, self.roots)) or 'none'}; move it into one of them, or add its folder to "
                 "TRAINER_DATA_ROOTS",
                 reason="OUTSIDE_ROOTS",
                 field="dataset",
             )
-        found = next((each for each in allowed if each.is_dir()), None)
+        found = next((each for each in allowed if is_folder(each)), None)
         if found is None:
             raise NotFound(
                 f"dataset {name!r} is no folder: {' and '.join(map(str, allowed))} does not exist; create it, or name "
@@ -65,5 +60,4 @@ class DataSources:
 
     def allows(self, path: Path) -> bool:
         """Whether *path*, all links resolved, lies in one of the roots."""
-        resolved = path.resolve()
-        return any(resolved.is_relative_to(root.expanduser().resolve()) for root in self.roots)
+        return lies_in(path, self.roots)

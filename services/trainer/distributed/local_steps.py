@@ -23,6 +23,7 @@ from services.trainer.distributed.leases import LeaseBook
 from services.trainer.distributed.outer import OuterState
 from services.trainer.distributed.pool import Pool
 from services.trainer.distributed.serving import serving
+from services.trainer.distributed.task import share_batches
 from services.trainer.networks.classifier import Classifier
 from services.trainer.options import TrainingOptions
 from services.trainer.training import checkpoints
@@ -53,8 +54,7 @@ def train_with_local_steps(
     """Fit *model* to the training split, as `train` does, by `options.workers.count` processes with local steps.
 
     It does exactly the steps that the options ask for, whichever workers die; they share this process's number of
-    threads. Its result is not the same each time: it
-    depends on who comes first.
+    threads. Its result is not the same each time: it depends on who comes first.
 
     Args:
         model: From `build_model`; changed in place.
@@ -79,12 +79,13 @@ def train_with_local_steps(
     run = _Run(model, options, checkpoint, ALONE)
     for result in run.resume():
         watcher.on_epoch(result)
-    batches = Batches(dataset.train, len(dataset.labels), options, CPU, 0, 1)
+    shared = share_batches(options)
+    batches = Batches(dataset.train, len(dataset.labels), shared, CPU, 0, 1)
     book = LeaseBook(
         options.epochs, batches.per_epoch, options.workers.local_steps, run.snapshot.finished, len(run.history)
     )
     exchange = Exchange(run.snapshot.state, run.snapshot.average, book, options)
-    progress = _Progress(options, batches.per_epoch, min(options.batch_size, len(dataset.train)), book.steps)
+    progress = _Progress(options, batches.per_epoch, min(shared.batch_size, len(dataset.train)), book.steps)
     precision = choose_precision(options.precision, device)
 
     threads = max(1, torch.get_num_threads() // options.workers.count)

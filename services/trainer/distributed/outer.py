@@ -46,7 +46,7 @@ class OuterState:
         Args:
             start: What the worker started from; this state or an earlier one.
             end: Where it came to.
-            workers: Outer learning rate and momentum, staleness discount.
+            workers: Outer learning rate and momentum, staleness power.
         """
         count = discount(workers, self.exchanges - start.exchanges)
         numbers, momentum = torch.empty_like(self.model.numbers), torch.empty_like(self.momentum)
@@ -65,7 +65,7 @@ class OuterState:
 
 def discount(workers: Workers, missed: int) -> float:
     """Return what a contribution counts that has not seen *missed* exchanges of others."""
-    return workers.staleness_discount**missed
+    return float((1 + missed) ** -workers.staleness_power)
 
 
 def follow(average: Flat | None, model: Flat, decay: float) -> Flat:

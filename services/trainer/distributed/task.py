@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from services.common.errors import InvalidInput
 from services.trainer.data.datasets import Dataset
 from services.trainer.networks.classifier import Classifier
 from services.trainer.options import TrainingOptions
@@ -21,6 +22,21 @@ class Task:
     options: TrainingOptions
     loss: Loss | None = None
     """Cross-entropy with the options' label smoothing if absent."""
+
+
+def share_batches(options: TrainingOptions) -> TrainingOptions:
+    """Return *options* as each worker follows them where none waits for the others: with its part of a batch.
+
+    Raises:
+        InvalidInput: The parts would not be equal.
+    """
+    size, count = options.batch_size, options.workers.count
+    if size % count:
+        raise InvalidInput(
+            f"a batch of {size} cannot be shared evenly by {count} workers; use a multiple of {count}",
+            field="batch_size",
+        )
+    return options.model_copy(update={"batch_size": size // count})
 
 
 def find_maker(path: str) -> Callable[[Path], Task]:

@@ -18,7 +18,7 @@ import torch
 from aimass.trainer.v1 import local_steps_pb2 as pb
 from aimass.trainer.v1.local_steps_pb2_grpc import LocalStepsServiceStub
 from services.trainer.distributed.flat import Flat
-from services.trainer.distributed.task import Task, find_maker
+from services.trainer.distributed.task import Task, find_maker, share_batches
 from services.trainer.training.batches import Batches
 from services.trainer.training.hardware import choose_precision, prepare
 from services.trainer.training.loop import ALONE, cross_entropy
@@ -37,7 +37,7 @@ class Worker:
 
     def __init__(self, task: Task, number: int, threads: int) -> None:
         # The average of weights is kept where all of them come together.
-        self._options = options = task.options.model_copy(update={"average_decay": 0.0})
+        self._options = options = share_batches(task.options).model_copy(update={"average_decay": 0.0})
         self._device = prepare(options, threads)
         if self._device.type == "cuda":
             torch.cuda.set_device(number % torch.cuda.device_count())

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
@@ -26,7 +25,9 @@ from services.trainer.evaluation.pictures import (
     example,
     to_bytes,
 )
+from services.trainer.pages import Filter, render_page
 
+_TEMPLATE = Path(__file__).with_name("card.html.j2")
 _LARGEST_EXAMPLE = 96
 _UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -61,32 +62,25 @@ def render_card(card: ModelCard, images: NDArray[np.uint8] | None = None) -> str
     Raises:
         InvalidInput: The card's mistakes have positions that *images* does not have.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
+    evaluation = card.evaluation
+    values = {
+        "card": card,
+        "evaluation": evaluation,
+        "comparisons": compare(card.headline, card.parent) if card.parent else [],
+        "confusion": _picture(lambda theme: draw_confusion(evaluation.confusion, evaluation.labels, theme)),
+        "reliability": _picture(lambda theme: draw_reliability(evaluation.reliability, theme)),
+        "curve": _picture(lambda theme: draw_learning_curve(card.history, theme)) if card.history else None,
+        "robustness": _robustness_picture(card),
+        "examples": _examples(card, images),
+    }
+    filters: dict[str, Filter] = {
         "percent": _percent,
         "quantity": _quantity,
         "size": _size,
         "duration": _duration,
         "value": _value,
     }
-    evaluation = card.evaluation
-    examples = _examples(card, images)
-    return environment.get_template("card.html.j2").render(
-        card=card,
-        evaluation=evaluation,
-        comparisons=compare(card.headline, card.parent) if card.parent else [],
-        confusion=_picture(lambda theme: draw_confusion(evaluation.confusion, evaluation.labels, theme)),
-        reliability=_picture(lambda theme: draw_reliability(evaluation.reliability, theme)),
-        curve=_picture(lambda theme: draw_learning_curve(card.history, theme)) if card.history else None,
-        robustness=_robustness_picture(card),
-        examples=examples,
-    )
+    return render_page(_TEMPLATE, values, filters)
 
 
 def compare(own: Headline, parent: Headline) -> list[Comparison]:

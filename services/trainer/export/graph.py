@@ -18,6 +18,7 @@ from services.common.errors import Conflict, Unsupported
 from services.common.manifest import Golden, GoldenTensor
 from services.trainer.data.samples import Samples
 from services.trainer.networks.classifier import Classifier
+from services.trainer.runs.folder import replacing
 
 INPUT = "image"
 """UINT8 [batch, height, width, 3]: pixels as they come out of preprocessing."""
@@ -85,9 +86,8 @@ def export_graph(model: Classifier, path: Path, image_shape: tuple[int, int, int
     onnx.helper.set_model_props(proto, dict(metadata))
     _strip_notes(proto.graph)
     onnx.checker.check_model(proto, full_check=True)
-    aside = path.with_name(path.name + ".part")
-    onnx.save_model(proto, aside)
-    aside.replace(path)
+    with replacing(path) as file:
+        onnx.save_model(proto, file)
 
 
 def _strip_notes(graph: onnx.GraphProto) -> None:

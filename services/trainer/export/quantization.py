@@ -33,6 +33,7 @@ from services.common.errors import Unsupported
 from services.trainer.data.samples import Samples
 from services.trainer.export.comparison import MARGIN, Choice, compare_graphs
 from services.trainer.export.graph import INPUT
+from services.trainer.runs.folder import replacing
 
 _BATCH = 16
 _WARNINGS, _ERRORS = 2, 3
@@ -87,9 +88,8 @@ def quantize_graph(source: Path, destination: Path, images: NDArray[np.uint8]) -
     quantized.producer_name = "aimass"
     onnx.helper.set_model_props(quantized, {entry.key: entry.value for entry in proto.metadata_props})
     onnx.checker.check_model(quantized, full_check=True)
-    aside = destination.with_name(destination.name + ".part")
-    onnx.save_model(quantized, aside)
-    aside.replace(destination)
+    with replacing(destination) as file:
+        onnx.save_model(quantized, file)
 
 
 def choose_quantized(

@@ -7,8 +7,9 @@ from services.trainer.export.graph import graph_metadata
 from services.trainer.export.half import check_half, export_half
 from services.trainer.export.quantization import choose_quantized, draw_calibration, quantize_graph
 from services.trainer.jobs.job import Job
+from services.trainer.jobs.origins import find_trained
 from services.trainer.jobs.product import PARITY_SAMPLES, describe_model, read_card, training_record
-from services.trainer.jobs.sources import find_run, load_samples, training_options
+from services.trainer.jobs.sources import load_samples, training_options
 from services.trainer.jobs.training import remember_samples
 from services.trainer.networks.weights import load_weights
 from services.trainer.options import ConversionOptions
@@ -19,17 +20,18 @@ from services.trainer.runs.record import Outcome, RunState, now
 def run_conversion(job: Job) -> Outcome:
     """Convert, measure and describe; the new graph is a model of its own, whose card compares it with its parent's.
 
-    For int8, whether it shall be served in its parent's place is decided by measurement here and written down.
+    What was converted before is converted from the float32 model that it was made from. For int8, whether it shall be
+    served in its parent's place is decided by measurement here and written down.
 
     Raises:
-        ServiceError: As `find_run` and `load_samples`.
+        ServiceError: As `find_trained` and `load_samples`.
         Unsupported: The graph has nothing to convert.
         Conflict: The float16 graph differs too much.
     """
     options = job.request.options
     assert isinstance(options, ConversionOptions)
     job.reporter.stage("prepare")
-    source = find_run(options.source, job.settings)
+    source = find_trained(options.source, job.settings)
     trained = training_options(source)
     dataset = load_samples(job, trained)
     described = remember_samples(job, dataset)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from services.trainer.clock import now
 from services.trainer.data.cleaning import find_problems
 from services.trainer.data.collecting import collect
 from services.trainer.data.datasets import Dataset, assign_parts, make_dataset
@@ -16,7 +17,7 @@ from services.trainer.jobs.sources import data_sources
 from services.trainer.jobs.training import remember_samples
 from services.trainer.options import InspectionOptions
 from services.trainer.runs.folder import REPORT_DOCUMENT_FILE, REPORT_FILE, write_document, write_text
-from services.trainer.runs.record import Outcome, RunState, now
+from services.trainer.runs.record import Outcome, RunState
 from services.trainer.training.hardware import prepare
 from services.trainer.training.loop import Watcher, train
 from services.trainer.training.model import build_model

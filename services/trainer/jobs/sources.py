@@ -1,26 +1,32 @@
 """What a run starts from: samples, and the models of other runs."""
 
-import re
+import os
+import uuid
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import grpc
+import numpy as np
+from numpy.typing import NDArray
 
-from aimass.inference.v1 import lifecycle_pb2 as pb
-from aimass.inference.v1.lifecycle_pb2_grpc import ModelLifecycleServiceStub
-from services.common.errors import Conflict, InvalidInput, NotFound, NotReady
+from services.common.errors import Conflict, NotFound, NotReady
 from services.common.manifest import GRAPH_FILE, MANIFEST_FILE, Manifest
+from services.trainer.data.collecting import collect
 from services.trainer.data.datasets import Dataset, load_dataset
-from services.trainer.data.replay import add_replay
+from services.trainer.data.replay import add_replay, check_judged, contents_of, leave_out_learnt
 from services.trainer.data.sources import DataSources
 from services.trainer.jobs.job import Job
-from services.trainer.options import TrainingOptions
+from services.trainer.jobs.served import find_version, parse_version
+from services.trainer.options import TrainingOptions, TuningOptions
 from services.trainer.runs.folder import RunFolder
 from services.trainer.runs.record import check_run_id
 from services.trainer.settings import TrainerSettings
 from services.trainer.storage.database import Database
+from services.trainer.training.batches import check_augmentation
 
-_VERSION = re.compile(r"(?P<model>[^@]+)@(?P<version>\d+)")
-_ANSWER_SECONDS = 30
+LEARNT_FILE = "learnt.npy"
+"""What stands for each picture that the model of a run has learnt, itself or before it was started from."""
 
 
 def data_sources(job: Job) -> DataSources:
@@ -36,21 +42,89 @@ def data_sources(job: Job) -> DataSources:
 
 
 def load_samples(job: Job, options: TrainingOptions) -> Dataset:
-    """Load what *options* train on; with `start_from` on another set, samples of that set are replayed.
+    """Load what *options* train on and judge on.
+
+    With `start_from`, samples that the other run has learnt are not judged on, and where its set has others than this
+    one, some of them are learnt again. What a run has learnt is kept in its folder, since folders of pictures change.
 
     Raises:
-        ServiceError: As `load_dataset`, `find_run` and `add_replay`.
+        ServiceError: As `load_dataset`, `find_run`, `add_replay`, `check_judged` and `check_augmentation`.
     """
-    sources = data_sources(job)
+    loaded = _load(options, data_sources(job), job.settings)
+    if isinstance(job.request.options, TrainingOptions | TuningOptions):
+        check_augmentation(options.augmentation, loaded.dataset.spec.height, loaded.dataset.spec.width)
+    if loaded.figures:
+        job.reporter.stage("prepare", figures=loaded.figures)
+    if job.request.kind.makes_model:
+        _keep_learnt(job.folder / LEARNT_FILE, loaded.learnt)
+    return loaded.dataset
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    dataset: Dataset
+    before: NDArray[np.uint64]
+    """Contents that the model to start from has learnt, and those that it had started from."""
+    figures: dict[str, float]
+
+    @cached_property
+    def learnt(self) -> NDArray[np.uint64]:
+        """Contents that a model has learnt that was trained on this."""
+        return np.union1d(self.before, contents_of(self.dataset.train))
+
+
+def _load(options: TrainingOptions, sources: DataSources, settings: TrainerSettings) -> _Loaded:
     dataset = load_dataset(options, sources)
-    if not (options.start_from and options.replay):
-        return dataset
-    before = training_options(find_run(options.start_from, job.settings))
-    if before.dataset == options.dataset:
-        return dataset
-    joined, left_out = add_replay(dataset, load_dataset(before, sources), options.replay, options.seed)
-    job.reporter.stage("prepare", figures={"left_out_as_judged_on": left_out})
-    return joined
+    if not options.start_from:
+        return _Loaded(dataset, np.empty(0, np.uint64), {})
+    folder = find_run(options.start_from, settings)
+    source = training_options(folder)
+    spec = _manifest(folder).preprocess or dataset.spec
+    if source.dataset == options.dataset and spec != dataset.spec and collect(options, sources).draws:
+        # Contents decide on the parts, and at another size they are others.
+        raise Conflict(
+            f"{options.start_from} has learnt from data set {options.dataset!r} at {spec.width} x {spec.height} pixels "
+            f"(mode {spec.mode}, filter {spec.filter}); at others its parts are drawn anew, and what it has learnt "
+            "would be judged on: use its pixels, or a set with validation and test parts"
+        )
+    before = _learnt(folder, sources, settings)
+    dataset, known = leave_out_learnt(dataset, before)
+    figures = {}
+    if options.replay and not _are_the_same(source, options):
+        old, more = leave_out_learnt(_load(source, sources, settings).dataset, before)
+        dataset, judged = add_replay(dataset, old, options.replay, options.seed)
+        known += more
+        figures["left_out_as_judged_on"] = float(judged)
+    if known:
+        check_judged(dataset, options.start_from)
+    return _Loaded(dataset, before, figures | {"left_out_as_learnt": float(known)})
+
+
+def _are_the_same(source: TrainingOptions, options: TrainingOptions) -> bool:
+    """Whether *source* has no samples that *options* have not, as far as their names tell."""
+    deciding = {"dataset", "pixels", "validation_fraction", "test_fraction", "split_seed", "clean"}
+    alone = not (source.start_from and source.replay)
+    return alone and source.model_dump(include=deciding) == options.model_dump(include=deciding)
+
+
+def _learnt(folder: RunFolder, sources: DataSources, settings: TrainerSettings) -> NDArray[np.uint64]:
+    """Return the contents that the model in *folder* has learnt."""
+    path = folder / LEARNT_FILE
+    if path.exists():
+        learnt: NDArray[np.uint64] = np.load(path, allow_pickle=False)
+        return learnt
+    return _load(training_options(folder), sources, settings).learnt  # a run of an earlier release
+
+
+def _keep_learnt(path: Path, learnt: NDArray[np.uint64]) -> None:
+    if path.exists():
+        return
+    aside = path.with_name(f".{path.name}-{uuid.uuid4().hex}")  # several workers may be here at once
+    with aside.open("wb") as file:
+        np.save(file, learnt)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
 
 
 def find_run(source: str, settings: TrainerSettings) -> RunFolder:
@@ -68,10 +142,7 @@ def find_run(source: str, settings: TrainerSettings) -> RunFolder:
         if not (folder / MANIFEST_FILE).exists():
             raise Conflict(f"{source} has no model; let it succeed first, `aimass train --run-id` goes on with it")
         return folder
-    match = _VERSION.fullmatch(source)
-    if match is None:
-        raise InvalidInput(f"{source!r} names no model; write run:<id> or <model>@<version>", field="source")
-    digest = _served_digest(match["model"], int(match["version"]), settings.inference_address)
+    digest = _served_digest(source, settings.inference_address)
     for path in settings.runs.glob(f"*/{MANIFEST_FILE}"):
         graph = Manifest.from_json(path.read_bytes(), str(path)).graph
         if graph is not None and graph.sha256 == digest and (path.parent / GRAPH_FILE).exists():
@@ -81,22 +152,22 @@ def find_run(source: str, settings: TrainerSettings) -> RunFolder:
 
 def training_options(folder: RunFolder) -> TrainingOptions:
     """Return how the model in *folder* was trained, also where it was converted from another run's."""
-    manifest = Manifest.from_json((folder / MANIFEST_FILE).read_bytes(), MANIFEST_FILE)
-    assert manifest.training is not None, "every run writes how it trained"
-    return TrainingOptions.model_validate(manifest.training.options)
+    training = _manifest(folder).training
+    assert training is not None, "every run writes how it trained"
+    return TrainingOptions.model_validate(training.options)
 
 
-def _served_digest(model: str, version: int, address: str) -> str:
+def _manifest(folder: RunFolder) -> Manifest:
+    return Manifest.from_json((folder / MANIFEST_FILE).read_bytes(), MANIFEST_FILE)
+
+
+def _served_digest(source: str, address: str) -> str:
+    model, version = parse_version(source, "source")
     with grpc.insecure_channel(address) as channel:
         try:
-            request = pb.ListVersionsRequest(model=model)
-            listed = ModelLifecycleServiceStub(channel).ListVersions(request, timeout=_ANSWER_SECONDS).models
+            return find_version(channel, model, version).graph_digest
         except grpc.RpcError as error:
             raise NotReady(
-                f"inference at {address} does not say what {model}@{version} is ({error.details()}); start it, or "
-                "name a run with run:<id>"
+                f"inference at {address} does not say what {source} is ({error.details()}); start it, or name a run "
+                "with run:<id>"
             ) from error
-    for found in (found for state in listed for found in state.versions):
-        if found.version == version:
-            return found.graph_digest
-    raise NotFound(f"inference at {address} has no {model}@{version}; `aimass models` lists what it serves")

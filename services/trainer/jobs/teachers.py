@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from aimass.inference.v1 import lifecycle_pb2
-from aimass.inference.v1.lifecycle_pb2_grpc import ModelLifecycleServiceStub
 from aimass.open_inference import grpc_service_pb2 as pb
 from aimass.open_inference.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 from services.common.channels import SIBLING_OPTIONS
 from services.common.errors import Conflict, InvalidInput, NotFound, NotReady, ServiceError
 from services.common.manifest import GRAPH_FILE
 from services.trainer.export.graph import INPUT, OUTPUT, open_graph, run_graph
+from services.trainer.jobs.served import find_version, parse_version
 from services.trainer.jobs.sources import find_run
 from services.trainer.settings import TrainerSettings
 from services.trainer.training.distillation import Teacher
@@ -54,13 +54,9 @@ def open_teacher(
     if source.startswith("run:"):
         yield graph_teacher(find_run(source, settings) / GRAPH_FILE, labels, threads)
         return
-    model, found, version = source.rpartition("@")
-    if not (model and found and version.isdecimal() and version.isascii()):
-        raise InvalidInput(
-            f"{source!r} names no model; write run:<id> or <model>@<version>", field="distillation.teacher"
-        )
+    model, version = parse_version(source, "distillation.teacher")
     with grpc.insecure_channel(settings.inference_address, options=SIBLING_OPTIONS) as channel:
-        yield served_teacher(channel, model, int(version), labels)
+        yield served_teacher(channel, model, version, labels)
 
 
 def graph_teacher(path: Path, labels: tuple[str, ...], threads: int = 0) -> Teacher:
@@ -89,7 +85,9 @@ def served_teacher(channel: grpc.Channel, model: str, version: int, labels: tupl
     """
     name = f"{model}@{version}"
     try:
-        found = _find_version(channel, model, version)
+        found = find_version(channel, model, version)
+        if found.state != lifecycle_pb2.ModelVersion.STATE_READY:
+            raise NotReady(f"teacher {name} is not ready: {found.state_reason}; load it, or name another")
         _check_labels(name, tuple(found.labels), labels)
         stub = GRPCInferenceServiceStub(channel)
         query = {"name": model, "version": str(version)}
@@ -133,19 +131,6 @@ def _ask(
 
 def _probabilities(answer: pb.ModelInferResponse) -> NDArray[np.float32]:
     return np.frombuffer(answer.raw_output_contents[0], "<f4").reshape(answer.outputs[0].shape)
-
-
-def _find_version(channel: grpc.Channel, model: str, version: int) -> lifecycle_pb2.ModelVersion:
-    request = lifecycle_pb2.ListVersionsRequest(model=model)
-    states = ModelLifecycleServiceStub(channel).ListVersions(request, timeout=ANSWER_SECONDS).models
-    for found in (found for state in states for found in state.versions):
-        if found.version == version:
-            if found.state != lifecycle_pb2.ModelVersion.STATE_READY:
-                raise NotReady(
-                    f"teacher {model}@{version} is not ready: {found.state_reason}; load it, or name another"
-                )
-            return found
-    raise NotFound(f"inference has no {model}@{version}; `aimass models` lists what it serves")
 
 
 def _check_labels(name: str, found: tuple[str, ...], wanted: tuple[str, ...]) -> None:

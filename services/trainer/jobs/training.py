@@ -19,6 +19,7 @@ from services.trainer.distributed.local_steps import train_with_local_steps
 from services.trainer.distributed.task import Task
 from services.trainer.evaluation.figures import fit_temperature
 from services.trainer.jobs.job import Job
+from services.trainer.jobs.origins import find_trained
 from services.trainer.jobs.product import describe_model, export_model, network_size, read_card, training_record
 from services.trainer.jobs.reporting import Silent
 from services.trainer.jobs.sources import find_run, load_samples
@@ -163,11 +164,11 @@ def starting_model(job: Job, options: TrainingOptions, dataset: Dataset) -> Clas
     """Return the model that training begins with: new or another run's, with fewer channels where that is asked for.
 
     Raises:
-        ServiceError: As `build_model`, `find_run` and `prune_network`.
+        ServiceError: As `build_model`, `find_trained` and `prune_network`.
         Conflict: The other run's model has other labels.
     """
     if options.start_from:
-        path = find_run(options.start_from, job.settings) / WEIGHTS_FILE
+        path = find_trained(options.start_from, job.settings) / WEIGHTS_FILE
         model, labels = load_weights(path, allow_code=job.request.trusted)
         if labels != dataset.labels:
             raise Conflict(

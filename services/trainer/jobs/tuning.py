@@ -79,7 +79,7 @@ def run_tuning(job: Job) -> Outcome:
             search.end(trial, "PRUNED")
         except InvalidInput as error:  # a rate that diverges is a result of the search, not its end
             log.info("trial failed", trial=trial.number, values=trial.values, reason=error.message)
-            search.end(trial, "FAIL")
+            search.fail(trial, error.message)
         else:
             accuracy = kept_accuracy(chosen, history)
             if accuracy > search.best_accuracy:
@@ -93,7 +93,9 @@ def run_tuning(job: Job) -> Outcome:
     search.write(job.folder / TRIALS_FILE)
     best = read_document(job.folder / BEST_TRIAL_FILE, BestTrial)
     if best is None:
-        raise InvalidInput("no trial came to an end; narrow the space, most of all learning_rate", field="space")
+        raise InvalidInput(
+            f"no trial came to an end; correct the options or narrow the space: {search.first_failure}", field="space"
+        )
     model, _ = load_weights(job.folder / WEIGHTS_FILE, allow_code=job.request.trusted)
     metrics = finish_model(job, model, dataset, described, best.options, list(best.history))
     metrics["trials"] = float(options.trials)
@@ -214,6 +216,19 @@ class Search:
     def end(self, trial: SearchTrial, state: str, accuracy: float | None = None) -> None:
         """Close *trial* as COMPLETE with its validation *accuracy*, as PRUNED or as FAIL."""
         self._study.tell(trial.trial, accuracy, state=self._optuna.trial.TrialState[state])
+
+    def fail(self, trial: SearchTrial, reason: str) -> None:
+        """Close *trial* as FAIL."""
+        trial.trial.set_user_attr("reason", reason)
+        self.end(trial, "FAIL")
+
+    @property
+    def first_failure(self) -> str:
+        """Which trial failed first, and why."""
+        first = next(iter(self._trials("FAIL")), None)
+        if first is None:
+            return "all were stopped early"
+        return f"trial {first.number} failed: {first.user_attrs.get('reason', 'see the log')}"
 
     def write(self, path: Path) -> None:
         """Write what was tried, the best first."""

@@ -3,13 +3,16 @@
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc
+from pydantic import BaseModel
 
 from services.common.errors import Conflict, InvalidInput, NotFound, NotReady, ServiceError
 from services.common.manifest import GRAPH_FILE, MANIFEST_FILE
+from services.trainer.options import ConversionOptions, InspectionOptions, TuningOptions
 from services.trainer.publishing import publish_version, set_stable
 from services.trainer.runs.admission import Admission
 from services.trainer.runs.folder import (
@@ -24,12 +27,14 @@ from services.trainer.runs.folder import (
     REPORT_FILE,
     REQUEST_FILE,
     RunFolder,
+    read_document,
 )
 from services.trainer.runs.progress import Progress, read_newest
 from services.trainer.runs.record import Options, Request, RunKind, RunState, check_run_id, now
-from services.trainer.runs.store import Run, RunFilter, RunStore
+from services.trainer.runs.store import Run, RunFilter, RunStore, name_taken
 from services.trainer.runs.supervisor import Supervisor
 from services.trainer.runs.watching import Update, watch_run
+from services.trainer.sets import ModelSamples
 
 ARTIFACTS = (
     GRAPH_FILE,
@@ -66,7 +71,9 @@ class RunControl:
         self._inference_address = inference_address
 
     async def create(self, options: Options, client_id: str = "", run_id: str = "") -> Run:
-        """Queue a run; the same *client_id* with equal options gives the run that is there already.
+        """Queue a run; the same *client_id* or *run_id* with equal options gives the run that is there already.
+
+        That holds whatever has become of the data set, the disk or other runs since.
 
         Raises:
             InvalidInput: The options or a name are wrong.
@@ -115,40 +122,55 @@ class RunControl:
         """
         run = await asyncio.to_thread(self._store.request_cancel, check_run_id(run_id))
         if run.state is RunState.RUNNING and run.queue != self._supervisor.queue:
-            await self._supervisor.take_over(run)  # where its supervisor lives, both see it end
-            run = await asyncio.to_thread(self._store.get, run_id)
+            run = await self._supervisor.take_over(run)
         self._supervisor.wake()
         return run
 
     async def resume(self, run_id: str) -> Run:
         """Let a run that failed, was cancelled or lost its supervisor go on from its checkpoint, in the queue here.
 
+        Returns:
+            The run; where it turns out to have succeeded when its supervisor was gone already, as that.
+
         Raises:
             NotFound: There is no such run.
-            Conflict: It has succeeded, or a process is at work on it.
+            Conflict: It has succeeded, or a process that ends just now is at work on it.
             Overloaded: There is too little disk space.
         """
-        run = await asyncio.to_thread(self._resume, check_run_id(run_id))
+        run = await asyncio.to_thread(self._store.get, check_run_id(run_id))
+        if run.state is RunState.RUNNING and run.queue != self._supervisor.queue:
+            run = await self._supervisor.take_over(run)
+            if run.state in (RunState.RUNNING, RunState.SUCCEEDED):
+                return run
+        run = await asyncio.to_thread(self._resume, run_id)
         self._supervisor.wake()
         return run
 
-    async def publish(self, run_id: str, model: str, *, stable: bool = False) -> int:
+    async def publish(self, run_id: str, model: str, *, stable: bool = False, force: bool = False) -> int:
         """Send the model of a run to inference, and return the number of its version.
 
         Args:
             run_id: A run that has succeeded.
             model: Name under which inference serves it.
             stable: Whether the version gets the traffic.
+            force: Publish also a conversion that was measured as not worth it.
 
         Raises:
             NotFound: There is no such run.
-            Conflict: It has no model, or inference refuses it.
+            Conflict: It has no model, or one that is not worth it, or inference refuses it.
             NotReady: Inference is away.
         """
         run = await asyncio.to_thread(self._store.get, check_run_id(run_id))
         folder = self.folder(run_id)
         if run.state is not RunState.SUCCEEDED or not (folder / MANIFEST_FILE).exists():
             raise Conflict(f"run {run_id!r} is {run.state} and has no model to publish; name one that has succeeded")
+        choice = await asyncio.to_thread(read_document, folder / CHOICE_FILE, _Choice)
+        if choice is not None and not choice.chosen and not force:
+            raise Conflict(
+                f"the model of run {run_id!r} was {choice.reason}; publish the model that it was made from, or this "
+                "one all the same with force",
+                reason="NOT_CHOSEN",
+            )
         return await asyncio.to_thread(self._publish, folder.path, model, stable)
 
     def artifact(self, run_id: str, name: str) -> Path:
@@ -171,6 +193,11 @@ class RunControl:
         return self._supervisor.folder(check_run_id(run_id))
 
     def _create(self, options: Options, client_id: str, run_id: str) -> Run:
+        known = self._store.find(run_id, client_id)
+        if known is not None:
+            if self._is_asked_for(known, options):
+                return known
+            raise name_taken(known, client_id)
         options = self._admission.admit(options)
         self._supervisor.check_disk()
         if run_id:
@@ -185,16 +212,28 @@ class RunControl:
         return self._store.create(request, self._supervisor.queue, client_id)
 
     def _check_unused(self, run_id: str) -> None:
-        """Make sure that no files of another life lie where the run would write; rows are the table's affair."""
+        """Make sure that no files of another life lie where the run would write."""
         folder = self.folder(run_id)
-        try:
-            self._store.get(run_id)
-        except NotFound:
-            if (folder / REQUEST_FILE).exists():
-                raise Conflict(
-                    f"{folder.path} holds a run that the database does not know; remove it or give this one another id",
-                    field="id",
-                ) from None
+        if (folder / REQUEST_FILE).exists():
+            raise Conflict(
+                f"{folder.path} holds a run that the database does not know; remove it or give this one another id",
+                field="id",
+            )
+
+    def _is_asked_for(self, run: Run, options: Options) -> bool:
+        """Whether *run* was created from *options*, which came with a name of it."""
+        training = options.training if isinstance(options, TuningOptions | InspectionOptions) else options
+        dataset = "" if isinstance(training, ConversionOptions) else training.dataset
+        if not _is_same_set(dataset, run.dataset):
+            options = self._admission.admit(options)
+        elif training is options:
+            options = options.model_copy(update={"dataset": run.dataset} if dataset else {})
+        else:
+            options = options.model_copy(
+                update={"training": training.model_copy(update={"dataset": run.dataset})},
+            )
+        asked = (_KINDS[type(options)], options.model_dump(mode="json"))
+        return asked == (run.kind, run.options) and run.trusted <= self._admission.trusted
 
     def _resume(self, run_id: str) -> Run:
         run = self._store.get(run_id)
@@ -203,8 +242,6 @@ class RunControl:
         self._supervisor.check_disk()
         folder = self.folder(run_id)
         with folder.locked():
-            if run.state is RunState.RUNNING:
-                run = self._supervisor.settle(run)
             if run.state in (RunState.FAILED, RunState.CANCELLED):
                 folder.forget_outcome()
             return self._store.resume(run_id, self._supervisor.queue)
@@ -226,6 +263,24 @@ class RunControl:
             )
         kind = InvalidInput if error.code() is grpc.StatusCode.INVALID_ARGUMENT else Conflict
         return kind(f"inference refuses the model of run {run_id!r}: {error.details()}")
+
+
+class _Choice(BaseModel):
+    """What is needed here of `choice.json`."""
+
+    chosen: bool
+    reason: str
+
+
+def _is_same_set(asked: str, admitted: str) -> bool:
+    """Whether *admitted* is what became of the data set *asked*; a folder need not be there any more."""
+    if asked == admitted:
+        return True
+    samples, pinned = ModelSamples.parse(asked), ModelSamples.parse(admitted)
+    if samples is not None and pinned is not None:
+        return samples.last is None and replace(samples, last=pinned.last) == pinned
+    parts = Path(asked).parts
+    return bool(parts) and Path(admitted).parts[-len(parts) :] == parts
 
 
 def read_chunks(path: Path) -> Iterator[bytes]:

@@ -2,8 +2,9 @@
 
 import fcntl
 import os
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -16,6 +17,8 @@ REQUEST_FILE = "run.json"
 OUTCOME_FILE = "outcome.json"
 PROGRESS_FILE = "progress.jsonl"
 LOCK_FILE = "lock"
+SUPERVISED_FILE = "supervised"
+"""Locked by the supervisor that sees the run through, for as long as both live."""
 LOG_FILE = "log.txt"
 """What the process printed."""
 CHECKPOINT_FILE = "checkpoint.pt"
@@ -34,10 +37,35 @@ REPORT_DOCUMENT_FILE = "report.json"
 """What an inspection has found out about a data set."""
 DATASET_FILE = "dataset.json"
 """Which samples a run was begun with."""
+ID_FILE = ".folder-id"
+"""Beside the folders of runs."""
 LINE_BYTES = 300
 """Of the last line that was printed: as much as a sentence can quote."""
 
 Document = TypeVar("Document", bound=BaseModel)
+
+
+def identify_folder(runs_dir: Path) -> str:
+    """Return what the folder of all runs is known by, wherever it is mounted; a new folder gets a random id.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    path = runs_dir / ID_FILE
+    with suppress(FileNotFoundError):
+        if known := path.read_text(errors="replace").strip():
+            return known
+    runs_dir.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # another process may be here too
+        file.seek(0)
+        known = file.read().strip()
+        if not known:
+            known = secrets.token_hex(8)
+            file.write(known + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    return known
 
 
 class RunFolder:
@@ -97,26 +125,42 @@ class RunFolder:
         Raises:
             Conflict: A process is at work on this run.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            _lock(descriptor, self.path.name)
+        with self._opened(LOCK_FILE) as descriptor:
+            if not _lock(descriptor):
+                raise Conflict(f"a process is at work on run {self.path.name!r}; cancel it or wait for its end")
             os.ftruncate(descriptor, 0)  # it named a process that is gone
             yield descriptor
-        finally:
-            os.close(descriptor)
 
     @property
     def is_held(self) -> bool:
         """Whether a process is at work on this run."""
+        return _is_locked(self / LOCK_FILE)
+
+    @contextmanager
+    def supervised(self) -> Iterator[None]:
+        """Be the supervisor of the run for as long as the block lasts; the kernel tells others when we are gone.
+
+        Raises:
+            Conflict: It has another one.
+        """
+        with self._opened(SUPERVISED_FILE) as descriptor:
+            if not _lock(descriptor):
+                raise Conflict(f"run {self.path.name!r} is seen through elsewhere; cancel it or wait for its end")
+            yield
+
+    @property
+    def is_supervised(self) -> bool:
+        """Whether a supervisor sees the run through."""
+        return _is_locked(self / SUPERVISED_FILE)
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[int]:
+        self.path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            with (self / LOCK_FILE).open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except BlockingIOError:
-            return True
-        return False
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
     def sign(self, pid: int) -> None:
         """Note which process is at work, for others to send it signals; the lock must be held."""
@@ -145,11 +189,25 @@ class RunFolder:
         return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
-def _lock(descriptor: int, run_id: str) -> None:
+def _lock(descriptor: int) -> bool:
+    """Lock an open file, and return whether nobody else holds it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise Conflict(f"a process is at work on run {run_id!r}; cancel it or wait for its end") from None
+        return False
+    return True
+
+
+def _is_locked(path: Path) -> bool:
+    """Glance at a lock; who wants it at this moment is refused."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def write_document(path: Path, document: BaseModel) -> None:

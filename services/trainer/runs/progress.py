@@ -134,7 +134,7 @@ def _complete_bytes(path: Path) -> int:
 
 
 def _before(file: BinaryIO, position: int) -> bytes:
-    if position < 0:
+    if not 0 < position <= file.seek(0, os.SEEK_END):
         return b""
     file.seek(position - 1)
     return file.read(1)

@@ -1,10 +1,12 @@
 """The rows of runs: what shall be. What has happened lies in a run's folder.
 
 A run goes to RUNNING, and from there to any other state, only under the lock of its folder (`RunFolder.locked`), which
-its process holds too. So a row says RUNNING without a lock only when both, process and supervisor, are gone.
+its process holds too. So a row says RUNNING without a lock only when both, process and supervisor, are gone; that the
+supervisor is, another one knows by the second lock of the folder (`RunFolder.supervised`).
 """
 
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -15,7 +17,7 @@ from sqlalchemy.orm import Session
 from services.common.errors import Conflict, NotFound
 from services.trainer.runs.progress import finite
 from services.trainer.runs.record import Outcome, Request, RunKind, RunState, now
-from services.trainer.runs.table import RunRow
+from services.trainer.runs.table import FolderRow, RunRow
 from services.trainer.storage.database import Database
 
 MOST_DEATHS = 3
@@ -81,7 +83,7 @@ class RunStore:
         self._database = database
 
     def create(self, request: Request, queue: str, client_id: str = "") -> Run:
-        """Add a run, QUEUED; the same *client_id* with an equal request gives the run that is there already.
+        """Add a run, QUEUED; the same *client_id* or id with an equal request gives the run that is there already.
 
         Raises:
             Conflict: The id or *client_id* belongs to another run.
@@ -99,6 +101,40 @@ class RunStore:
                 known = _known(session, row)
                 assert known is not None
                 return _run(known)
+
+    def adopt(self, request: Request, outcome: Outcome, queue: str) -> None:
+        """Add a run that has ended, as when its folder was copied from another machine; one that is there stays."""
+        row = _new_row(request, queue, client_id="")
+        row.start_time = request.create_time
+        _end(row, outcome.state, outcome.reason, outcome.finish_time)
+        row.metrics = finite(outcome.metrics)
+        with suppress(IntegrityError), self._database.begin() as session:
+            session.add(row)
+
+    def bind_folder(self, folder_id: str, path: str) -> tuple[str, str]:
+        """Return the id of the folder that the runs lie in, and its path; the first one that asks gives them."""
+        with self._database.read() as session:
+            row = session.get(FolderRow, 1)
+        if row is None:
+            row = FolderRow(number=1, id=folder_id, path=path)
+            try:
+                with self._database.begin() as session:
+                    session.add(row)
+            except IntegrityError:  # another process was faster by a moment
+                with self._database.read() as session:
+                    row = session.get_one(FolderRow, 1)
+        return row.id, row.path
+
+    def unknown(self, run_ids: Collection[str]) -> set[str]:
+        """Return those ids that no run has."""
+        with self._database.read() as session:
+            return set(run_ids).difference(session.scalars(select(RunRow.id)))
+
+    def find(self, run_id: str, client_id: str) -> Run | None:
+        """Return the run of that *client_id* or else of that id, if there is one; what is empty names none."""
+        with self._database.read() as session:
+            row = _named(session, run_id, client_id)
+            return _run(row) if row is not None else None
 
     def get(self, run_id: str) -> Run:
         """Return one run.
@@ -182,6 +218,14 @@ class RunStore:
                 row.queue = queue or row.queue
             return _run(row)
 
+    def move(self, run: Run, queue: str) -> Run:
+        """Give *run* to *queue*, whose supervisor sees it through, unless it has got on since; return it as it is."""
+        with self._database.begin() as session:
+            row = _row(session, run.id, to_change=True)
+            if (row.state, row.attempts, row.queue) == (RunState.RUNNING, run.attempts, run.queue):
+                row.queue = queue
+            return _run(row)
+
     def bury(self, run_id: str, epochs: int, cause: str, hint: str = "") -> Run:
         """Count the death of a running run's process, and let the run go on, unless that seems hopeless.
 
@@ -249,6 +293,21 @@ class RunStore:
             return _run(row)
 
 
+def name_taken(known: Run, client_id: str | None) -> Conflict:
+    """Return the error about a request that has a name of the run *known*, of which something else was asked."""
+    if client_id and client_id == known.client_id:
+        return Conflict(
+            f"client id {client_id!r} belongs to run {known.id!r}, of which something else was asked; "
+            "give this one another client id",
+            field="client_id",
+        )
+    return Conflict(
+        f"run {known.id!r} exists already with other options; go on with it by its id alone, or give this one "
+        "another id",
+        field="id",
+    )
+
+
 def _new_row(request: Request, queue: str, client_id: str) -> RunRow:
     options = request.options.model_dump(mode="json")
     training = options.get("training") or options
@@ -278,20 +337,19 @@ def _known(session: Session, new: RunRow) -> RunRow | None:
     Raises:
         Conflict: It has the name of another run.
     """
-    asked = (new.kind, new.options, new.trusted)
-    if new.client_id:
-        known = session.scalars(select(RunRow).where(RunRow.client_id == new.client_id)).one_or_none()
+    known = _named(session, new.id, new.client_id)
+    if known is not None and (known.kind, known.options, known.trusted) != (new.kind, new.options, new.trusted):
+        raise name_taken(_run(known), new.client_id)
+    return known
+
+
+def _named(session: Session, run_id: str, client_id: str | None) -> RunRow | None:
+    """Return the run of that *client_id*, else of that id."""
+    if client_id:
+        known = session.scalars(select(RunRow).where(RunRow.client_id == client_id)).one_or_none()
         if known is not None:
-            if (known.kind, known.options, known.trusted) == asked:
-                return known
-            raise Conflict(
-                f"client id {new.client_id!r} belongs to run {known.id!r}, of which something else was asked; "
-                "give this one another client id",
-                field="client_id",
-            )
-    if session.scalars(select(RunRow.id).where(RunRow.id == new.id)).one_or_none() is not None:
-        raise Conflict(f"run {new.id!r} exists already; resume it, or give this one another id", field="id")
-    return None
+            return known
+    return session.scalars(select(RunRow).where(RunRow.id == run_id)).one_or_none()
 
 
 def _row(session: Session, run_id: str, *, to_change: bool = False) -> RunRow:

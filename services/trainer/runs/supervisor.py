@@ -3,14 +3,22 @@
 import asyncio
 import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import MappingProxyType
 
 import structlog
-from pydantic import ValidationError
 
 from services.common.errors import Conflict, InvalidInput, NotReady, Overloaded, ServiceError
-from services.trainer.runs.folder import LOG_FILE, PROGRESS_FILE, RunFolder
+from services.trainer.runs.folder import (
+    ID_FILE,
+    LOG_FILE,
+    OUTCOME_FILE,
+    PROGRESS_FILE,
+    SUPERVISED_FILE,
+    RunFolder,
+    identify_folder,
+)
 from services.trainer.runs.launcher import INTERRUPTED, Launcher, Process
 from services.trainer.runs.progress import read_epochs
 from services.trainer.runs.record import Outcome, RunState, now
@@ -21,12 +29,14 @@ log = structlog.get_logger(__name__)
 LOOK_SECONDS = 1.0
 """How often the table is looked at for what other processes have written there."""
 AGAIN_SECONDS = 0.05
+GLANCES = 3
+"""How often a lock is tried, which somebody may only be glancing at."""
 OUT_OF_MEMORY = -9
 """Exit code of what the kernel kills when memory runs out."""
 
 
 class Supervisor:
-    """The runs of one queue.
+    """The runs of one queue; runs of others are looked at only where nobody is left who sees them through.
 
     Args:
         store: The table of runs.
@@ -76,11 +86,16 @@ class Supervisor:
         return RunFolder(self._runs_dir / run_id)
 
     async def start(self) -> None:
-        """Take over what an earlier life has left running, then start what waits."""
+        """Take in what lies in the folder, take over what an earlier life has left running, then start what waits.
+
+        Raises:
+            Conflict: The runs of the database lie in another folder.
+            OSError: The folder cannot be written.
+        """
         self._runs_dir.mkdir(parents=True, exist_ok=True)
-        running = RunFilter(states=(RunState.RUNNING,), queue=self._queue)
-        for run in await asyncio.to_thread(self._store.list, running):
-            await self.take_over(run)
+        await asyncio.to_thread(self._check_folder)
+        await asyncio.to_thread(self._adopt_finished)
+        await self._look_after_abandoned()
         self._supervising = asyncio.create_task(self._supervise())
 
     async def stop(self) -> None:
@@ -93,18 +108,38 @@ class Supervisor:
         """Look at the table now: something in it has changed."""
         self._awake.set()
 
-    async def take_over(self, run: Run) -> None:
-        """Watch a running run whose process was started elsewhere; take down its end where the process is gone."""
-        if run.id in self._watches:
-            return
+    async def take_over(self, run: Run) -> Run:
+        """Make a running run ours whose supervisor is gone; where its process is gone too, take down its end.
+
+        Returns:
+            The run as it is then: where its supervisor lives, as it was.
+        """
+        for attempt in range(1, GLANCES + 1):
+            if run.id in self._watches:
+                break
+            with ExitStack() as supervision:
+                try:
+                    supervision.enter_context(self.folder(run.id).supervised())
+                except Conflict:
+                    if attempt < GLANCES:
+                        await asyncio.sleep(AGAIN_SECONDS)
+                    continue
+                return await self._take_over(run, supervision)
+        return await asyncio.to_thread(self._store.get, run.id)
+
+    async def _take_over(self, run: Run, supervision: ExitStack) -> Run:
         folder = self.folder(run.id)
         try:
             with folder.locked():
                 settled = await asyncio.to_thread(self.settle, run)
                 log.info("run found without its process", run=run.id, state=settled.state)
+                return settled
         except Conflict:
-            log.info("run found with its process", run=run.id)
-            self._watch(run, self._launcher.find(folder))
+            current = await asyncio.to_thread(self._store.move, run, self._queue)
+            if (current.state, current.attempts, current.queue) == (RunState.RUNNING, run.attempts, self._queue):
+                log.info("run found with its process", run=run.id)
+                self._watch(current, self._launcher.find(folder), supervision.pop_all())
+            return current
 
     def check_disk(self) -> None:
         """Make sure that there is room for what a run writes.
@@ -119,6 +154,30 @@ class Supervisor:
                 f"{_size(free)} of disk space are free for runs and TRAINER_MIN_FREE_BYTES is "
                 f"{_size(self._min_free_bytes)}; remove runs that are no longer needed"
             )
+
+    def _check_folder(self) -> None:
+        """Make sure that the folder is the database's: the locks of its runs would lie elsewhere."""
+        found = identify_folder(self._runs_dir)
+        known, path = self._store.bind_folder(found, str(self._runs_dir.absolute()))
+        if found != known:
+            raise Conflict(
+                f"the runs of the trainer's database lie in {path}, and TRAINER_RUNS is {self._runs_dir}, another "
+                "folder; set TRAINER_RUNS to the former or TRAINER_DATABASE to a database of its own; where the former "
+                f"is lost, write {known} into {self._runs_dir / ID_FILE}"
+            )
+
+    def _adopt_finished(self) -> None:
+        """Enter runs that have ended and that the table does not know: those of the package, or of another machine."""
+        for run_id in self._store.unknown([path.parent.name for path in self._runs_dir.glob(f"*/{OUTCOME_FILE}")]):
+            folder = self.folder(run_id)
+            try:
+                request, outcome = folder.request(), folder.outcome()
+            except ServiceError as error:
+                log.warning("run cannot be taken in", run=run_id, reason=error.message)
+                continue
+            if outcome is not None and request.id == run_id:
+                self._store.adopt(request, outcome, self._queue)
+                log.info("run taken in", run=run_id, state=outcome.state)
 
     def settle(self, run: Run, code: int | None = None, asked: bool = False) -> Run:
         """Take down the end of a run's process; the lock must be held.
@@ -143,6 +202,7 @@ class Supervisor:
         while self._stopping is None:
             self._awake.clear()
             try:
+                await self._look_after_abandoned()
                 await self._stop_cancelled()
                 await self._start_queued()
             except NotReady as error:
@@ -155,6 +215,22 @@ class Supervisor:
             except TimeoutError:
                 continue
 
+    async def _look_after_abandoned(self) -> None:
+        """Watch the running runs of our queue that nobody watches, and take down the end of such runs of others.
+
+        A process of another queue that is still at work is left alone: it goes on without a supervisor, until somebody
+        resumes or cancels its run.
+        """
+        for run in await asyncio.to_thread(self._store.list, RunFilter(states=(RunState.RUNNING,))):
+            folder = self.folder(run.id)
+            if run.queue == self._queue:
+                if run.id not in self._watches and not folder.is_supervised:
+                    await self.take_over(run)
+            elif (folder / SUPERVISED_FILE).exists() and not folder.is_supervised:
+                with suppress(Conflict), folder.locked():  # a process is at work
+                    settled = await asyncio.to_thread(self.settle, run)
+                    log.info("run found without process and supervisor", run=run.id, state=settled.state)
+
     async def _stop_cancelled(self) -> None:
         watches = dict(self._watches)
         for run_id in await asyncio.to_thread(self._store.to_be_cancelled, list(watches)):
@@ -166,33 +242,34 @@ class Supervisor:
                 return
             try:
                 self.check_disk()
-                with self.folder(run_id).locked() as lock:
+                with self.folder(run_id).locked() as lock, ExitStack() as supervision:
+                    supervision.enter_context(self.folder(run_id).supervised())
                     run = await asyncio.to_thread(self._store.claim, run_id, self._queue, self._most_parallel)
                     if run is None:
                         return
-                    await self._launch(run, lock)
+                    await self._launch(run, lock, supervision)
             except Conflict:  # its former process is just ending
                 continue
             except (Overloaded, OSError) as error:
                 await asyncio.to_thread(self._store.note, run_id, f"waits: {error}")
                 return
 
-    async def _launch(self, run: Run, lock: int) -> None:
+    async def _launch(self, run: Run, lock: int, supervision: ExitStack) -> None:
         folder = self.folder(run.id)
         try:
             request = run.request()
             folder.create(request)
             process = await self._launcher.start(folder, request, lock)
-        except (OSError, ServiceError, ValidationError) as error:
-            log.error("run cannot be started", run=run.id, reason=str(error))
+        except Exception as error:  # whatever it is, a run that is not ended here would keep its place for ever
+            log.error("run cannot be started", run=run.id, exc_info=error)
             failed = Outcome(state=RunState.FAILED, reason=f"its process cannot be started: {error}", finish_time=now())
             await asyncio.to_thread(self._store.finish, run.id, failed)
             return
         log.info("run started", run=run.id, attempt=run.attempts)
-        self._watch(run, process)
+        self._watch(run, process, supervision.pop_all())
 
-    def _watch(self, run: Run, process: Process) -> None:
-        watch = _Watch(process, self._grace_seconds)
+    def _watch(self, run: Run, process: Process, supervision: ExitStack) -> None:
+        watch = _Watch(process, supervision, self._grace_seconds)
         watch.task = asyncio.create_task(self._see_through(run, watch))
         self._watches[run.id] = watch
 
@@ -212,6 +289,7 @@ class Supervisor:
             except (NotReady, OSError) as error:
                 log.warning("cannot take down how a run ended", run=run.id, reason=str(error))
                 await asyncio.sleep(LOOK_SECONDS)
+        watch.supervision.close()
         if self._watches.get(run.id) is watch:
             del self._watches[run.id]
         self.wake()
@@ -233,8 +311,10 @@ class Supervisor:
 class _Watch:
     """A process that is watched."""
 
-    def __init__(self, process: Process, grace_seconds: float) -> None:
+    def __init__(self, process: Process, supervision: ExitStack, grace_seconds: float) -> None:
         self.process = process
+        self.supervision = supervision
+        """Says that we see the run through, until it is closed."""
         self.task: asyncio.Task[None] | None = None
         self.asked = False
         """Whether it was told to stop."""

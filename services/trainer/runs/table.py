@@ -2,10 +2,23 @@
 
 from typing import Any
 
-from sqlalchemy import JSON, Index, String, Text
+from sqlalchemy import JSON, Index, SmallInteger, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from services.trainer.storage.database import Base
+
+
+class FolderRow(Base):
+    """The folder that the runs lie in: one row, written by the first service that is started."""
+
+    __tablename__ = "runs_folder"
+
+    number: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
+    """1."""
+    id: Mapped[str] = mapped_column(String(32))
+    """What stands in a file of the folder, wherever that is mounted."""
+    path: Mapped[str] = mapped_column(Text)
+    """Where it was then."""
 
 
 class RunRow(Base):

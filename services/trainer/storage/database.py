@@ -1,5 +1,6 @@
 """The trainer's database: SQLite in a file by default, PostgreSQL where several trainers share one."""
 
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from services.common.errors import InvalidInput, NotReady
 MIGRATIONS = Path(__file__).parent / "migrations"
 LOCK_SECONDS = 30
 """How long one process waits until another's transaction is over."""
+_POSTGRESQL_DISK_FULL = "53100"
 _READING = "reading"
 _MIGRATING = threading.Lock()
 """Alembic keeps what it works on in a variable of its module."""
@@ -45,8 +47,11 @@ class Database:
             raise InvalidInput(f"TRAINER_DATABASE is not the URL of a database that is known: {error}") from error
         except ImportError as error:
             raise InvalidInput(f"TRAINER_DATABASE needs a driver that is not installed: {error}") from error
+        self._place = f"on {parsed.host or 'its server'}"
         if self._engine.dialect.name == "sqlite":
-            Path(parsed.database or "").parent.mkdir(parents=True, exist_ok=True)
+            folder = Path(parsed.database or "").parent
+            folder.mkdir(parents=True, exist_ok=True)
+            self._place = f"in {folder.absolute()}"
             _prepare_sqlite(self._engine)
         self._reading = self._engine.execution_options(**{_READING: True})
 
@@ -58,7 +63,7 @@ class Database:
         """
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS))
-        with _MIGRATING, _answering(), self._engine.begin() as connection:
+        with _MIGRATING, _answering(self._place), self._engine.begin() as connection:
             _exclude_others(connection)
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
@@ -73,7 +78,7 @@ class Database:
         Raises:
             NotReady: The database cannot be reached.
         """
-        with _answering(), Session(self._engine, expire_on_commit=False) as session, session.begin():
+        with _answering(self._place), Session(self._engine, expire_on_commit=False) as session, session.begin():
             if alone:
                 _exclude_others(session.connection())
             yield session
@@ -85,7 +90,7 @@ class Database:
         Raises:
             NotReady: The database cannot be reached.
         """
-        with _answering(), Session(self._reading, expire_on_commit=False) as session, session.begin():
+        with _answering(self._place), Session(self._reading, expire_on_commit=False) as session, session.begin():
             yield session
 
     def close(self) -> None:
@@ -94,13 +99,23 @@ class Database:
 
 
 @contextmanager
-def _answering() -> Iterator[None]:
+def _answering(place: str) -> Iterator[None]:
+    """Say in a sentence why the database fails; *place* is where it lies, without a password."""
     try:
         yield
     except OperationalError as error:
+        if _is_full(error):
+            raise NotReady(
+                f"the disk of the trainer's database is full; make room {place} and try again", reason="DISK_FULL"
+            ) from error
         raise NotReady(
             f"the trainer's database does not answer: {error.orig}; check TRAINER_DATABASE and try again"
         ) from error
+
+
+def _is_full(error: OperationalError) -> bool:
+    code = getattr(error.orig, "sqlite_errorcode", getattr(error.orig, "sqlstate", None))
+    return code in (sqlite3.SQLITE_FULL, _POSTGRESQL_DISK_FULL)
 
 
 def _prepare_sqlite(engine: Engine) -> None:

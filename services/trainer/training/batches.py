@@ -8,7 +8,7 @@ from torch import Tensor
 
 from services.common.errors import InvalidInput
 from services.trainer.data.samples import Samples
-from services.trainer.options import TrainingOptions
+from services.trainer.options import Augmentation, TrainingOptions
 from services.trainer.training.augmentation import augment, mirrored_in, mix
 
 
@@ -30,12 +30,14 @@ class Batches:
         per_epoch: Batches of an epoch; the last incomplete one is left out.
 
     Raises:
-        InvalidInput: The workers cannot have parts of the same size, as their mean gradient would ask for.
+        InvalidInput: The workers cannot have parts of the same size, as their mean gradient would ask for, or the
+            augmentation is too large for the images.
     """
 
     def __init__(
         self, samples: Samples, classes: int, options: TrainingOptions, device: torch.device, rank: int, count: int
     ) -> None:
+        check_augmentation(options.augmentation, *samples.images.shape[1:3])
         self._size = min(options.batch_size, len(samples))
         if self._size % count:
             raise InvalidInput(
@@ -73,6 +75,22 @@ class Batches:
         if self._resident is not None:
             return self._resident[chosen.to(self._device)]
         return torch.from_numpy(self._samples.images[chosen.numpy()])
+
+
+def check_augmentation(augmentation: Augmentation, height: int, width: int) -> None:
+    """Refuse what leaves nothing of images of that size.
+
+    Raises:
+        InvalidInput: They would be shifted out of sight, or blanked out from edge to edge.
+    """
+    most = min(height, width) - 1
+    for name, value in (("translate", augmentation.translate), ("cutout", augmentation.cutout)):
+        if value > most:
+            raise InvalidInput(
+                f"augmentation.{name} is {value}, and the images are {width} x {height} pixels; set it to {most} at "
+                "most",
+                field=f"augmentation.{name}",
+            )
 
 
 def _seed(*parts: int) -> int:

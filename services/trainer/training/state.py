@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from services.common.errors import InvalidInput
 from services.trainer.networks.classifier import Classifier
 from services.trainer.options import TrainingOptions
+from services.trainer.runs.folder import BEST_FILE
 from services.trainer.training import checkpoints
 from services.trainer.training.freezing import freeze
 from services.trainer.training.group import Group
@@ -164,7 +165,7 @@ class State:
     @property
     def _best_path(self) -> Path:
         assert self.checkpoint is not None
-        return self.checkpoint.with_name("best.pt")
+        return self.checkpoint.with_name(BEST_FILE)
 
     @property
     def _identity(self) -> str:
@@ -208,15 +209,20 @@ class State:
 
 
 def _build_optimizer(model: Classifier, options: TrainingOptions) -> torch.optim.Optimizer:
-    norms = [p for m in model.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()]
-    own = {id(p) for p in norms}
-    weights = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
-    shifts = [p for p in norms if p.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": weights, "weight_decay": options.weight_decay, "factor": 1.0},
-        {"params": shifts, "weight_decay": 0.0, "factor": options.bias_learning_rate_factor},
-    ]
-    groups = [group for group in groups if group["params"]]
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d) and module.affine]
+    scales, shifts = [norm.weight for norm in norms], [norm.bias for norm in norms]
+    own = {id(parameter) for parameter in (*scales, *shifts)}
+    weights = [parameter for parameter in model.parameters() if id(parameter) not in own]
+    kinds = (
+        (weights, options.weight_decay, 1.0),
+        (scales, 0.0, 1.0),
+        (shifts, 0.0, options.bias_learning_rate_factor),
+    )
+    groups: list[dict[str, Any]] = []
+    for parameters, decay, factor in kinds:
+        learnt = [parameter for parameter in parameters if parameter.requires_grad]
+        if learnt:
+            groups.append({"params": learnt, "weight_decay": decay, "factor": factor})
     if options.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=0.0, betas=(options.momentum, 0.999))
     nesterov = options.nesterov and options.momentum > 0

@@ -161,6 +161,42 @@ async def test_the_same_client_id_creates_one_run(stub: TrainingServiceStub, cre
     assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
+@pytest.mark.parametrize("name", ["client_id", "id"])
+async def test_a_request_sent_once_more_gives_its_run_whatever_became_of_its_data_and_the_disk(
+    serve: Serve, settings: TrainerSettings, tmp_path: Path, name: str
+) -> None:
+    async def create(there: TrainerSettings, **overrides: Any) -> Run:
+        stub = TrainingServiceStub((await serve(lambda stop: TrainerComponent(there, stop, queue=str(there)))).channel)
+        training = pb.Training(recipe="quick", overrides_json=json.dumps({"dataset": "pets", **overrides}))
+        return (await stub.CreateRun(pb.CreateRunRequest(training=training, **{name: "mine"}))).run
+
+    full = settings.model_copy(update={"min_free_bytes": 2**60})
+    first = await create(settings, network_options={"hold_at": 1})
+    (tmp_path / "data" / "pets").rename(tmp_path / "data" / "moved")
+
+    again = await create(full, network_options={"hold_at": 1})
+
+    assert (again.id, again.create_time) == (first.id, first.create_time)
+    for others in ({"network_options": {}}, {"dataset": "moved", "network_options": {"hold_at": 1}}):
+        with pytest.raises(grpc.aio.AioRpcError, match=r"something else was asked|with other options") as caught:
+            await create(full, **others)
+        assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+async def test_a_search_knows_options_by_their_aliases(stub: TrainingServiceStub) -> None:
+    training = pb.Training(recipe="quick")
+    search = {"space": {"lr": {"low": 0.01, "high": 0.1}}}
+    work = pb.Tuning(training=training, options_json=json.dumps(search))
+
+    run = (await stub.CreateRun(pb.CreateRunRequest(tuning=work))).run
+
+    assert list(json.loads(run.options_json)["space"]) == ["learning_rate"]
+    search["space"]["learning_rate"] = {"low": 0.01, "high": 0.1}
+    twice = pb.Tuning(training=training, options_json=json.dumps(search))
+    with pytest.raises(grpc.aio.AioRpcError, match="space has one option twice: lr, learning_rate"):
+        await stub.CreateRun(pb.CreateRunRequest(tuning=twice))
+
+
 async def test_a_cancelled_run_is_resumed_from_its_checkpoint(stub: TrainingServiceStub, create: Create) -> None:
     await create("a", epochs=5, hold_at=4)
     await until(stub, "a", pb.Progress.KIND_STEP)
@@ -373,6 +409,28 @@ async def test_the_model_of_a_run_is_published_and_serves(
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
+async def test_a_conversion_that_was_not_chosen_is_published_only_by_force(
+    inference: Served, serve: Serve, settings: TrainerSettings, finished: Path
+) -> None:
+    there = settings.model_copy(update={"inference_address": inference.address})
+    stub = TrainingServiceStub((await serve(lambda stop: TrainerComponent(there, stop))).channel)
+    choice = {"chosen": False, "reason": "not chosen: 0.90 times as fast at batch 1", "threads": 1}
+    (finished / "choice.json").write_text(json.dumps(choice))
+
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.PublishRun(pb.PublishRunRequest(id="a", model="tiny", stable=True))
+    forced = await stub.PublishRun(pb.PublishRunRequest(id="a", model="tiny", force=True))
+
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert caught.value.details() == (
+        "the model of run 'a' was not chosen: 0.90 times as fast at batch 1; publish the model that it was made from, "
+        "or this one all the same with force"
+    )
+    assert forced.version == 2
+    (finished / "choice.json").write_text(json.dumps(choice | {"chosen": True}))
+    assert (await stub.PublishRun(pb.PublishRunRequest(id="a", model="tiny"))).version == 3
+
+
 async def test_a_model_is_not_published_where_inference_is_away(
     serve: Serve, settings: TrainerSettings, finished: Path
 ) -> None:
@@ -404,8 +462,8 @@ async def test_a_run_of_another_queue_is_cancelled_and_taken_over(
     line = await serve(lambda stop: TrainerComponent(settings, stop, queue="line", trusted=True))
     other = TrainingServiceStub(line.channel)
 
-    with pytest.raises(grpc.aio.AioRpcError, match="a process is at work on run 'a'; cancel it or wait"):
-        await other.ResumeRun(pb.ResumeRunRequest(id="a"))
+    running = (await other.ResumeRun(pb.ResumeRunRequest(id="a"))).run
+    assert (running.state, running.attempt_count) == (Run.STATE_RUNNING, 1)  # the service sees it through
     await other.CancelRun(pb.CancelRunRequest(id="a"))
     assert (await watched(other, "a"))[-1].run.state == Run.STATE_CANCELLED
     await other.ResumeRun(pb.ResumeRunRequest(id="a"))

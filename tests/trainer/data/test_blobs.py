@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from services.common.errors import InvalidInput, NotFound, Overloaded
+from services.common.errors import InvalidInput, Overloaded
 from services.trainer.data.blobs import Blobs
 
 
@@ -18,7 +18,7 @@ def test_a_blob_is_named_by_its_content_and_read_back(tmp_path: Path) -> None:
     digest = blobs.put(b"content")
 
     assert digest == hashlib.sha256(b"content").hexdigest()
-    assert blobs.get(digest) == b"content"
+    assert blobs.path(digest).read_bytes() == b"content"
     assert files(blobs.folder) == [blobs.folder / digest[:2] / digest[2:4] / digest]
 
 
@@ -46,11 +46,6 @@ def test_many_threads_may_put_the_same_blob(tmp_path: Path) -> None:
 def test_a_malformed_digest_is_refused(digest: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="is not valid; give 64 hexadecimal digits"):
         Blobs(tmp_path).path(digest)
-
-
-def test_a_blob_that_is_gone_is_told(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match=r"is not in .*; import its sample again"):
-        Blobs(tmp_path).get("0" * 64)
 
 
 def test_a_disk_that_takes_nothing_is_told_and_nothing_is_left(tmp_path: Path) -> None:

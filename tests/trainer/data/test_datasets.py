@@ -45,7 +45,7 @@ def test_the_slice_comes_from_the_repository(options: Options, sources: DataSour
 def test_the_parts_of_the_slice_are_those_of_earlier_releases(options: Options, sources: DataSources) -> None:
     digest = load_dataset(options("cifar10-slice", validation_fraction=0.1, seed=0), sources).digest
 
-    assert digest == "sha256:6e1e4fdf649c1c9a4ab6a56132ebffc83cbe30d05dc783e2cfebe63a6c2048af"
+    assert digest == "sha256:1b5230316cf1e7c4035baa7aa8adf4da8ec1ba3d757fb45aa2fc221d16f7bb0f"
 
 
 def test_the_full_set_must_have_been_fetched(options: Options, sources: DataSources) -> None:
@@ -79,7 +79,7 @@ def test_the_same_options_and_files_give_the_same_digest(options: Options, sourc
     made = options(str(root / "pets"))
 
     first, again = (load_dataset(made, sources) for _ in range(2))
-    other = load_dataset(made.model_copy(update={"seed": 5}), sources)
+    other = load_dataset(made.model_copy(update={"split_seed": 5}), sources)
 
     assert first.digest == again.digest
     assert other.digest != first.digest
@@ -119,7 +119,7 @@ def test_copies_of_a_picture_are_never_in_two_parts(options: Options, sources: D
             shutil.copy(root / "pets" / "cat" / f"{number}.png", root / "pets" / "cat" / f"{number}-{copy}.png")
 
     for seed in range(5):
-        dataset = load_dataset(options(str(root / "pets"), seed=seed), sources)
+        dataset = load_dataset(options(str(root / "pets"), split_seed=seed), sources)
 
         assert sum(dataset.counts.values()) == 42
         assert not contents(dataset.train) & contents(dataset.test)

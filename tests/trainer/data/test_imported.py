@@ -11,7 +11,7 @@ from services.common.errors import InvalidInput, NotFound, Overloaded
 from services.common.manifest import PreprocessSpec
 from services.trainer.data.blobs import Blobs
 from services.trainer.data.datasets import load_dataset
-from services.trainer.data.imported import ImportCounts, NewSample, SampleImport, list_samples
+from services.trainer.data.imported import ImportCounts, NewSample, SampleImport, list_samples, newest_sample
 from services.trainer.data.models import Model, count_samples, create_model
 from services.trainer.data.sources import DataSources
 from services.trainer.options import TrainingOptions
@@ -75,7 +75,7 @@ def test_a_stored_file_has_its_pixels_and_no_metadata(take: Take, database: Data
     take([NewSample(jpeg(), "cat")])
 
     sample = list_samples(database, "pets")[0][0]
-    stored = Blobs(sources.blobs).get(sample.content_digest)
+    stored = Blobs(sources.blobs).path(sample.content_digest).read_bytes()
     assert b"Jane" not in stored
     assert (sample.format, sample.orientation, sample.width, sample.height) == ("JPEG", 6, 40, 30)
     with Image.open(BytesIO(stored)) as image, Image.open(BytesIO(jpeg())) as original:
@@ -209,6 +209,31 @@ def test_pages_hold_every_sample_once(take: Take, database: Database) -> None:
     assert [len(page) for page in pages] == [3, 3, 1]
     numbers = [number for page in pages for number in page]
     assert numbers == sorted(set(numbers))
+
+
+def test_a_source_and_a_digest_select_their_samples(take: Take, database: Database) -> None:
+    take([NewSample(image, "cat", source=("here", "there")[row % 2]) for row, image in enumerate(noise(5))])
+    third = list_samples(database, "pets")[0][2]
+
+    from_there, _ = list_samples(database, "pets", source="there")
+    alike, _ = list_samples(database, "pets", content_digest=f"sha256:{third.content_digest}")
+
+    assert [each.source for each in from_there] == ["there", "there"]
+    assert alike == [third]
+    assert list_samples(database, "pets", source="there", content_digest=f"sha256:{third.content_digest}") == ([], "")
+    for digest in ("x", third.content_digest, "sha256:" + "0" * 63):
+        with pytest.raises(InvalidInput, match=r"content_digest .* is not valid; give sha256: and 64 hexadecimal"):
+            list_samples(database, "pets", content_digest=digest)
+
+
+def test_the_newest_sample_is_the_one_that_came_last(take: Take, database: Database) -> None:
+    with pytest.raises(InvalidInput, match="model 'pets' has no samples; import some with ImportSamples first"):
+        newest_sample(database, "pets")
+    take([NewSample(image, "cat") for image in noise(3)])
+
+    assert newest_sample(database, "pets") == list_samples(database, "pets")[0][-1].number
+    with pytest.raises(NotFound, match="model 'pet' is unknown; did you mean 'pets'"):
+        newest_sample(database, "pet")
 
 
 def test_a_label_selects_its_samples(take: Take, database: Database) -> None:

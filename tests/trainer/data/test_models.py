@@ -1,10 +1,14 @@
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from services.common.errors import Conflict, InvalidInput, NotFound
 from services.common.manifest import PreprocessSpec
+from services.trainer.data.imported import list_picture_files, list_samples
 from services.trainer.data.models import count_samples, create_model, find_model, list_models
+from services.trainer.sets import ModelSamples
+from services.trainer.storage import database as database_module
 from services.trainer.storage.database import Database
 
 SPEC = PreprocessSpec(input="image", width=8, height=8)
@@ -47,6 +51,22 @@ def test_models_are_listed_by_name(database: Database) -> None:
     assert [model.name for model in list_models(database)] == ["ant", "zebra"]
 
 
+def test_tasks_are_read_while_another_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database_module, "LOCK_SECONDS", 0)
+    database = Database(f"sqlite:///{tmp_path / 'trainer.db'}")
+    database.migrate()
+    model = create_model(database, "pets", ["dog", "cat"], JSON)
+
+    with database.begin() as writing:
+        writing.connection()
+        assert find_model(database, "pets") == model
+        assert list_models(database) == [model]
+        assert count_samples(database, model) == [0, 0]
+        assert list_samples(database, "pets") == ([], "")
+        assert list_picture_files(database, tmp_path, ModelSamples("pets")) == []
+    database.close()
+
+
 def test_many_may_create_the_same_model_at_once(database: Database) -> None:
     with ThreadPoolExecutor(4) as threads:
         made = list(threads.map(lambda _: create_model(database, "pets", ["dog", "cat"], JSON), range(8)))
@@ -54,7 +74,7 @@ def test_many_may_create_the_same_model_at_once(database: Database) -> None:
     assert made == made[:1] * 8
 
 
-@pytest.mark.parametrize("name", ["", ".hidden", "a/b", "a" * 129, "a\n"])
+@pytest.mark.parametrize("name", ["", ".hidden", "a/b", "a@1", "a" * 129, "a\n"])
 def test_a_name_that_no_folder_may_have_is_refused(database: Database, name: str) -> None:
     with pytest.raises(InvalidInput, match="is not valid; use up to 128 letters"):
         create_model(database, name, ["a", "b"], JSON)

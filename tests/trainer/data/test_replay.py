@@ -50,8 +50,32 @@ def test_what_either_set_judges_on_is_not_learnt_from_the_other(sets: tuple[Data
 
     joined, left_out = add_replay(new, old, per_new=10.0, seed=0)
 
-    assert left_out == 15
+    assert left_out == 10
     assert not contents(joined.train) & (contents(joined.validation) | contents(joined.test))
+    assert len(joined.train) == 100 + 100
+
+
+def test_a_set_that_holds_the_old_one_has_nothing_to_replay(sets: tuple[Dataset, Dataset]) -> None:
+    new, old = sets
+    new = dataclasses.replace(
+        new,
+        **{part: Samples.joined(getattr(new, part), getattr(old, part)) for part in ("train", "validation", "test")},
+    )
+
+    joined, left_out = add_replay(new, old, per_new=1.0, seed=0)
+
+    assert (joined.digest, joined.name, left_out) == (new.digest, "new", 0)
+
+
+def test_what_one_set_is_tested_on_is_no_validation_sample(sets: tuple[Dataset, Dataset]) -> None:
+    new, old = sets
+    new = dataclasses.replace(new, validation=Samples.joined(new.validation, old.test[:5]))
+    old = dataclasses.replace(old, validation=Samples.joined(old.validation, new.test[:3]))
+
+    joined, _ = add_replay(new, old, per_new=1.0, seed=0)
+
+    assert joined.counts == {"train": 200, "validation": 40, "test": 100}
+    assert not contents(joined.validation) & contents(joined.test)
 
 
 def test_a_set_with_other_labels_is_refused(sets: tuple[Dataset, Dataset]) -> None:

@@ -138,6 +138,8 @@ def test_a_set_without_problems_says_so(options: Options, slice_samples: tuple[S
     report = describe(collection_of(slice_samples[0].first_per_class(20)), options("found"))
 
     assert report.problems == []
+    assert report.notes == ["Likely wrong labels were not looked for; that takes the answers of trained models."]
+    assert describe(collection_of(slice_samples[0].first_per_class(20)), options("found"), []).notes == []
     assert "Nothing was found that is wrong with these samples." in render_html(report)
 
 

@@ -1,4 +1,4 @@
-"""A worker of a data-parallel run, as torchrun starts it: `python -m … <folder>`; the folder holds `options.json`."""
+"""A data-parallel run under torchrun, and a worker of it: `… <folder>`; the folder holds `options.json`."""
 
 import json
 import os
@@ -7,13 +7,26 @@ import sys
 from pathlib import Path
 
 import torch
+from torch.distributed import run as elastic
 
 from services.trainer.distributed.data_parallel import joined
+from services.trainer.runs.launcher import RENDEZVOUS_FILE, torchrun
 from services.trainer.training.hardware import prepare
 from services.trainer.training.loop import Interrupted, Watcher, train
 from tests.trainer.distributed.task import make_task, tell
 
 INTERRUPTED = 75
+
+
+def launch(folder: Path) -> None:
+    """Be torchrun as the launcher starts it, with two workers that begin again where one dies.
+
+    It forks them, so that they need not import what is imported here.
+    """
+    rendezvous = folder / RENDEZVOUS_FILE
+    rendezvous.unlink(missing_ok=True)
+    _, _, *arguments = torchrun(rendezvous, 2)  # `-m torch.distributed.run` is what we are
+    elastic.main([*arguments, "--start-method=fork", "--run-path", __file__, str(folder)])
 
 
 def main() -> None:

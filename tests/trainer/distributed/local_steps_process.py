@@ -1,7 +1,6 @@
-"""A run with local steps: `python -m … <folder>`; the folder holds `options.json`."""
+"""A run with local steps; its folder holds `options.json`."""
 
 import json
-import sys
 from pathlib import Path
 
 from services.trainer.distributed.local_steps import train_with_local_steps
@@ -11,8 +10,8 @@ from services.trainer.training.loop import Watcher
 from tests.trainer.distributed.task import make_task, task_of, tell
 
 
-def main() -> None:
-    folder = Path(sys.argv[1])
+def run(folder: Path) -> None:
+    """Begin the run in *folder* or go on with it, and leave its history there."""
     task = task_of(TrainingOptions.model_validate_json((folder / "options.json").read_bytes()))
     prepare(task.options)
     history = train_with_local_steps(
@@ -25,7 +24,3 @@ def main() -> None:
         watcher=Watcher(on_epoch=lambda result: tell(folder, f"epoch {result.epoch}")),
     )
     (folder / "history.json").write_text(json.dumps([result.model_dump() for result in history]))
-
-
-if __name__ == "__main__":
-    main()

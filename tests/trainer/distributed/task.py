@@ -1,9 +1,10 @@
 """A small run, as every process of it makes it from a folder that holds `options.json`."""
 
 import os
-import subprocess
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -18,6 +19,7 @@ from services.trainer.distributed.task import Task
 from services.trainer.networks.classifier import Classifier, Network
 from services.trainer.options import TrainingOptions
 from services.trainer.recipes import make_options
+from tests.trainer.forks import FORKS
 
 ENDED = "ended with"
 
@@ -87,15 +89,25 @@ def tell(folder: Path, event: str) -> None:
         file.write(f"{event}\n")
 
 
-def start(command: Sequence[str], folder: Path) -> subprocess.Popen[bytes]:
-    """Start a run in *folder*; its end is one of the events."""
-    process = subprocess.Popen(command)
+@contextmanager
+def started(target: Callable[[Path], None], folder: Path) -> Iterator[ForkServerProcess]:
+    """Fork a process of the run in *folder*; its end, which the end of the block waits for, is one of the events."""
+    process = FORKS.Process(target=target, args=(folder,))
+    process.start()
 
     def wait() -> None:
-        tell(folder, f"{ENDED} {process.wait()}")
+        process.join()
+        tell(folder, f"{ENDED} {process.exitcode}")
 
-    threading.Thread(target=wait, daemon=True).start()
-    return process
+    waiting = threading.Thread(target=wait, daemon=True)
+    waiting.start()
+    try:
+        yield process
+    except BaseException:
+        process.kill()
+        raise
+    finally:
+        waiting.join()
 
 
 def read_until(event: str, events: TextIO) -> list[str]:

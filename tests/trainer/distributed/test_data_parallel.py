@@ -1,8 +1,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -12,21 +10,13 @@ import torch
 from services.common.errors import InvalidInput
 from services.trainer.distributed.data_parallel import joined
 from services.trainer.options import TrainingOptions
-from services.trainer.runs.launcher import RENDEZVOUS_FILE, torchrun
 from services.trainer.training.batches import Batches
 from services.trainer.training.results import EpochResult
-from tests.trainer.distributed.task import plain_dataset, read_until, start
+from tests.trainer.distributed.data_parallel_process import launch
+from tests.trainer.distributed.task import plain_dataset, read_until, started
 
-pytestmark = pytest.mark.timeout(300)  # processes that import torch, several at a time
+pytestmark = pytest.mark.timeout(300)  # several processes at a time
 STEPS = [f"step {step}" for step in range(1, 61)]
-
-
-def start_torchrun(folder: Path) -> subprocess.Popen[bytes]:
-    """Start the run in *folder* as the launcher does: two workers, restarted where one dies."""
-    program = "tests.trainer.distributed.data_parallel_process"
-    rendezvous = folder / RENDEZVOUS_FILE
-    rendezvous.unlink(missing_ok=True)
-    return start([sys.executable, *torchrun(rendezvous, 2), "-m", program, str(folder)], folder)
 
 
 def curve(history: list[Any]) -> list[float]:
@@ -37,12 +27,12 @@ def curve(history: list[Any]) -> list[float]:
 def test_two_workers_learn_as_one_does_also_when_one_is_killed(
     folder: Path, events: TextIO, history_alone: list[EpochResult]
 ) -> None:
-    with start_torchrun(folder) as agent:
+    with started(launch, folder) as agent:
         seen = read_until("step 30", events)
         os.kill(int((folder / "pid-1").read_text()), signal.SIGKILL)
         seen += read_until("ended with 0", events)
 
-    assert agent.returncode == 0
+    assert agent.exitcode == 0
     assert seen[:21] == [*STEPS[:20], "epoch 1"]  # told by the first one only
     resumed = seen.index("epoch 1", 21)
     assert seen[resumed:] == ["epoch 1", *STEPS[20:40], "epoch 2", *STEPS[40:], "epoch 3", "ended with 0"]
@@ -54,12 +44,12 @@ def test_two_workers_learn_as_one_does_also_when_one_is_killed(
 
 
 def test_a_stopped_run_goes_on_at_the_same_step(folder: Path, events: TextIO, history_alone: list[EpochResult]) -> None:
-    with start_torchrun(folder) as agent:
+    with started(launch, folder) as agent:
         read_until("step 30", events)
-        agent.send_signal(signal.SIGTERM)
+        agent.terminate()
         read_until("ended with 1", events)
     interrupted = [(folder / f"interrupted-{rank}").exists() for rank in range(2)]
-    with start_torchrun(folder):
+    with started(launch, folder):
         seen = read_until("epoch 3", events)
 
     assert interrupted == [True, True]

@@ -2,7 +2,6 @@ import json
 import os
 import select
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
@@ -17,11 +16,16 @@ from services.trainer.options import TrainingOptions
 from services.trainer.training.hardware import prepare
 from services.trainer.training.loop import Interrupted, Watcher, train
 from services.trainer.training.results import EpochResult, StepResult
-from tests.trainer.distributed.task import make_task, plain_options, read_until, start, task_of
+from tests.trainer.distributed import local_steps_process
+from tests.trainer.distributed.task import make_task, plain_options, read_until, started, task_of
 
 pytestmark = pytest.mark.timeout(300)  # processes that import torch, several at a time
 MAKER = f"{make_task.__module__}:{make_task.__name__}"
 NORMS = {"norm": True}
+LEASES = 7
+"""Of an epoch: 40 steps of half a batch in sixes, and a rest."""
+KILLED_EPOCHS = 20
+"""Of a run that is killed after the first one: long enough that it is not over by then."""
 
 
 def local_options(count: int, **overrides: object) -> TrainingOptions:
@@ -84,14 +88,14 @@ def test_a_run_goes_on_when_one_of_two_workers_is_killed(folder: Path, events: T
         return False
 
     def kill(result: StepResult) -> None:
-        if result.step >= 150 and len(ready) == 2:
+        if result.step >= 300 and len(ready) == 2:
             os.kill(int(ready.pop()), signal.SIGKILL)
         steps.append(result)
 
     history = run(local, folder, Watcher(on_step=kill, should_stop=release))
 
     assert len(ready) == 1  # the other one was killed
-    assert steps[-1].step == steps[-1].steps == 400
+    assert steps[-1].step == steps[-1].steps == 800  # of half a batch
     assert [result.epoch for result in history] == list(range(1, 21))
     expected = train(alone.model, alone.dataset, options)
     assert history[-1].validation_loss < expected[-1].validation_loss + 0.15
@@ -106,16 +110,16 @@ def test_a_stopped_run_goes_on_with_what_it_had_learnt(folder: Path) -> None:
         run(
             task_of(options),
             folder,
-            Watcher(on_step=told.append, should_stop=lambda: bool(told) and told[-1].step >= 26),
+            Watcher(on_step=told.append, should_stop=lambda: bool(told) and told[-1].step >= 46),
         )
     finished = torch.load(folder / "checkpoint.pt")["finished"]
     task = task_of(options)
     more: list[StepResult] = []
     history = run(task, folder, Watcher(on_step=more.append, on_epoch=lambda result: epochs.append(result.epoch)))
 
-    assert len(finished) >= 4 + 1  # four leases of an epoch
-    assert more[-1].step == 60
-    assert len(more) == 12 - len(finished)
+    assert len(finished) >= LEASES + 1
+    assert more[-1].step == 120
+    assert len(more) == 3 * LEASES - len(finished)
     assert epochs == [1, 2, 3]
     best = max(history, key=lambda result: result.validation_accuracy)
     kept = torch.load(folder / "best.pt")["model"]
@@ -126,10 +130,9 @@ def test_a_stopped_run_goes_on_with_what_it_had_learnt(folder: Path) -> None:
 
 
 def test_a_killed_run_takes_its_workers_along_and_goes_on(folder: Path, events: TextIO, go: int) -> None:
-    options = local_options(2, epochs=40)
+    options = local_options(2, epochs=KILLED_EPOCHS)
     (folder / "options.json").write_text(options.model_dump_json())
-    command = [sys.executable, "-m", "tests.trainer.distributed.local_steps_process", str(folder)]
-    with start(command, folder) as first:
+    with started(local_steps_process.run, folder) as first:
         workers = [os.pidfd_open(int(events.readline().split()[1])) for _ in range(2)]
         os.write(go, b"go")
         seen = read_until("epoch 1", events)
@@ -141,15 +144,23 @@ def test_a_killed_run_takes_its_workers_along_and_goes_on(folder: Path, events: 
         os.close(worker)
 
     os.write(go, b"go")
-    with start(command, folder):
-        seen += read_until("epoch 40", events)
+    with started(local_steps_process.run, folder):
+        seen += read_until(f"epoch {KILLED_EPOCHS}", events)
 
     epochs = [event for event in seen if event.startswith("epoch")]
-    assert sorted(set(epochs), key=epochs.index) == [f"epoch {epoch}" for epoch in range(1, 41)]
-    assert len(json.loads((folder / "history.json").read_text())) == 40
-    assert len(torch.load(folder / "checkpoint.pt")["finished"]) == 40 * 4
+    assert sorted(set(epochs), key=epochs.index) == [f"epoch {epoch}" for epoch in range(1, KILLED_EPOCHS + 1)]
+    assert len(json.loads((folder / "history.json").read_text())) == KILLED_EPOCHS
+    assert len(torch.load(folder / "checkpoint.pt")["finished"]) == KILLED_EPOCHS * LEASES
+
+
+def test_workers_share_each_batch_evenly(folder: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"a batch of 32 cannot be shared evenly by 3 workers; use a multiple of 3"):
+        run(task_of(local_options(3)), folder)
 
 
 def test_a_learning_rate_that_diverges_is_reported(folder: Path) -> None:
-    with pytest.raises(InvalidInput, match=r"the loss is nan in epoch 1; lower learning_rate 100"):
-        run(task_of(local_options(1, learning_rate=100, warm_up=0.0)), folder)
+    # Weights grow 99 times at every step, until they are too large for a float.
+    diverging = {"learning_rate": 100, "weight_decay": 1.0, "warm_up": 0.0, "schedule": "constant"}
+
+    with pytest.raises(InvalidInput, match=r"the loss is \S+ in epoch 1; lower learning_rate 100"):
+        run(task_of(local_options(1, **diverging)), folder)

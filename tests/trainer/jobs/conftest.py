@@ -1,7 +1,6 @@
 """Runs as real processes on pictures of the slice, and a few that are finished for all tests to look at."""
 
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -21,10 +20,9 @@ from services.trainer.runs.folder import PROGRESS_FILE, RunFolder
 from services.trainer.runs.progress import Progress, finished_epochs, read_progress
 from services.trainer.runs.record import Options, Outcome, Request, RunKind, RunState, now
 from services.trainer.settings import TrainerSettings
+from tests.trainer.forks import FORKS
 from tests.trainer.jobs import process
 
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload([process.__name__])
 TIMED = {"seconds", "images_per_second", "steps_per_second"}
 """Figures that are of the clock."""
 LOOK_SECONDS = 0.001
@@ -125,15 +123,36 @@ class Runs:
 
         Entries of an earlier process do not count.
         """
-        position = end_of(folder)
+        told = Told(folder)
         started = self.start(folder)
+        self.follow(started, told, when)
         assert started.pid is not None
-        while not any(map(when, entries_of(folder, position))):
-            started.join(LOOK_SECONDS)
-            assert started.is_alive(), (folder.outcome(), (folder / "log.txt").read_text())
         os.kill(started.pid, number)
         started.join()
         return started.exitcode
+
+    def follow(self, started: ForkServerProcess, told: "Told", when: Ends) -> None:
+        """Wait until *when* holds of something that the process of a run has told."""
+        while not told.any(when):
+            started.join(LOOK_SECONDS)
+            log = told.folder / "log.txt"
+            assert started.is_alive(), (told.folder.outcome(), log.read_text()[-3000:] if log.exists() else "")
+
+
+class Told:
+    """What the process of a run tells from now on; every line of its progress is read once."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self._position = end_of(folder)
+        self._entries: list[Progress] = []
+
+    def any(self, when: Ends) -> bool:
+        """Say whether *when* holds of an entry."""
+        while more := read_progress(self.folder / PROGRESS_FILE, self._position):
+            self._position = more[-1][0]
+            self._entries += [entry for _, entry in more]
+        return any(map(when, self._entries))
 
 
 def entries_of(folder: RunFolder, position: int = 0) -> list[Progress]:

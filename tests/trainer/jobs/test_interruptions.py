@@ -18,9 +18,9 @@ from services.trainer.runs.folder import RunFolder
 from services.trainer.runs.launcher import INTERRUPTED
 from services.trainer.runs.progress import Progress
 from services.trainer.runs.record import RunState
+from tests.trainer.forks import FORKS
 from tests.trainer.jobs import process
 from tests.trainer.jobs.conftest import (
-    FORKS,
     Make,
     Runs,
     at_epoch,

@@ -17,16 +17,17 @@ from tests.trainer.jobs.conftest import (
     Ends,
     Make,
     Runs,
+    Told,
     at_epoch,
     at_stage,
     at_step,
-    end_of,
     entries_of,
     told_epochs,
     told_steps,
 )
 
-EPOCHS = 60
+EPOCHS = 30
+"""Long enough that no run is over when one of its workers is killed."""
 STEPS_PER_EPOCH = 6
 LOOK_SECONDS = 0.005
 
@@ -38,13 +39,12 @@ class Launched:
     folder: RunFolder
     process: Process
     pid: int
-    position: int
-    """In the progress, behind what earlier processes have told."""
+    progress: Told
 
     async def told(self, when: Ends) -> None:
         """Wait for an entry of the progress since the start."""
         end = asyncio.ensure_future(self.process.wait())
-        while not any(map(when, entries_of(self.folder, self.position))):
+        while not self.progress.any(when):
             assert not end.done(), (self.folder.outcome(), (self.folder / "log.txt").read_text()[-3000:])
             await asyncio.sleep(LOOK_SECONDS)
         end.cancel()
@@ -59,12 +59,12 @@ async def launch(runs: Runs) -> AsyncIterator[Launch]:
     launched: list[Launched] = []
 
     async def launch(folder: RunFolder) -> Launched:
-        position = end_of(folder)
+        progress = Told(folder)
         with folder.locked() as lock:
             process = await LocalLauncher(runs.settings.environment()).start(folder, folder.request(), lock)
         pid = folder.signed()
         assert pid is not None
-        launched.append(Launched(folder, process, pid, position))
+        launched.append(Launched(folder, process, pid, progress))
         return launched[-1]
 
     yield launch

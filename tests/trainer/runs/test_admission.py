@@ -6,10 +6,19 @@ from typing import Any
 import pytest
 
 from services.common.errors import Conflict, InvalidInput, NotFound, ServiceError
-from services.trainer.options import ConversionOptions, EvaluationOptions, Range, TrainingOptions, TuningOptions
+from services.trainer.clock import now
+from services.trainer.options import (
+    ConversionOptions,
+    EvaluationOptions,
+    InspectionOptions,
+    Range,
+    TrainingOptions,
+    TuningOptions,
+    parse_options,
+)
 from services.trainer.recipes import make_options
 from services.trainer.runs.admission import Admission, parse_object, training_options
-from services.trainer.runs.record import Outcome, RunState, now
+from services.trainer.runs.record import Outcome, RunState
 from services.trainer.runs.store import RunStore
 from tests.trainer.runs.conftest import Create
 
@@ -46,6 +55,26 @@ def test_a_data_set_with_a_name_is_left_as_it_is(admission: Admission, dataset: 
     options = training(dataset=dataset)
 
     assert admission.admit(options) == options
+
+
+def test_samples_of_a_model_end_with_those_that_are_there(store: RunStore, roots: tuple[Path, Path]) -> None:
+    newest = {"pets": 7}
+    admission = Admission(store, roots, newest_sample=newest.__getitem__)
+    inspected = InspectionOptions(training=training(dataset="model:pets"))
+
+    first = admission.admit(training(dataset="model:pets"))
+    newest["pets"] = 9
+
+    assert isinstance(first, TrainingOptions)
+    assert first.dataset == "model:pets@7"
+    assert admission.admit(first) == first
+    assert admission.admit(training(dataset="model:pets@7..")) == training(dataset="model:pets@7..9")
+    assert admission.admit(inspected) == InspectionOptions(training=training(dataset="model:pets@9"))
+    assert admission.admit(EvaluationOptions(source="pets@1", dataset="model:pets")) == EvaluationOptions(
+        source="pets@1", dataset="model:pets@9"
+    )
+    with pytest.raises(InvalidInput, match="the newest of model 'pets' is number 9; name a number up to that"):
+        admission.admit(training(dataset="model:pets@10"))
 
 
 def test_a_folder_is_found_in_each_root_and_named_in_full(admission: Admission, roots: tuple[Path, Path]) -> None:
@@ -134,6 +163,25 @@ def test_what_cannot_work_is_refused(
         admission.admit(options)
 
     assert words in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"workers": {"count": 2}}, "workers.count is 2, and the models of an inspection are trained by one process"),
+        ({"start_from": "run:done"}, "start_from is 'run:done', which may have learnt the samples that are inspected"),
+        ({"distillation": {"teacher": "run:done"}}, "distillation.teacher is 'run:done', and the models of an inspec"),
+        ({"pruning": {"speedup": 2.5}}, "pruning.speedup is 2.5, and the models of an inspection are thrown away"),
+    ],
+)
+def test_an_inspection_refuses_what_it_would_not_do(overrides: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        parse_options(InspectionOptions, {"training": training(**overrides)})
+
+    assert words in caught.value.message
+    assert caught.value.field == next(iter(overrides)) + "".join(
+        f".{name}" for value in overrides.values() if isinstance(value, dict) for name in value
+    )
 
 
 def test_overrides_come_as_a_json_object() -> None:

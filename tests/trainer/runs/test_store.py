@@ -55,11 +55,28 @@ def test_runs_without_a_client_id_are_all_different(store: RunStore, create: Cre
     assert [run.id for run in store.list(RunFilter())] == ["b", "a"]
 
 
-def test_an_id_belongs_to_one_run(create: Create) -> None:
-    create("a")
+def test_the_same_id_gives_the_same_run_and_belongs_to_no_other(store: RunStore, create: Create) -> None:
+    first = create("a")
+    store.claim("a", "service", 1)
 
-    with pytest.raises(Conflict, match="run 'a' exists already; resume it, or give this one another id"):
-        create("a")
+    again = create("a")
+
+    assert (again.number, again.create_time, again.state) == (first.number, first.create_time, RunState.RUNNING)
+    with pytest.raises(Conflict, match="run 'a' exists already with other options; go on with it by its id alone"):
+        create("a", epochs=9)
+
+
+def test_a_running_run_is_moved_as_long_as_it_is_the_same(store: RunStore, create: Create) -> None:
+    create("a")
+    claimed = store.claim("a", "service", 1)
+    assert claimed is not None
+
+    assert store.move(claimed, "command").queue == "command"
+    assert store.move(claimed, "another").queue == "command"
+    store.requeue("a")
+    later = store.claim("a", "command", 1)
+    assert later is not None
+    assert store.move(claimed, "service").queue == "command"
 
 
 def test_requests_of_one_client_id_at_the_same_moment_make_one_run(store: RunStore) -> None:

@@ -325,7 +325,8 @@ async def test_a_run_that_is_taken_over_by_two_is_taken_down_once(
     await follow.entry("a", "step")
 
     for _ in range(2):
-        await other.take_over(store.request_cancel("a"))
+        assert (await other.take_over(store.request_cancel("a"))).queue == "service"  # whose supervisor lives
+    assert not other.running
 
     run, _ = await follow.end("a")
     assert (run.state, run.attempts) == (RunState.CANCELLED, 1)
@@ -341,6 +342,50 @@ async def test_a_run_whose_supervisor_is_gone_is_cancelled_by_another(
     await other.take_over(store.request_cancel("a"))
 
     assert (await follow.end("a"))[0].state is RunState.CANCELLED
+
+
+async def test_what_another_queue_has_left_running_is_taken_down_when_its_process_has_ended(
+    create: Create, supervise: Supervise, store: RunStore, runs_dir: Path, tmp_path: Path
+) -> None:
+    create("a", epochs=100)
+    await asyncio.to_thread(kill_a_service, tmp_path, "a")
+    await CountingLauncher({}).find(RunFolder(runs_dir / "a")).wait()
+
+    await supervise(queue="command-line")
+
+    assert (store.get("a").state, store.get("a").attempts) == (RunState.SUCCEEDED, 1)
+
+
+async def test_what_another_queue_has_left_is_taken_down_whenever_its_process_ends(
+    create: Create, supervise: Supervise, follow: Follower, store: RunStore, runs_dir: Path, tmp_path: Path
+) -> None:
+    create("a", hold_at=2)
+    await asyncio.to_thread(kill_a_service, tmp_path, "a")
+    other = await supervise(queue="command-line")
+    await follow.entry("a", "step")
+    assert (store.get("a").state, dict(other.running)) == (RunState.RUNNING, {})  # its process is at work
+
+    pid = RunFolder(runs_dir / "a").signed()
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+
+    waiting = await follow.state("a", RunState.QUEUED)
+    assert (waiting.queue, waiting.attempts) == ("service", 1)
+
+
+async def test_a_run_at_work_whose_supervisor_is_gone_is_seen_through_by_who_takes_it_over(
+    create: Create, supervise: Supervise, follow: Follower, store: RunStore, runs_dir: Path, tmp_path: Path
+) -> None:
+    create("a", epochs=400)
+    await asyncio.to_thread(kill_a_service, tmp_path, "a")
+    pid = RunFolder(runs_dir / "a").signed()
+    other = await supervise(queue="command-line")
+
+    taken = await other.take_over(store.get("a"))
+
+    assert (taken.queue, list(other.running), RunFolder(runs_dir / "a").signed()) == ("command-line", ["a"], pid)
+    run, entries = await follow.end("a")
+    assert (run.state, run.attempts, epochs_of(entries)) == (RunState.SUCCEEDED, 1, list(range(1, 401)))
 
 
 async def test_a_run_at_work_cannot_be_held_by_anyone_else(
