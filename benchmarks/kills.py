@@ -20,6 +20,7 @@ import onnx
 import torch
 
 from services.common.manifest import GRAPH_FILE, Manifest
+from services.trainer.clock import now
 from services.trainer.data import slices
 from services.trainer.evaluation.card import ModelCard
 from services.trainer.export.graph import open_graph, run_graph
@@ -33,7 +34,7 @@ from services.trainer.runs.folder import (
     RunFolder,
 )
 from services.trainer.runs.progress import Progress, finished_epochs, read_progress
-from services.trainer.runs.record import Request, RunKind, RunState, now
+from services.trainer.runs.record import Request, RunKind, RunState
 
 CLOCK = {"seconds", "images_per_second", "steps_per_second"}
 """Figures that may differ."""

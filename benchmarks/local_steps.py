@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from services.common.manifest import GRAPH_FILE
-from services.trainer.data import slices
+from services.trainer.clock import now
+from services.trainer.data.datasets import Dataset, load_dataset
 from services.trainer.data.samples import Samples
-from services.trainer.data.splitting import split
+from services.trainer.data.sources import DataSources
 from services.trainer.export.graph import open_graph, run_graph
 from services.trainer.recipes import make_options
 from services.trainer.runs.folder import LOG_FILE, PROGRESS_FILE, RunFolder
 from services.trainer.runs.launcher import LocalLauncher
 from services.trainer.runs.progress import read_epochs
-from services.trainer.runs.record import Request, RunKind, now
+from services.trainer.runs.record import Request, RunKind
 
 LOCAL = {"count": 2, "synchronisation": "local-steps"}
 KILLED = "local steps, one of 2 killed"
@@ -63,6 +64,12 @@ def workers_of(pid: int) -> list[int]:
     return [int(child) for task in tasks for child in (task / "children").read_text().split()]
 
 
+def read_slice() -> Dataset:
+    """Return what every run learns from and is measured on."""
+    options = make_options("quick", {"validation_fraction": VALIDATION})
+    return load_dataset(options, DataSources(data=Path(), roots=(), database=None, blobs=Path()))
+
+
 def accuracy(folder: RunFolder, judged: Samples) -> float:
     """Return the share of *judged* that the run's graph names rightly."""
     probabilities = run_graph(open_graph(folder / GRAPH_FILE, threads=0), judged.images, batch_size=100)
@@ -85,8 +92,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
-    train_split, test = slices.read_slice()
-    judged = Samples.joined(test, split(train_split, VALIDATION, seed=0)[1])
+    dataset = read_slice()
+    judged = Samples.joined(dataset.test, dataset.validation)
     found: dict[str, list[float]] = {name: [] for name in WAYS}
     seconds: dict[str, list[float]] = {name: [] for name in WAYS}
     with tempfile.TemporaryDirectory() as root:

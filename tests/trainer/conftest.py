@@ -7,10 +7,11 @@ import pytest
 from services.common.manifest import PreprocessSpec
 from services.trainer.data import slices
 from services.trainer.data.cifar10 import LABELS
-from services.trainer.data.datasets import Dataset, split
+from services.trainer.data.datasets import Dataset
 from services.trainer.data.samples import Samples
 from services.trainer.options import TrainingOptions
 from services.trainer.recipes import make_options
+from tests.trainer.splits import split
 
 
 @pytest.fixture(scope="session")

@@ -645,7 +645,7 @@ class ListRunsRequest(_message.Message):
     recipe: _builtins.str
     """Only runs of this recipe."""
     dataset: _builtins.str
-    """Only runs with this data set, as the run has it; `model:<name>` stands for the samples of a model."""
+    """Only runs with this data set, as the run has it; `model:<name>` also finds those on a part of the model's samples."""
     page_size: _builtins.int
     """Most runs in the answer; 0 means 50, and more than 500 are not sent."""
     page_token: _builtins.str

@@ -16,10 +16,8 @@ from services.trainer.data.collection import OPEN, PARTS, Collection
 from services.trainer.data.problems import LEFT_OUT, Problem, list_names
 from services.trainer.data.samples import Samples
 from services.trainer.data.sources import DataSources
-from services.trainer.data.splitting import choose, split
+from services.trainer.data.splitting import choose
 from services.trainer.options import TrainingOptions
-
-__all__ = ["Dataset", "assign_parts", "channel_statistics", "load_dataset", "make_dataset", "split"]
 
 _COUNTED_AT_ONCE = 1024
 

@@ -11,21 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.common.errors import InvalidInput
-from services.trainer.data.collection import digest_contents
-from services.trainer.data.samples import Samples
-
-
-def split(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Samples]:
-    """Part *samples* in two; the second holds *fraction* of each class, rounded.
-
-    The same samples, fraction and seed always give the same parts; both keep the order of *samples*.
-
-    Raises:
-        InvalidInput: A part of some class would be empty.
-    """
-    contents = digest_contents(samples.images, np.arange(len(samples)))
-    chosen = choose(samples.labels, contents, fraction, seed)
-    return samples[~chosen], samples[chosen]
 
 
 def choose(

@@ -15,6 +15,7 @@ from pathlib import Path
 from torch import distributed as dist
 
 from services.common.settings import load_settings
+from services.trainer.clock import now
 from services.trainer.jobs.conversion import run_conversion
 from services.trainer.jobs.evaluation import run_evaluation
 from services.trainer.jobs.failures import known_reason, reason
@@ -26,7 +27,7 @@ from services.trainer.jobs.training import run_training
 from services.trainer.jobs.tuning import run_tuning
 from services.trainer.runs.folder import BEST_FILE, CHECKPOINT_FILE, OUTCOME_FILE, RunFolder, write_document
 from services.trainer.runs.launcher import INTERRUPTED
-from services.trainer.runs.record import Outcome, RunKind, RunState, now
+from services.trainer.runs.record import Outcome, RunKind, RunState
 from services.trainer.settings import TrainerSettings
 from services.trainer.training.loop import Interrupted
 

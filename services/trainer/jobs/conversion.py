@@ -3,6 +3,7 @@
 import numpy as np
 
 from services.common.manifest import GRAPH_FILE, MANIFEST_FILE, Manifest
+from services.trainer.clock import now
 from services.trainer.export.graph import graph_metadata
 from services.trainer.export.half import check_half, export_half
 from services.trainer.export.quantization import choose_quantized, draw_calibration, quantize_graph
@@ -14,7 +15,7 @@ from services.trainer.jobs.training import remember_samples
 from services.trainer.networks.weights import load_weights
 from services.trainer.options import ConversionOptions
 from services.trainer.runs.folder import CHOICE_FILE, WEIGHTS_FILE, write_document
-from services.trainer.runs.record import Outcome, RunState, now
+from services.trainer.runs.record import Outcome, RunState
 
 
 def run_conversion(job: Job) -> Outcome:

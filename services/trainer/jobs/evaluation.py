@@ -5,6 +5,7 @@ import onnxruntime
 
 from services.common import manifest
 from services.common.errors import Conflict
+from services.trainer.clock import now
 from services.trainer.data.samples import Samples
 from services.trainer.evaluation.attacks import measure_attacks
 from services.trainer.evaluation.card import make_card
@@ -17,7 +18,7 @@ from services.trainer.jobs.training import remember_samples
 from services.trainer.networks.weights import load_weights
 from services.trainer.options import EvaluationOptions
 from services.trainer.runs.folder import WEIGHTS_FILE, RunFolder
-from services.trainer.runs.record import Outcome, RunState, now
+from services.trainer.runs.record import Outcome, RunState
 
 
 def run_evaluation(job: Job) -> Outcome:
@@ -33,7 +34,9 @@ def run_evaluation(job: Job) -> Outcome:
     source = find_run(options.source, job.settings)
     trained = training_options(source)
     if options.dataset:
-        trained = trained.model_copy(update={"dataset": options.dataset, "start_from": ""})
+        # Started from the model itself, so that what it has learnt is not measured on.
+        other = {"dataset": options.dataset, "start_from": options.source, "replay": 0.0}
+        trained = trained.model_copy(update=other)
     dataset = load_samples(job, trained)
     model = manifest.Manifest.from_json((source / manifest.MANIFEST_FILE).read_bytes(), manifest.MANIFEST_FILE)
     if (model.labels, model.preprocess) != (dataset.labels, dataset.spec):

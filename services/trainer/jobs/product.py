@@ -11,6 +11,7 @@ import onnxruntime
 import torch
 
 from services.common import manifest
+from services.trainer.clock import now
 from services.trainer.data import slices
 from services.trainer.data.datasets import Dataset
 from services.trainer.data.samples import Samples
@@ -32,7 +33,6 @@ from services.trainer.runs.folder import (
     write_document,
     write_text,
 )
-from services.trainer.runs.record import now
 
 PARITY_SAMPLES = 2_000
 GOLDEN_SAMPLES = 8

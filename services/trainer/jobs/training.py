@@ -13,6 +13,7 @@ import torch
 from services.common import manifest
 from services.common.errors import Conflict, Overloaded
 from services.common.settings import load_settings
+from services.trainer.clock import now
 from services.trainer.data.datasets import Dataset
 from services.trainer.distributed.data_parallel import joined
 from services.trainer.distributed.local_steps import train_with_local_steps
@@ -35,7 +36,7 @@ from services.trainer.runs.folder import (
     read_document,
     write_document,
 )
-from services.trainer.runs.record import Outcome, RunState, now
+from services.trainer.runs.record import Outcome, RunState
 from services.trainer.settings import TrainerSettings
 from services.trainer.training.distillation import distilled
 from services.trainer.training.group import Group

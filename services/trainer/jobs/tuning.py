@@ -11,6 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from services.common.errors import InvalidInput, Unsupported
+from services.trainer.clock import now
 from services.trainer.data.datasets import Dataset
 from services.trainer.evaluation.figures import fit_temperature
 from services.trainer.jobs.job import Job
@@ -27,7 +28,7 @@ from services.trainer.networks.classifier import Classifier
 from services.trainer.networks.weights import load_weights, save_weights
 from services.trainer.options import Range, TrainingOptions, TuningOptions
 from services.trainer.runs.folder import CHECKPOINT_FILE, WEIGHTS_FILE, read_document, write_document, write_text
-from services.trainer.runs.record import Outcome, RunState, now
+from services.trainer.runs.record import Outcome, RunState
 from services.trainer.training.hardware import prepare
 from services.trainer.training.loop import Watcher, train
 from services.trainer.training.prediction import predict

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from services.common.errors import Conflict, InvalidInput, NotFound, NotReady, ServiceError
 from services.common.manifest import GRAPH_FILE, MANIFEST_FILE
+from services.trainer.clock import now
 from services.trainer.options import ConversionOptions, InspectionOptions, TuningOptions
 from services.trainer.publishing import publish_version, set_stable
 from services.trainer.runs.admission import Admission
@@ -30,7 +31,7 @@ from services.trainer.runs.folder import (
     read_document,
 )
 from services.trainer.runs.progress import Progress, read_newest
-from services.trainer.runs.record import Options, Request, RunKind, RunState, check_run_id, now
+from services.trainer.runs.record import Options, Request, RunKind, RunState, check_run_id
 from services.trainer.runs.store import Run, RunFilter, RunStore, name_taken
 from services.trainer.runs.supervisor import Supervisor
 from services.trainer.runs.watching import Update, watch_run

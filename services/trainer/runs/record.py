@@ -1,7 +1,6 @@
 """What is asked of a run, and what came of it."""
 
 import re
-from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Self
 
@@ -108,11 +107,6 @@ class Outcome(_Document):
         if self.state not in (RunState.SUCCEEDED, RunState.FAILED):
             raise ValueError(f"no process ends {self.state}")
         return self
-
-
-def now() -> str:
-    """Return the present time, RFC 3339 in UTC, to the millisecond."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def check_run_id(run_id: str) -> str:

@@ -15,8 +15,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from services.common.errors import Conflict, NotFound
+from services.trainer.clock import now
 from services.trainer.runs.progress import finite
-from services.trainer.runs.record import Outcome, Request, RunKind, RunState, now
+from services.trainer.runs.record import Outcome, Request, RunKind, RunState
 from services.trainer.runs.table import FolderRow, RunRow
 from services.trainer.storage.database import Database
 
@@ -367,11 +368,15 @@ def _selecting(selected: RunFilter) -> Select[RunRow]:
     for column, value in (
         (RunRow.kind, selected.kind),
         (RunRow.recipe, selected.recipe),
-        (RunRow.dataset, selected.dataset),
         (RunRow.queue, selected.queue),
     ):
         if value:
             query = query.where(column == value)
+    if selected.dataset:
+        named = RunRow.dataset == selected.dataset
+        if selected.dataset.startswith("model:"):  # some of its samples or all
+            named |= RunRow.dataset.startswith(f"{selected.dataset}@", autoescape=True)
+        query = query.where(named)
     return query
 
 

@@ -10,6 +10,7 @@ from types import MappingProxyType
 import structlog
 
 from services.common.errors import Conflict, InvalidInput, NotReady, Overloaded, ServiceError
+from services.trainer.clock import now
 from services.trainer.runs.folder import (
     ID_FILE,
     LOG_FILE,
@@ -21,7 +22,7 @@ from services.trainer.runs.folder import (
 )
 from services.trainer.runs.launcher import INTERRUPTED, Launcher, Process
 from services.trainer.runs.progress import read_epochs
-from services.trainer.runs.record import Outcome, RunState, now
+from services.trainer.runs.record import Outcome, RunState
 from services.trainer.runs.store import Run, RunFilter, RunStore
 
 log = structlog.get_logger(__name__)

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from services.common.errors import InvalidInput
 from services.trainer.data.samples import Samples
-from services.trainer.data.splitting import choose, split
+from services.trainer.data.splitting import choose
+from tests.trainer.splits import split
 
 
 def _numbered(count: int) -> Samples:

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from services.common.manifest import PreprocessSpec
 from services.trainer.data import slices
 from services.trainer.data.cifar10 import LABELS
-from services.trainer.data.datasets import Dataset, channel_statistics, split
+from services.trainer.data.datasets import Dataset, channel_statistics
 from services.trainer.distributed.task import Task
 from services.trainer.networks.classifier import Classifier, Network
 from services.trainer.options import TrainingOptions
 from services.trainer.recipes import make_options
 from tests.trainer.forks import FORKS
+from tests.trainer.splits import split
 
 ENDED = "ended with"
 

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from services.trainer.clock import now
 from services.trainer.data.cifar10 import LABELS
 from services.trainer.data.samples import Samples
 from services.trainer.options import TrainingOptions
 from services.trainer.recipes import make_options, overridden
 from services.trainer.runs.folder import PROGRESS_FILE, RunFolder
 from services.trainer.runs.progress import Progress, finished_epochs, read_progress
-from services.trainer.runs.record import Options, Outcome, Request, RunKind, RunState, now
+from services.trainer.runs.record import Options, Outcome, Request, RunKind, RunState
 from services.trainer.settings import TrainerSettings
 from tests.trainer.forks import FORKS
 from tests.trainer.jobs import process

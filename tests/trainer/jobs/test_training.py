@@ -52,8 +52,8 @@ def test_a_finished_run_holds_its_model_and_no_checkpoint(finished: RunFolder) -
     assert outcome is not None
     assert outcome.state is RunState.SUCCEEDED
     assert {path.name for path in finished.path.iterdir()} == {
-        "run.json", "outcome.json", "progress.jsonl", "lock", "log.txt", "dataset.json", "tensorboard", "weights.pt",
-        "model.onnx", "model.json", "evaluation.json", "confusion.csv", "card.json", "card.html",
+        "run.json", "outcome.json", "progress.jsonl", "lock", "log.txt", "dataset.json", "learnt.npy", "tensorboard",
+        "weights.pt", "model.onnx", "model.json", "evaluation.json", "confusion.csv", "card.json", "card.html",
     }  # fmt: skip
 
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
+from services.trainer.clock import now
 from services.trainer.recipes import make_options
 from services.trainer.runs import supervisor as supervision
 from services.trainer.runs.folder import RunFolder
 from services.trainer.runs.launcher import LocalLauncher
 from services.trainer.runs.progress import Progress
-from services.trainer.runs.record import Options, Request, RunKind, RunState, now
+from services.trainer.runs.record import Options, Request, RunKind, RunState
 from services.trainer.runs.store import Run, RunStore
 from services.trainer.runs.supervisor import Supervisor
 from services.trainer.runs.watching import watch_run

@@ -17,11 +17,12 @@ import sys
 import time
 from pathlib import Path
 
+from services.trainer.clock import now
 from services.trainer.options import TrainingOptions
 from services.trainer.runs.folder import CHECKPOINT_FILE, OUTCOME_FILE, PROGRESS_FILE, RunFolder, write_document
 from services.trainer.runs.launcher import INTERRUPTED
 from services.trainer.runs.progress import Progress, ProgressWriter, read_epochs
-from services.trainer.runs.record import Outcome, RunState, now
+from services.trainer.runs.record import Outcome, RunState
 
 EPOCH_SECONDS = 0.005
 

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from services.trainer.clock import now
 from services.trainer.runs.folder import OUTCOME_FILE, RunFolder, write_document
-from services.trainer.runs.record import Outcome, RunState, now
+from services.trainer.runs.record import Outcome, RunState
 from services.trainer.runs.store import RunFilter, RunStore
 from tests.trainer.runs.conftest import Supervise, make_request
 

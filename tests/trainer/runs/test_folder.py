@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from services.common.errors import Conflict, InvalidInput, NotFound
+from services.trainer.clock import now
 from services.trainer.runs.folder import LOCK_FILE, LOG_FILE, OUTCOME_FILE, REQUEST_FILE, RunFolder, write_document
-from services.trainer.runs.record import Outcome, RunState, now
+from services.trainer.runs.record import Outcome, RunState
 from tests.trainer.runs.conftest import make_request
 
 

@@ -5,10 +5,11 @@ import pytest
 from pydantic import ValidationError
 
 from services.common.errors import InvalidInput
+from services.trainer.clock import now
 from services.trainer.options import ConversionOptions, EvaluationOptions, Range, TuningOptions
 from services.trainer.recipes import make_options
 from services.trainer.runs.folder import write_document
-from services.trainer.runs.record import Options, Outcome, Request, RunKind, RunState, check_run_id, now
+from services.trainer.runs.record import Options, Outcome, Request, RunKind, RunState, check_run_id
 
 ALL_OPTIONS = {
     RunKind.TRAINING: make_options("quick", {"network_options": {"widths": [8]}}),

@@ -5,9 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from services.common.errors import Conflict, NotFound
+from services.trainer.clock import now
 from services.trainer.options import ConversionOptions, Range, TuningOptions
 from services.trainer.recipes import make_options
-from services.trainer.runs.record import Outcome, Request, RunKind, RunState, now
+from services.trainer.runs.record import Outcome, Request, RunKind, RunState
 from services.trainer.runs.store import RunFilter, RunStore
 from tests.trainer.runs.conftest import Create, make_request
 
