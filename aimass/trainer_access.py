@@ -29,6 +29,8 @@ if TYPE_CHECKING:  # exists only for type checkers
 
 MAX_SOCKET_PATH = 103
 """Bytes of a socket's path; Linux takes four more."""
+GRACE_SECONDS = 1.0
+"""For calls that are ending; without it the connection breaks off, which gRPC tells on standard error."""
 _BREAKS = ("SIGINT", "SIGTERM", "SIGHUP")
 """Signals that break a command off: Ctrl-C, the wish of others, the end of its terminal."""
 
@@ -134,7 +136,7 @@ async def _serving(services: Sequence[Service], max_message_bytes: int) -> Async
         try:
             yield f"unix:{path}"
         finally:
-            await server.stop(0)
+            await server.stop(GRACE_SECONDS)
 
 
 def training_stub(channel: grpc.aio.Channel) -> "TrainingServiceAsyncStub":

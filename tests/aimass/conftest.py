@@ -22,6 +22,11 @@ __all__ = ["suites"]
 COMMAND = Path(__file__).with_name("counting_command.py")
 
 
+def _hear_hangups() -> None:
+    """The tests themselves may have been started by nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 class Commands:
     """Starts commands in a home of their own, whose runs have jobs that only count."""
 
@@ -38,6 +43,7 @@ class Commands:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=_hear_hangups,
         )
         self._started.append(command)
         return command

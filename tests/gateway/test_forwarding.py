@@ -290,7 +290,7 @@ def test_the_trainers_recipes_and_runs_are_reached_through_the_gateway(channel):
     runs = trainer.ListRuns(training_pb2.ListRunsRequest()).runs
 
     assert {"quick", "fast"} <= {recipe.name for recipe in recipes}
-    assert list(runs) == []
+    assert [(run.id, run.state) for run in runs] == [("starter", training_pb2.Run.STATE_SUCCEEDED)]
 
 
 def test_an_unknown_run_is_not_found_through_the_gateway(channel):
