@@ -60,6 +60,7 @@ def run_command(work: Coroutine[Any, Any, None]) -> None:
                 loop.add_signal_handler(number, break_off)
         await work
 
+    configure_logs("aimass", "ERROR", load_settings(TrainerSettings).log_style)  # what is refused is told as a sentence
     try:
         asyncio.run(breakable())
     except asyncio.CancelledError:
@@ -95,7 +96,6 @@ async def trainer_channel(address: str) -> AsyncIterator[grpc.aio.Channel]:
 @asynccontextmanager
 async def _own_trainer() -> AsyncIterator[grpc.aio.Channel]:
     settings = load_settings(TrainerSettings)
-    configure_logs("aimass", "ERROR", settings.log_style)  # what is refused is told as a sentence
     stop = StopSignal()
     # A queue of its own: the suite's trainer, which may share the database, leaves our runs alone, and we leave its.
     component = TrainerComponent(settings, stop, queue=f"command-{os.getpid()}", trusted=True)

@@ -110,7 +110,7 @@ def test_page_is_well_formed(page: Page) -> None:
         "Names things.",
         "1,051,000",
         "42\N{NO-BREAK SPACE}M",
-        "4,207,923 bytes",
+        "4,207,924 bytes",
         "elder, version 1",
         "Macro average",
         "Top-5 accuracy",
