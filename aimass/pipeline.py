@@ -11,6 +11,7 @@ from aimass.open_inference.grpc_service_pb2_grpc import GRPCInferenceServiceServ
 from gateway.backends import Backends
 from gateway.service import GatewayComponent
 from gateway.settings import GatewaySettings
+from services.common.channels import host_and_port
 from services.common.direct import UnaryCall, direct_call
 from services.common.server import GrpcServer, Service, StopSignal, serve
 from services.common.settings import load_settings
@@ -45,8 +46,7 @@ class Pipeline:
         self._trainer = TrainerComponent(trainer, stop)
         self._gateway = GatewayComponent(gateway, self._backends(), stop)
         self._publishing = GrpcServer(
-            inference.host,
-            inference.port,
+            host_and_port(inference.host, inference.port),
             self._inference.services,
             max_message_bytes=inference.max_message_bytes,
             max_concurrent_calls=inference.max_concurrent_calls,

@@ -14,12 +14,10 @@ import grpc
 
 from aimass.trainer.v1 import training_pb2 as pb
 from aimass.trainer.v1.training_pb2_grpc import TrainingServiceStub
-from services.common.calls import ending_with_status
 from services.common.channels import open_channel
 from services.common.errors import Conflict, InvalidInput, NotReady, SettingsError
-from services.common.interceptor import AroundInterceptor
 from services.common.logs import configure_logs
-from services.common.server import Service, StopSignal
+from services.common.server import GrpcServer, Service, StopSignal
 from services.common.settings import load_settings
 from services.trainer.service import TrainerComponent
 from services.trainer.settings import TrainerSettings
@@ -29,8 +27,6 @@ if TYPE_CHECKING:  # exists only for type checkers
 
 MAX_SOCKET_PATH = 103
 """Bytes of a socket's path; Linux takes four more."""
-GRACE_SECONDS = 1.0
-"""For calls that are ending; without it the connection breaks off, which gRPC tells on standard error."""
 _BREAKS = ("SIGINT", "SIGTERM", "SIGHUP")
 """Signals that break a command off: Ctrl-C, the wish of others, the end of its terminal."""
 
@@ -116,27 +112,18 @@ async def _serving(services: Sequence[Service], max_message_bytes: int) -> Async
     Raises:
         SettingsError: There is no folder for the socket.
     """
-    server = grpc.aio.server(
-        interceptors=[AroundInterceptor(ending_with_status)],
-        options=[
-            ("grpc.max_receive_message_length", max_message_bytes),
-            ("grpc.max_send_message_length", max_message_bytes),
-        ],
-    )
-    for service in services:
-        service.register(server)
     with TemporaryDirectory(prefix="aimass-") as folder:  # its permissions keep others of this machine out
         path = f"{folder}/socket"
         if len(os.fsencode(path)) > MAX_SOCKET_PATH:
             raise SettingsError(
                 f"a socket's path has up to {MAX_SOCKET_PATH} bytes and {path} more; set TMPDIR to a shorter folder"
             )
-        server.add_insecure_port(f"unix:{path}")
+        server = GrpcServer(f"unix:{path}", services, max_message_bytes=max_message_bytes)
         await server.start()
         try:
             yield f"unix:{path}"
         finally:
-            await server.stop(GRACE_SECONDS)
+            await server.stop(0)
 
 
 def training_stub(channel: grpc.aio.Channel) -> "TrainingServiceAsyncStub":

@@ -146,7 +146,7 @@ async def serve() -> AsyncIterator[Serve]:
         async def start(make: Callable[[StopSignal], Component]) -> Served:
             stop = StopSignal()
             component = make(stop)
-            server = GrpcServer("127.0.0.1", 0, component.services, max_message_bytes=MAX_MESSAGE_BYTES)
+            server = GrpcServer("127.0.0.1:0", component.services, max_message_bytes=MAX_MESSAGE_BYTES)
             address = f"127.0.0.1:{await server.start()}"
             stack.push_async_callback(component.close)
             stack.push_async_callback(server.stop, 0)

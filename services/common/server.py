@@ -210,18 +210,24 @@ class _Door(grpc.aio.ServerInterceptor):
 
 
 class GrpcServer:
-    """A grpc.aio server that is NOT_SERVING until told, and stops without losing an accepted call."""
+    """A grpc.aio server that is NOT_SERVING until told, and stops without losing an accepted call.
+
+    Args:
+        address: `host:port`, where port 0 is any that is free, or `unix:<path>`.
+        services: What it offers.
+        max_message_bytes: Of a request or an answer.
+        max_concurrent_calls: Further ones are refused; None is any number.
+    """
 
     def __init__(
         self,
-        host: str,
-        port: int,
+        address: str,
         services: Sequence[Service],
         *,
         max_message_bytes: int,
         max_concurrent_calls: int | None = None,
     ) -> None:
-        self._address = host_and_port(host, port)
+        self._address = address
         self._names = ("", *(service.name for service in services))
         self._health = health.aio.HealthServicer()
         self._door = _Door()
@@ -304,8 +310,7 @@ async def _serve(
     component: Component, settings: ServiceSettings, port: int, stop: StopSignal, on_ready: Callable[[], None]
 ) -> None:
     server = GrpcServer(
-        settings.host,
-        port,
+        host_and_port(settings.host, port),
         component.services,
         max_message_bytes=settings.max_message_bytes,
         max_concurrent_calls=settings.max_concurrent_calls,

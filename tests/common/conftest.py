@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 import grpc
 import pytest
 
+from services.common.channels import host_and_port
 from services.common.server import GrpcServer, Service
 from tests.collector import running_collector
 
@@ -46,7 +47,7 @@ async def start_server():
 
     async def start(component=None, host: str = "127.0.0.1", port: int = 0) -> tuple[GrpcServer, int]:
         services = component.services if component else ()
-        servers.append(GrpcServer(host, port, services, max_message_bytes=10_000_000))
+        servers.append(GrpcServer(host_and_port(host, port), services, max_message_bytes=10_000_000))
         return servers[-1], await servers[-1].start()
 
     yield start

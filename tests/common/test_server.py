@@ -266,7 +266,7 @@ async def test_calls_beyond_the_most_at_the_same_time_are_refused(handlers):
         return request
 
     component = handlers({"Wait": grpc.unary_unary_rpc_method_handler(wait)})
-    bounded = GrpcServer("127.0.0.1", 0, component.services, max_message_bytes=1000, max_concurrent_calls=1)
+    bounded = GrpcServer("127.0.0.1:0", component.services, max_message_bytes=1000, max_concurrent_calls=1)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{await bounded.start()}") as channel:
         call = channel.unary_unary("/test.Test/Wait")
         first = call(b"first")

@@ -8,6 +8,5 @@ FORKS.set_forkserver_preload(
         "tests.trainer.jobs.process",
         "tests.trainer.distributed.data_parallel_process",
         "tests.trainer.distributed.local_steps_process",
-        "tests.trainer.warmed",
     ]
 )
