@@ -5,7 +5,7 @@ import json
 import os
 import signal
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -56,11 +56,13 @@ def run_command(work: Coroutine[Any, Any, None]) -> None:
                 loop.add_signal_handler(number, break_off)
         await work
 
-    configure_logs("aimass", "ERROR", load_settings(TrainerSettings).log_style)  # what is refused is told as a sentence
-    try:
-        asyncio.run(breakable())
-    except asyncio.CancelledError:
-        raise KeyboardInterrupt from None
+    with closing(work):  # a wrong setting is told before it begins
+        # What is refused is told as a sentence.
+        configure_logs("aimass", "ERROR", load_settings(TrainerSettings).log_style)
+        try:
+            asyncio.run(breakable())
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
 
 
 @asynccontextmanager
