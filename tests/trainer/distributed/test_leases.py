@@ -73,10 +73,10 @@ class Leases(RuleBasedStateMachine):
         for worker in list(self.held):
             self.book.lose(worker)
         while not self.book.complete:
+            self.book.measured = self.book.epochs_done
             lease = self.book.take("last")
             assert lease is not None
             self.done.append(self.book.finish("last", float(lease.count)))
-            self.book.measured = self.book.epochs_done
         epochs, per_epoch, _ = self.shape
         assert sorted((lease.epoch, lease.first) for lease in self.done) == sorted(
             {(lease.epoch, lease.first) for lease in self.done}
