@@ -39,7 +39,7 @@ from services.trainer.settings import TrainerSettings
 PARENT, CONVERTED = "1", "2"
 LOADS = ((1, 64), (32, 3))
 """Images in a request, and callers of whom each waits for its answer."""
-EVALUATION_BATCH = 100
+EVALUATION_BATCH = 32
 
 
 @dataclass

@@ -38,8 +38,6 @@ from services.trainer.runs.record import Request, RunKind, RunState
 
 CLOCK = {"seconds", "images_per_second", "steps_per_second"}
 """Figures that may differ."""
-PARTS = 12
-"""A process is killed after this share of the whole run at most, so that it takes many to come to the end."""
 READERS: dict[str, Callable[[Path], object]] = {
     "model.onnx": lambda path: onnx.checker.check_model(onnx.load(path), full_check=True),
     "model.json": lambda path: Manifest.from_json(path.read_bytes(), path.name),
@@ -153,7 +151,7 @@ def main() -> None:
         while stages.total() < options.kills:
             folder = create(Path(root) / f"killed-{ended}", options.epochs)
             while folder.outcome() is None and stages.total() < options.kills:
-                stage = kill_once(folder, moments.uniform(0, 2 * seconds / PARTS))
+                stage = kill_once(folder, moments.uniform(0, seconds))
                 if stage:
                     stages[stage] += 1
                     epochs = len(curve_of(entries_of(folder)))

@@ -8,7 +8,7 @@ from services.trainer.runs.folder import PROGRESS_FILE, RunFolder
 from services.trainer.runs.progress import Progress, read_progress
 from services.trainer.runs.store import Run, RunStore
 
-LOOK_SECONDS = 0.25
+LOOK_SECONDS = 0.5
 
 
 @dataclass(frozen=True)

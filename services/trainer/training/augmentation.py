@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torchvision.transforms import v2
 
 from services.trainer.options import Augmentation
@@ -27,10 +26,8 @@ def augment(images: Tensor, mirrored: Tensor, augmentation: Augmentation) -> Ten
         mirrored: Which of them are mirrored, bool (B,).
         augmentation: Of which flip, translate, cutout and policy are done here.
     """
-    if augmentation.flip:
-        images = torch.where(mirrored[:, None, None, None], images.flip(2), images)
-    if augmentation.translate:
-        images = translate(images, augmentation.translate)
+    if augmentation.flip or augmentation.translate:
+        images = move(images, mirrored & augmentation.flip, augmentation.translate)
     if augmentation.policy != "none":
         images = change(images, _POLICIES[augmentation.policy]())
     if augmentation.cutout:
@@ -48,31 +45,46 @@ def mirrored_in(epoch: int, count: int, seed: int) -> Tensor:
     return first if epoch % 2 == 0 else ~first
 
 
-def translate(images: Tensor, reach: int) -> Tensor:
-    """Shift each of *images* (B, H, W, C) by up to *reach* pixels on both axes; the border is mirrored in."""
-    count, height, width, _ = images.shape
-    padded = functional.pad(images.permute(0, 3, 1, 2).float(), (reach,) * 4, mode="reflect")
-    padded = padded.to(images.dtype).permute(0, 2, 3, 1)
-    offsets = torch.randint(2 * reach + 1, (2, count, 1), device=images.device)
-    rows = offsets[0] + torch.arange(height, device=images.device)  # (B, H)
-    columns = offsets[1] + torch.arange(width, device=images.device)  # (B, W)
-    each = torch.arange(count, device=images.device)[:, None, None]
-    return padded[each, rows[:, :, None], columns[:, None, :]]
+def move(images: Tensor, mirrored: Tensor, reach: int) -> Tensor:
+    """Mirror those of *images* (B, H, W, C) that *mirrored* (B,) says, then shift each by up to *reach* pixels.
+
+    Both axes are shifted; the border is mirrored in. Every pixel is looked up once where it comes from: with padded
+    copies, small networks wait for it.
+    """
+    count, height, width, channels = images.shape
+    device = images.device
+    shifts = torch.randint(-reach, reach + 1, (2, count, 1), device=device)
+    rows = _reflected(shifts[0] + torch.arange(height, device=device), height)  # (B, H)
+    columns = _reflected(shifts[1] + torch.arange(width, device=device), width)  # (B, W)
+    columns = torch.where(mirrored[:, None], width - 1 - columns, columns)
+    sources = _positions(rows, columns, height, width)
+    return images.reshape(-1, channels).index_select(0, sources).view(images.shape)
 
 
 def cut_out(images: Tensor, side: int) -> Tensor:
     """Blank a square of *side* pixels, wholly inside, at a random place of each of *images* (B, H, W, C)."""
-    count, height, width, _ = images.shape
+    count, height, width, channels = images.shape
     rows = _span(count, height, min(side, height), images.device)
     columns = _span(count, width, min(side, width), images.device)
-    return images.masked_fill(rows[:, :, None, None] & columns[:, None, :, None], MEAN_PIXEL)
+    blank = _positions(rows, columns, height, width)
+    return images.reshape(-1, channels).index_fill(0, blank, MEAN_PIXEL).view(images.shape)
 
 
 def _span(count: int, length: int, part: int, device: torch.device) -> Tensor:
-    """Choose *part* neighbours out of *length* for each of *count*, bool (count, length)."""
+    """Choose *part* neighbours out of *length* for each of *count*, int64 (count, part)."""
     start = torch.randint(length - part + 1, (count, 1), device=device)
-    position = torch.arange(length, device=device)
-    return (position >= start) & (position < start + part)
+    return start + torch.arange(part, device=device)
+
+
+def _reflected(positions: Tensor, length: int) -> Tensor:
+    """Return *positions*, less than *length* outside of 0 to *length* - 1, mirrored at these two."""
+    return length - 1 - (length - 1 - positions.abs()).abs()
+
+
+def _positions(rows: Tensor, columns: Tensor, height: int, width: int) -> Tensor:
+    """Return where the pixels at *rows* (B, h) and *columns* (B, w) lie among those of all images, int64 (B h w,)."""
+    first = torch.arange(len(rows), device=rows.device)[:, None] * height
+    return ((first + rows)[:, :, None] * width + columns[:, None, :]).flatten()
 
 
 def change(images: Tensor, transform: v2.Transform) -> Tensor:

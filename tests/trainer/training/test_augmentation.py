@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from services.trainer.options import Augmentation
-from services.trainer.training.augmentation import augment, cut_out, mirrored_in, mix, translate
+from services.trainer.training.augmentation import augment, cut_out, mirrored_in, mix, move
 
 PLAIN = Augmentation(flip=False, translate=0)
 RAMP = torch.arange(32, dtype=torch.uint8)[:, None].expand(32, 32, 3)
@@ -40,10 +40,10 @@ def test_flip_mirrors_left_and_right_where_it_is_told() -> None:
     assert torch.equal(images[1], RAMP)
 
 
-def test_translate_shifts_by_whole_pixels_within_reach() -> None:
+def test_move_shifts_by_whole_pixels_within_reach() -> None:
     images = ramps(64)
 
-    moved = translate(images, 2)
+    moved = move(images, torch.zeros(len(images), dtype=torch.bool), 2)
 
     shifts = moved[:, 16, 16, 0].int() - 16  # a ramp shows its own shift
     assert set(shifts.tolist()) == {-2, -1, 0, 1, 2}
