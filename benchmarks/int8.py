@@ -6,13 +6,11 @@ cost is taken from the same processors and counts most against the faster graph.
 """
 
 import argparse
-import asyncio
 import os
 import platform
 import shutil
 import statistics
 import tempfile
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +23,7 @@ from numpy.typing import NDArray
 from aimass.open_inference import grpc_service_pb2 as pb
 from aimass.open_inference.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 from benchmarks.accuracy import read_test_images
+from benchmarks.callers import rate
 from benchmarks.suites import running_inference
 from services.common.manifest import GRAPH_FILE, MANIFEST_FILE
 from services.common.settings import load_settings
@@ -85,22 +84,6 @@ async def correct(stub: GRPCInferenceServiceStub, model: str, version: str, samp
         response = await stub.ModelInfer(make_request(model, version, images))
         found.append(np.frombuffer(response.raw_output_contents[0], np.float32).reshape(len(images), -1).argmax(axis=1))
     return np.concatenate(found) == samples.labels
-
-
-async def rate(
-    stub: GRPCInferenceServiceStub, request: pb.ModelInferRequest, images: int, callers: int, seconds: float
-) -> float:
-    """Return the images per second that *callers* get, of whom each sends *request* again and again."""
-    answered, begin = 0, time.perf_counter()
-
-    async def call() -> None:
-        nonlocal answered
-        while time.perf_counter() - begin < seconds:
-            await stub.ModelInfer(request)
-            answered += images
-
-    await asyncio.gather(*(call() for _ in range(callers)))
-    return answered / (time.perf_counter() - begin)
 
 
 async def compare(address: str, model: str, samples: Samples, rounds: int, seconds: float) -> Comparison:

@@ -33,7 +33,7 @@ from services.trainer.runs.folder import (
     WEIGHTS_FILE,
     RunFolder,
 )
-from services.trainer.runs.progress import Progress, finished_epochs, read_progress
+from services.trainer.runs.progress import Progress, finished_epochs, iterate_progress
 from services.trainer.runs.record import Request, RunKind, RunState
 
 CLOCK = {"seconds", "images_per_second", "steps_per_second"}
@@ -64,12 +64,7 @@ def start(folder: RunFolder) -> subprocess.Popen[bytes]:
 
 def entries_of(folder: RunFolder) -> list[Progress]:
     """Return what the run has told so far."""
-    entries: list[Progress] = []
-    position = 0
-    while more := read_progress(folder / PROGRESS_FILE, position):
-        position = more[-1][0]
-        entries += [entry for _, entry in more]
-    return entries
+    return list(iterate_progress(folder / PROGRESS_FILE))
 
 
 def curve_of(entries: list[Progress]) -> dict[int, dict[str, float]]:

@@ -25,6 +25,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from aimass.open_inference import grpc_service_pb2 as pb
 from aimass.open_inference.grpc_service_pb2_grpc import GRPCInferenceServiceStub
+from benchmarks.callers import rate
 from benchmarks.suites import running_inference
 from services.inference.engine import OnnxModel
 
@@ -84,19 +85,10 @@ def bare(run: Run, batch: int, seconds: float) -> float:
 
 async def served(stub: GRPCInferenceServiceStub, batch: int, callers: int, seconds: float) -> float:
     """Return the samples per second that *callers* get who each send *batch* at once."""
-    array, answered = pictures(batch), 0
+    array = pictures(batch)
     request = pb.ModelInferRequest(model_name=MODEL, raw_input_contents=[array.tobytes()])
     request.inputs.add(name="x", datatype="FP32", shape=array.shape)
-    begin = time.perf_counter()
-
-    async def call() -> None:
-        nonlocal answered
-        while time.perf_counter() - begin < seconds:
-            await stub.ModelInfer(request)
-            answered += batch
-
-    await asyncio.gather(*(call() for _ in range(callers)))
-    return answered / (time.perf_counter() - begin)
+    return await rate(stub, request, batch, callers, seconds)
 
 
 async def measure(

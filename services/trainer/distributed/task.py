@@ -5,10 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.common.errors import InvalidInput
 from services.trainer.data.datasets import Dataset
 from services.trainer.networks.classifier import Classifier
 from services.trainer.options import TrainingOptions
+from services.trainer.training.batches import share_of
 from services.trainer.training.loop import Loss
 
 
@@ -30,13 +30,7 @@ def share_batches(options: TrainingOptions) -> TrainingOptions:
     Raises:
         InvalidInput: The parts would not be equal.
     """
-    size, count = options.batch_size, options.workers.count
-    if size % count:
-        raise InvalidInput(
-            f"a batch of {size} cannot be shared evenly by {count} workers; use a multiple of {count}",
-            field="batch_size",
-        )
-    return options.model_copy(update={"batch_size": size // count})
+    return options.model_copy(update={"batch_size": share_of(options.batch_size, options.workers.count)})
 
 
 def find_maker(path: str) -> Callable[[Path], Task]:

@@ -55,7 +55,7 @@ def load_samples(job: Job, options: TrainingOptions) -> Dataset:
         check_augmentation(options.augmentation, loaded.dataset.spec.height, loaded.dataset.spec.width)
     if loaded.figures:
         job.reporter.stage("prepare", figures=loaded.figures)
-    if job.request.kind.makes_model:
+    if job.request.kind.makes_model and not (job.folder / LEARNT_FILE).exists():
         _keep_learnt(job.folder / LEARNT_FILE, loaded.learnt)
     return loaded.dataset
 
@@ -117,8 +117,6 @@ def _learnt(folder: RunFolder, sources: DataSources, settings: TrainerSettings) 
 
 
 def _keep_learnt(path: Path, learnt: NDArray[np.uint64]) -> None:
-    if path.exists():
-        return
     aside = path.with_name(f".{path.name}-{uuid.uuid4().hex}")  # several workers may be here at once
     with aside.open("wb") as file:
         np.save(file, learnt)

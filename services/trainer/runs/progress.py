@@ -102,7 +102,7 @@ def read_progress(path: Path, position: int = 0) -> list[tuple[int, Progress]]:
 
 def read_epochs(path: Path) -> int:
     """Return the number of the newest epoch that is finished; 0 where none is."""
-    return max((entry.epoch for entry in _all(path) if entry.kind == "epoch"), default=0)
+    return max((entry.epoch for entry in iterate_progress(path) if entry.kind == "epoch"), default=0)
 
 
 def read_newest(path: Path) -> Progress | None:
@@ -140,8 +140,8 @@ def _before(file: BinaryIO, position: int) -> bytes:
     return file.read(1)
 
 
-def _all(path: Path) -> Iterator[Progress]:
-    position = 0
+def iterate_progress(path: Path, position: int = 0) -> Iterator[Progress]:
+    """Yield all entries behind *position*, as `read_progress` finds them."""
     while entries := read_progress(path, position):
         position = entries[-1][0]
         yield from (entry for _, entry in entries)

@@ -39,16 +39,12 @@ class Batches:
     ) -> None:
         check_augmentation(options.augmentation, *samples.images.shape[1:3])
         self._size = min(options.batch_size, len(samples))
-        if self._size % count:
-            raise InvalidInput(
-                f"a batch of {self._size} cannot be shared evenly by {count} workers; use a multiple of {count}",
-                field="batch_size",
-            )
+        part = share_of(self._size, count)
         self.per_epoch = len(samples) // self._size
         self._samples = samples
         self._classes = classes
         self._options = options
-        self._part = slice(rank * self._size // count, (rank + 1) * self._size // count)
+        self._part = slice(rank * part, (rank + 1) * part)
         self._rank = rank
         self._device = device
         self._resident = torch.from_numpy(np.array(samples.images)).to(device) if device.type == "cuda" else None
@@ -75,6 +71,20 @@ class Batches:
         if self._resident is not None:
             return self._resident[chosen.to(self._device)]
         return torch.from_numpy(self._samples.images[chosen.numpy()])
+
+
+def share_of(size: int, count: int) -> int:
+    """Return how many of *size* samples, a batch, each of *count* workers has.
+
+    Raises:
+        InvalidInput: The parts would not be equal.
+    """
+    if size % count:
+        raise InvalidInput(
+            f"a batch of {size} cannot be shared evenly by {count} workers; use a multiple of {count}",
+            field="batch_size",
+        )
+    return size // count
 
 
 def check_augmentation(augmentation: Augmentation, height: int, width: int) -> None:

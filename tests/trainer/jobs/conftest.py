@@ -18,7 +18,7 @@ from services.trainer.data.samples import Samples
 from services.trainer.options import TrainingOptions
 from services.trainer.recipes import make_options, overridden
 from services.trainer.runs.folder import PROGRESS_FILE, RunFolder
-from services.trainer.runs.progress import Progress, finished_epochs, read_progress
+from services.trainer.runs.progress import Progress, finished_epochs, iterate_progress, read_progress
 from services.trainer.runs.record import Options, Outcome, Request, RunKind, RunState
 from services.trainer.settings import TrainerSettings
 from tests.trainer.forks import FORKS
@@ -158,11 +158,7 @@ class Told:
 
 def entries_of(folder: RunFolder, position: int = 0) -> list[Progress]:
     """Return the progress of a run behind *position*."""
-    entries: list[Progress] = []
-    while more := read_progress(folder / PROGRESS_FILE, position):
-        position = more[-1][0]
-        entries += [entry for _, entry in more]
-    return entries
+    return list(iterate_progress(folder / PROGRESS_FILE, position))
 
 
 def end_of(folder: RunFolder) -> int:
