@@ -36,7 +36,8 @@ RECIPES: dict[str, TrainingOptions] = {
             augmentation=Augmentation(flip=True, translate=3, cutout=6),
         ),
         # The mission's values, word for word: the rate would be divided by 10 every 30 epochs, which 20 do not reach.
-        # The literature has 77 to 81 % for its kind. On two cores, 20 epochs are a matter of hours; on a GPU, minutes.
+        # 78.5 % of the test images after less than 154 s on an H100, seed 0; the literature has 77 to 81 % for its
+        # kind. On two cores, 20 epochs are a matter of hours.
         TrainingOptions(
             recipe="alexnet",
             network="alexnet",
@@ -82,9 +83,9 @@ RECIPES: dict[str, TrainingOptions] = {
             label_smoothing=0.1,
             augmentation=Augmentation(flip=True, translate=4, cutout=8),
         ),
-        # For a GPU, meant for 94 % and more in less than a minute; not measured yet. Widths, rate and batch are those
-        # of Page's ResNet-9 (94 % in 24 epochs), with the whitening, the flips in turns and the six views of Jordan's
-        # airbench (2024).
+        # For a GPU: 95.1 % of the test images with its six views, 94.4 % without, after 27 s on an H100; two seeds.
+        # Widths, rate and batch are those of Page's ResNet-9 (94 % in 24 epochs), with the whitening, the flips in
+        # turns and the six views of Jordan's airbench (2024).
         TrainingOptions(
             recipe="fast-gpu",
             network_options={"widths": [128, 256, 512], "depths": [1, 0, 1]},

@@ -1,4 +1,4 @@
-"""Opens the models that a student learns from: another run's graph, or a version that inference serves."""
+"""Opens the models that a student learns from: another run's, or a version that inference serves."""
 
 import json
 from collections import deque
@@ -23,8 +23,11 @@ from services.common.manifest import GRAPH_FILE
 from services.trainer.export.graph import INPUT, OUTPUT, open_graph, run_graph
 from services.trainer.jobs.served import find_version, parse_version
 from services.trainer.jobs.sources import find_run
+from services.trainer.networks.weights import load_weights
+from services.trainer.runs.folder import WEIGHTS_FILE
 from services.trainer.settings import TrainerSettings
 from services.trainer.training.distillation import Teacher
+from services.trainer.training.hardware import choose_precision
 
 ANSWER_SECONDS = 60
 """How long a batch may take at inference; it may have to start again meanwhile."""
@@ -35,28 +38,66 @@ _GRAPH_BATCH = 64
 
 @contextmanager
 def open_teacher(
-    source: str, labels: tuple[str, ...], settings: TrainerSettings, threads: int = 0
+    source: str,
+    labels: tuple[str, ...],
+    settings: TrainerSettings,
+    *,
+    precision: str = "auto",
+    threads: int = 0,
+    allow_code: bool = False,
 ) -> Iterator[Teacher]:
     """Open the model that *source* names, for as long as the context lasts.
 
     Args:
-        source: `run:<id>`, whose graph runs in this process, or `<model>@<version>`, which inference is asked.
+        source: `run:<id>`, which answers in this process, or `<model>@<version>`, which inference is asked.
         labels: Of the student.
         settings: Where runs and inference are.
+        precision: Of the student's training; a network that teaches in this process computes in it too.
         threads: Of a graph in this process; 0 is one per core.
+        allow_code: As in `load_weights`.
 
     Raises:
         InvalidInput: *source* is neither.
         NotFound: There is no such run or version.
         Conflict: The run has no model yet, or the model has other labels or tensors than the student needs.
         NotReady: Inference or the version does not answer.
+        InvalidInput, Unsupported: As `load_weights`.
     """
     if source.startswith("run:"):
-        yield graph_teacher(find_run(source, settings) / GRAPH_FILE, labels, threads)
+        folder = find_run(source, settings)
+        if (folder / WEIGHTS_FILE).exists():
+            yield trained_teacher(folder / WEIGHTS_FILE, labels, precision, allow_code=allow_code)
+        else:  # it was converted, and its graph is all that there is
+            yield graph_teacher(folder / GRAPH_FILE, labels, threads)
         return
     model, version = parse_version(source, "distillation.teacher")
     with grpc.insecure_channel(settings.inference_address, options=SIBLING_OPTIONS) as channel:
         yield served_teacher(channel, model, version, labels)
+
+
+def trained_teacher(path: Path, labels: tuple[str, ...], precision: str, *, allow_code: bool = False) -> Teacher:
+    """Return the classifier in *path* as a teacher; it answers on the device of the images.
+
+    In the student's precision it costs the run less than its graph would: with bfloat16 a third on a processor, and on
+    a GPU nothing waits for the processor.
+
+    Raises:
+        InvalidInput: The file is damaged.
+        Unsupported: The network is code and none may run.
+        Conflict: The classifier has other labels.
+    """
+    model, found = load_weights(path, allow_code=allow_code)
+    _check_labels(path.parent.name, found, labels)
+    model.to(memory_format=torch.channels_last)
+
+    def teach(images: Tensor) -> Tensor:
+        kind = choose_precision(precision, images.device)
+        model.to(images.device)  # moves once
+        with torch.no_grad(), torch.autocast(images.device.type, kind, enabled=kind != torch.float32):
+            answers: Tensor = model(images).float()
+        return answers
+
+    return teach
 
 
 def graph_teacher(path: Path, labels: tuple[str, ...], threads: int = 0) -> Teacher:

@@ -245,5 +245,12 @@ def training_loss(job: Job, options: TrainingOptions, dataset: Dataset) -> Itera
     if not source:
         yield None
         return
-    with open_teacher(source, dataset.labels, job.settings, job.threads) as teacher:
+    with open_teacher(
+        source,
+        dataset.labels,
+        job.settings,
+        precision=options.precision,
+        threads=job.threads,
+        allow_code=job.request.trusted,
+    ) as teacher:
         yield distilled(teacher, options)

@@ -45,13 +45,15 @@ def main() -> None:
         on_epoch=lambda result: tell(folder, f"epoch {result.epoch}"),
         should_stop=lambda: stopping,
     )
-    with joined(prepare(task.options)) as group:
+    device = prepare(task.options)
+    with joined(device) as group:
         (folder / f"pid-{group.rank}").write_text(str(os.getpid()))
         try:
             history = train(
                 task.model,
                 task.dataset,
                 task.options,
+                device=device,
                 checkpoint=folder / "checkpoint.pt",
                 watcher=watcher,
                 group=group,

@@ -13,13 +13,14 @@ from tests.trainer.distributed.task import make_task, task_of, tell
 def run(folder: Path) -> None:
     """Begin the run in *folder* or go on with it, and leave its history there."""
     task = task_of(TrainingOptions.model_validate_json((folder / "options.json").read_bytes()))
-    prepare(task.options)
+    device = prepare(task.options)
     history = train_with_local_steps(
         task.model,
         task.dataset,
         task.options,
         maker=f"{make_task.__module__}:{make_task.__name__}",
         run_folder=folder,
+        device=device,
         checkpoint=folder / "checkpoint.pt",
         watcher=Watcher(on_epoch=lambda result: tell(folder, f"epoch {result.epoch}")),
     )

@@ -1,5 +1,6 @@
 import asyncio
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +11,15 @@ import pytest
 import torch
 
 from services.common.errors import Conflict, InvalidInput, NotFound, NotReady
-from services.trainer.jobs.teachers import graph_teacher, open_teacher, served_teacher
+from services.trainer.data.samples import Samples
+from services.trainer.jobs.teachers import graph_teacher, open_teacher, served_teacher, trained_teacher
+from services.trainer.runs.folder import RunFolder
 from services.trainer.settings import TrainerSettings
+from tests.trainer.jobs.conftest import Runs
 
 COLOURS = ("red", "green", "blue")
+CLASSES = ("airplane", "automobile", "bird")
+"""Of the finished run."""
 IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (150, 4, 4, 3), np.uint8))
 
 
@@ -93,6 +99,39 @@ def test_a_graph_teaches_what_it_says(graph: Path, tiny_classifier) -> None:
 def test_a_graph_with_other_labels_is_refused(graph: Path) -> None:
     with pytest.raises(Conflict, match="tells red, green, blue apart, the student red, blue"):
         graph_teacher(graph, ("red", "blue"), threads=1)
+
+
+@pytest.fixture
+def pictures(slice_samples: tuple[Samples, Samples]) -> torch.Tensor:
+    """Images as the finished run takes them."""
+    return torch.from_numpy(slice_samples[1].images[:100, 8:24, 8:24].copy())
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.05)])
+def test_a_run_teaches_with_its_weights_what_its_graph_says(
+    runs: Runs, finished: RunFolder, pictures: torch.Tensor, precision: str, tolerance: float
+) -> None:
+    with open_teacher("run:finished", CLASSES, runs.settings, precision=precision) as teacher:
+        found = teacher(pictures)
+    expected = graph_teacher(finished / "model.onnx", CLASSES)(pictures)
+
+    assert (found.dtype, found.requires_grad) == (torch.float32, False)
+    assert not torch.equal(found, expected)  # the weights have answered
+    assert torch.allclose(found, expected, atol=tolerance)
+
+
+def test_a_run_without_weights_teaches_with_its_graph(runs: Runs, finished: RunFolder, pictures: torch.Tensor) -> None:
+    shutil.copytree(finished.path, runs.settings.runs / "weightless", ignore=shutil.ignore_patterns("weights.pt"))
+
+    with open_teacher("run:weightless", CLASSES, runs.settings, threads=1) as teacher:
+        found = teacher(pictures)
+
+    assert torch.equal(found, graph_teacher(finished / "model.onnx", CLASSES, threads=1)(pictures))
+
+
+def test_weights_with_other_labels_are_refused(finished: RunFolder) -> None:
+    with pytest.raises(Conflict, match="teacher finished tells airplane, automobile, bird apart, the student "):
+        trained_teacher(finished / "weights.pt", COLOURS, "float32")
 
 
 @pytest.mark.parametrize("source", ["tiny", "tiny@", "@1", "tiny@one", "tiny@-1"])
