@@ -251,7 +251,9 @@ class Supervisor:
                     await self._launch(run, lock, supervision)
             except Conflict:  # its former process is just ending
                 continue
-            except (Overloaded, OSError) as error:
+            except OSError as error:  # of this run's folder
+                await asyncio.to_thread(self._store.note, run_id, f"waits: {error}")
+            except Overloaded as error:
                 await asyncio.to_thread(self._store.note, run_id, f"waits: {error}")
                 return
 
