@@ -302,19 +302,25 @@ async def test_a_run_without_the_disk_space_waits_and_says_why(
         supervisor.check_disk()
 
 
+@pytest.fixture
+def in_the_way(runs_dir: Path) -> Path:
+    """A file where the folder of run a would be."""
+    runs_dir.mkdir()
+    (runs_dir / "a").write_text("in the way")
+    return runs_dir / "a"
+
+
 async def test_a_run_whose_folder_cannot_be_made_waits_and_holds_up_no_other(
-    create: Create, supervise: Supervise, follow: Follower, store: RunStore, runs_dir: Path
+    create: Create, supervise: Supervise, follow: Follower, store: RunStore, in_the_way: Path
 ) -> None:
     create("a")
     create("b")
-    runs_dir.mkdir(exist_ok=True)
-    (runs_dir / "a").write_text("in the way")
     await supervise()
 
     assert (await follow.end("b"))[0].state is RunState.SUCCEEDED
     waiting = store.get("a")
     assert (waiting.state, waiting.reason.startswith("waits: ")) == (RunState.QUEUED, True)
-    (runs_dir / "a").unlink()
+    in_the_way.unlink()
     assert (await follow.end("a"))[0].state is RunState.SUCCEEDED
 
 
