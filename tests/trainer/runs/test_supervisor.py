@@ -320,7 +320,7 @@ async def test_a_run_whose_folder_cannot_be_made_waits_and_holds_up_no_other(
     assert (await follow.end("b"))[0].state is RunState.SUCCEEDED
     waiting = store.get("a")
     assert (waiting.state, waiting.reason.startswith("waits: ")) == (RunState.QUEUED, True)
-    in_the_way.unlink()
+    await asyncio.to_thread(in_the_way.unlink)
     assert (await follow.end("a"))[0].state is RunState.SUCCEEDED
 
 
