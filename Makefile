@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install run test test-cuda check lint types format protos protos-check bench soak perf-analyzer starter clean
+.PHONY: help install run test test-cuda check lint types format protos protos-check bench bench-training soak perf-analyzer starter clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,12 @@ bench: $(INSTALLED) ## speed beside the bare loop, batching, cost of watching, m
 	$(BIN)/python -m benchmarks.observability
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.accuracy
+
+bench-training: $(INSTALLED) ## the loop beside a bare one, cost of watching, workers that never wait, 20 kills (two hours)
+	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.progress
+	$(BIN)/python -m benchmarks.local_steps
+	$(BIN)/python -m benchmarks.kills --kills 20 --epochs 10
 
 soak: $(INSTALLED) ## a million requests, swaps under load: is memory flat, is anything lost (half an hour)
 	$(BIN)/python -m benchmarks.swaps
