@@ -18,7 +18,7 @@ from aimass.inference.v1 import lifecycle_pb2
 from aimass.open_inference import grpc_service_pb2 as pb
 from aimass.open_inference.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 from services.common.channels import SIBLING_OPTIONS
-from services.common.errors import Conflict, InvalidInput, NotFound, NotReady, ServiceError
+from services.common.errors import Conflict, InvalidInput, NotFound, NotReady, ServiceError, Unsupported
 from services.common.manifest import GRAPH_FILE
 from services.trainer.export.graph import INPUT, OUTPUT, open_graph, run_graph
 from services.trainer.jobs.served import find_version, parse_version
@@ -61,14 +61,15 @@ def open_teacher(
         NotFound: There is no such run or version.
         Conflict: The run has no model yet, or the model has other labels or tensors than the student needs.
         NotReady: Inference or the version does not answer.
-        InvalidInput, Unsupported: As `load_weights`.
+        InvalidInput: The run's weights are damaged.
     """
     if source.startswith("run:"):
         folder = find_run(source, settings)
-        if (folder / WEIGHTS_FILE).exists():
-            yield trained_teacher(folder / WEIGHTS_FILE, labels, precision, allow_code=allow_code)
-        else:  # it was converted, and its graph is all that there is
-            yield graph_teacher(folder / GRAPH_FILE, labels, threads)
+        try:
+            teacher = trained_teacher(folder / WEIGHTS_FILE, labels, precision, allow_code=allow_code)
+        except (NotFound, Unsupported):  # it was converted and has no weights, or is code that may not run
+            teacher = graph_teacher(folder / GRAPH_FILE, labels, threads)
+        yield teacher
         return
     model, version = parse_version(source, "distillation.teacher")
     with grpc.insecure_channel(settings.inference_address, options=SIBLING_OPTIONS) as channel:
@@ -82,8 +83,7 @@ def trained_teacher(path: Path, labels: tuple[str, ...], precision: str, *, allo
     a GPU nothing waits for the processor.
 
     Raises:
-        InvalidInput: The file is damaged.
-        Unsupported: The network is code and none may run.
+        ServiceError: As `load_weights`.
         Conflict: The classifier has other labels.
     """
     model, found = load_weights(path, allow_code=allow_code)

@@ -129,6 +129,19 @@ def test_a_run_without_weights_teaches_with_its_graph(runs: Runs, finished: RunF
     assert torch.equal(found, graph_teacher(finished / "model.onnx", CLASSES, threads=1)(pictures))
 
 
+def test_a_run_whose_network_is_code_teaches_with_its_graph_where_no_code_may_run(
+    runs: Runs, finished: RunFolder, pictures: torch.Tensor
+) -> None:
+    folder = Path(shutil.copytree(finished.path, runs.settings.runs / "own-code"))
+    content = torch.load(folder / "weights.pt", weights_only=True)
+    torch.save({**content, "network": "tests.trainer.networks.own:Own"}, folder / "weights.pt")
+
+    with open_teacher("run:own-code", CLASSES, runs.settings, threads=1) as teacher:
+        found = teacher(pictures)
+
+    assert torch.equal(found, graph_teacher(finished / "model.onnx", CLASSES, threads=1)(pictures))
+
+
 def test_weights_with_other_labels_are_refused(finished: RunFolder) -> None:
     with pytest.raises(Conflict, match="teacher finished tells airplane, automobile, bird apart, the student "):
         trained_teacher(finished / "weights.pt", COLOURS, "float32")
