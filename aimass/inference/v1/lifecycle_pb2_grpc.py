@@ -90,6 +90,9 @@ class ModelLifecycleServiceServicer(object):
         """Receives a new version, loads, warms up and checks it, and adds it to the repository. Moves no traffic, except
         that the first version of a model becomes its stable one.
 
+        A manifest with the `publication_id` of a version of the model that is there gives that version, whatever else it
+        says: whoever does not know whether a call was answered can repeat it.
+
         The first message is the header, the rest are chunks of the graph, in order. What has arrived when a call breaks
         off, or the server, is kept, and the next call can go on with it: GetUpload says where. Ends with:
         - INVALID_ARGUMENT when the manifest is malformed, the bytes do not have the size and SHA-256 that it states,

@@ -37,6 +37,9 @@ class ModelLifecycleServiceStub:
     """Receives a new version, loads, warms up and checks it, and adds it to the repository. Moves no traffic, except
     that the first version of a model becomes its stable one.
 
+    A manifest with the `publication_id` of a version of the model that is there gives that version, whatever else it
+    says: whoever does not know whether a call was answered can repeat it.
+
     The first message is the header, the rest are chunks of the graph, in order. What has arrived when a call breaks
     off, or the server, is kept, and the next call can go on with it: GetUpload says where. Ends with:
       - INVALID_ARGUMENT when the manifest is malformed, the bytes do not have the size and SHA-256 that it states,
@@ -97,6 +100,9 @@ class ModelLifecycleServiceAsyncStub(ModelLifecycleServiceStub):
     PublishVersion: _aio.StreamUnaryMultiCallable[_lifecycle_pb2.PublishVersionRequest, _lifecycle_pb2.PublishVersionResponse]  # type: ignore[assignment]
     """Receives a new version, loads, warms up and checks it, and adds it to the repository. Moves no traffic, except
     that the first version of a model becomes its stable one.
+
+    A manifest with the `publication_id` of a version of the model that is there gives that version, whatever else it
+    says: whoever does not know whether a call was answered can repeat it.
 
     The first message is the header, the rest are chunks of the graph, in order. What has arrived when a call breaks
     off, or the server, is kept, and the next call can go on with it: GetUpload says where. Ends with:
@@ -161,6 +167,9 @@ class ModelLifecycleServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_lifecycle_pb2.PublishVersionResponse, _abc.Awaitable[_lifecycle_pb2.PublishVersionResponse]]:
         """Receives a new version, loads, warms up and checks it, and adds it to the repository. Moves no traffic, except
         that the first version of a model becomes its stable one.
+
+        A manifest with the `publication_id` of a version of the model that is there gives that version, whatever else it
+        says: whoever does not know whether a call was answered can repeat it.
 
         The first message is the header, the rest are chunks of the graph, in order. What has arrived when a call breaks
         off, or the server, is kept, and the next call can go on with it: GetUpload says where. Ends with:

@@ -1,0 +1,87 @@
+"""Tables of who gives feedback, and of what is known of the pictures beside what was said."""
+
+from sqlalchemy import JSON, Boolean, Double, ForeignKey, Integer, LargeBinary, String, Text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from services.trainer.data.tables import Number
+from services.trainer.storage.database import Base
+
+
+class ContributorRow(Base):
+    """Somebody whose word is known again."""
+
+    __tablename__ = "contributors"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    trusted: Mapped[bool] = mapped_column(Boolean)
+    """Whether the word decides by itself."""
+    blocked: Mapped[bool] = mapped_column(Boolean)
+    """Whether it counts for nothing."""
+    create_time: Mapped[str] = mapped_column(String(32))
+
+
+class KeyRow(Base):
+    """A key of a contributor; its secret is kept by nobody."""
+
+    __tablename__ = "keys"
+
+    id: Mapped[str] = mapped_column(String(16), primary_key=True)
+    digest: Mapped[str] = mapped_column(String(64), unique=True)
+    """SHA-256 of the secret, which has 256 random bits: nothing is to be guessed."""
+    contributor: Mapped[str] = mapped_column(ForeignKey("contributors.name"))
+    scopes: Mapped[list[str]] = mapped_column(JSON)
+    create_time: Mapped[str] = mapped_column(String(32))
+    revoke_time: Mapped[str | None] = mapped_column(String(32))
+
+
+class CaptureCountRow(Base):
+    """What a process of the gateway has answered, captured and dropped of one version."""
+
+    __tablename__ = "capture_counts"
+
+    gateway: Mapped[str] = mapped_column(String(64), primary_key=True)
+    model: Mapped[str] = mapped_column(String(128), primary_key=True)
+    version: Mapped[int] = mapped_column(Number, primary_key=True, autoincrement=False)
+    answered: Mapped[int] = mapped_column(Number)
+    captured: Mapped[dict[str, int]] = mapped_column(JSON)
+    """By strategy."""
+    dropped: Mapped[dict[str, int]] = mapped_column(JSON)
+    """By reason."""
+    time: Mapped[str] = mapped_column(String(32))
+
+
+class EncoderRow(Base):
+    """A graph that makes features of pictures: a model without its last layer."""
+
+    __tablename__ = "encoders"
+
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    model: Mapped[str] = mapped_column(ForeignKey("models.name"))
+    run: Mapped[str] = mapped_column(String(128))
+    """In whose folder the graph lies."""
+    features: Mapped[int] = mapped_column(Integer)
+    create_time: Mapped[str] = mapped_column(String(32))
+
+
+class EmbeddingRow(Base):
+    """The features of one picture."""
+
+    __tablename__ = "embeddings"
+
+    encoder: Mapped[str] = mapped_column(ForeignKey("encoders.digest"), primary_key=True)
+    observation: Mapped[int] = mapped_column(ForeignKey("observations.number"), primary_key=True)
+    vector: Mapped[bytes] = mapped_column(LargeBinary)
+    """Float16, little-endian."""
+
+
+class FindingRow(Base):
+    """Something that speaks against a picture or what was said of it."""
+
+    __tablename__ = "findings"
+
+    observation: Mapped[int] = mapped_column(ForeignKey("observations.number"), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(32), primary_key=True)
+    """NEIGHBOURS_DISAGREE, NEAR_COPY, LIKELY_WRONG or CONTRIBUTOR_HARMS."""
+    level: Mapped[float] = mapped_column(Double)
+    detail: Mapped[str] = mapped_column(Text)
+    time: Mapped[str] = mapped_column(String(32))
