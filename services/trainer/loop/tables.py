@@ -1,25 +1,24 @@
-"""Tables of the loop: what has happened, who drives it, and what versions answer to the pictures that judge them."""
+"""Tables of the loop: what has happened, who drives it, and what versions answer to sets that judge them."""
 
 from typing import Any
 
-from sqlalchemy import JSON, Double, ForeignKey, Index, Integer, LargeBinary, String, Text
+from sqlalchemy import JSON, ForeignKey, Index, LargeBinary, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from services.trainer.data.tables import Number
+from services.trainer.feedback.tables import AnswerRow, LoopModelRow
 from services.trainer.storage.database import Base
 
-
-class LoopModelRow(Base):
-    """A model whose traffic is collected."""
-
-    __tablename__ = "loop_models"
-
-    model: Mapped[str] = mapped_column(ForeignKey("models.name"), primary_key=True)
-    salt: Mapped[str] = mapped_column(String(32))
-    """Gives every content its role."""
-    base: Mapped[str] = mapped_column(Text)
-    """Set that users' samples are added to; empty for none."""
-    create_time: Mapped[str] = mapped_column(String(32))
+__all__ = [
+    "AnswerRow",
+    "DeletionRow",
+    "EventRow",
+    "FigureRow",
+    "LoopLeaseRow",
+    "LoopModelRow",
+    "PublicationRow",
+    "SetAnswersRow",
+]
 
 
 class EventRow(Base):
@@ -49,20 +48,6 @@ class LoopLeaseRow(Base):
     fence: Mapped[int] = mapped_column(Number)
     """Rises with every holder; one that was overtaken cannot write."""
     expire_time: Mapped[str] = mapped_column(String(32))
-
-
-class AnswerRow(Base):
-    """What a version answers to one picture of the users."""
-
-    __tablename__ = "answers"
-
-    model: Mapped[str] = mapped_column(ForeignKey("models.name"), primary_key=True)
-    version: Mapped[int] = mapped_column(Number, primary_key=True, autoincrement=False)
-    observation: Mapped[int] = mapped_column(ForeignKey("observations.number"), primary_key=True)
-    best: Mapped[int] = mapped_column(Integer)
-    best_probability: Mapped[float] = mapped_column(Double)
-    probabilities: Mapped[bytes] = mapped_column(LargeBinary)
-    """Float16, little-endian."""
 
 
 class SetAnswersRow(Base):
