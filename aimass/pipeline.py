@@ -7,12 +7,13 @@ from prometheus_client.registry import Collector
 
 from aimass.inference.v1 import lifecycle_pb2
 from aimass.open_inference import grpc_service_pb2
-from aimass.open_inference.grpc_service_pb2_grpc import GRPCInferenceServiceServicer
-from gateway.backends import Backends
+from aimass.trainer.v1 import access_pb2
+from gateway.backends import OFFERED_BY_TRAINER, Backends
 from gateway.service import GatewayComponent
 from gateway.settings import GatewaySettings
 from services.common.channels import host_and_port
-from services.common.direct import UnaryCall, direct_call
+from services.common.direct import DirectContext, UnaryCall, direct_call
+from services.common.errors import Unsupported
 from services.common.server import GrpcServer, Service, StopSignal, serve
 from services.common.settings import load_settings
 from services.inference.service import InferenceComponent
@@ -24,6 +25,8 @@ from services.trainer.settings import TrainerSettings
 
 if TYPE_CHECKING:
     from aimass.open_inference.grpc_service_pb2_grpc import GRPCInferenceServiceAsyncStub
+    from aimass.trainer.v1.feedback_pb2_grpc import FeedbackServiceAsyncStub
+    from aimass.trainer.v1.loop_pb2_grpc import LoopServiceAsyncStub
 
 
 class Pipeline:
@@ -86,27 +89,50 @@ class Pipeline:
     def _backends(self) -> Backends:
         open_inference = grpc_service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
         offered = {service.name: service for service in self._inference.services}
+        for_users = {service.full_name for service in OFFERED_BY_TRAINER}
+        capture, access = self._learning("capture"), self._learning("access")
         return Backends(
             preprocess=direct_call(self._preprocess.preprocess.Preprocess),
             classify=direct_call(self._inference.inference.Classify),
             open_inference=cast("GRPCInferenceServiceAsyncStub", _DirectStub(self._inference.open_inference)),
             watch_traffic=self._watch_traffic,
             ready=_always_ready,
-            forwarded=[offered[open_inference], *self._trainer.services],
+            capture=lambda requests: capture.Capture(requests, DirectContext(None, None)),
+            watch_keys=lambda: access.WatchKeys(access_pb2.WatchKeysRequest(), DirectContext(None, None)),
+            feedback=cast("FeedbackServiceAsyncStub", _DirectStub(self._learning("feedback"))),
+            loop=cast("LoopServiceAsyncStub", _DirectStub(self._learning("loop"))),
+            forwarded=[offered[open_inference], *(each for each in self._trainer.services if each.name in for_users)],
         )
+
+    def _learning(self, name: str) -> Any:
+        """Return the servicer by which the trainer learns from users; what it does not have refuses all calls."""
+        return getattr(self._trainer, name, _ABSENT)
 
     def _watch_traffic(self) -> Any:
         return self._inference.lifecycle.WatchTraffic(lifecycle_pb2.WatchTrafficRequest())
 
 
 class _DirectStub:
-    """Offers the unary methods of the protocol's servicer as its stub does."""
+    """Offers the unary methods of a servicer as its stub does."""
 
-    def __init__(self, servicer: GRPCInferenceServiceServicer) -> None:
+    def __init__(self, servicer: Any) -> None:
         self._servicer = servicer
 
     def __getattr__(self, method: str) -> UnaryCall[Any, Any]:
         return direct_call(getattr(self._servicer, method))
+
+
+class _Absent:
+    """Stands for a servicer that is not there."""
+
+    def __getattr__(self, method: str) -> Callable[..., Any]:
+        def refuse(*_: object) -> Any:
+            raise Unsupported(f"this trainer does not answer {method}; use one that learns from its users")
+
+        return refuse
+
+
+_ABSENT = _Absent()
 
 
 async def _always_ready() -> bool:
