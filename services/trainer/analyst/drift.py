@@ -1,0 +1,168 @@
+"""Has the traffic changed? The newest draws against the first ones, by the champion's answers and by features."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from services.trainer.analyst.figures import EMBEDDING_SHIFT, LABEL_SHIFT, SOFTMAX_SHIFT, add_figure
+from services.trainer.analyst.spaces import unpack
+from services.trainer.analyst.windows import Window, Windows
+from services.trainer.data.models import Model
+from services.trainer.data.tables import PredictionRow
+from services.trainer.feedback.tables import AnswerRow, EmbeddingRow
+from services.trainer.loop.policy import AlarmPolicy
+from services.trainer.loop.tables import SetAnswersRow
+from services.trainer.statistics.shift import count_shift, embedding_shift, label_shift, softmax_shift
+from services.trainer.storage.database import Database
+
+DETECTORS = 4
+"""That share the false alarms which a policy allows: those of `SHIFTS`, and that of errors."""
+_DAYS_A_MONTH = 365.25 / 12
+_LEAST_COMPARED = 20
+"""Draws on either side, below which nothing is said: the rest could not be read or was deleted."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The version whose answers are compared, and what it is measured on."""
+
+    champion: int
+    holdout: str
+    """Digest of the hold-out; empty for none."""
+    holdout_labels: NDArray[np.int64] | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Compared:
+    reference: NDArray[np.float32]
+    recent: NDArray[np.float32]
+
+    @property
+    def suffice(self) -> bool:
+        return min(len(self.reference), len(self.recent)) >= _LEAST_COMPARED
+
+
+def alarm_level(alarm: AlarmPolicy) -> float:
+    """Return the chance of a false alarm in one look by one detector that the policy allows."""
+    return min(1.0, alarm.per_month / (DETECTORS * alarm.looks_per_day * _DAYS_A_MONTH))
+
+
+def measure_shifts(
+    database: Database, task: Model, encoder: str, judge: Judge, windows: Windows, alarm: AlarmPolicy
+) -> None:
+    """Compare two windows and keep the figures, each with its level and threshold and whether it raises an alarm.
+
+    Args:
+        database: Has the rows.
+        task: The model.
+        encoder: Digest; empty for none, and then features are not compared.
+        judge: Whose answers are compared, and what they are measured on.
+        windows: What is compared.
+        alarm: How often it may cry wolf.
+    """
+    threshold = alarm_level(alarm)
+    with database.read() as session:
+        answers = _Compared(
+            _answers(session, task.name, judge.champion, windows.reference),
+            _answers(session, task.name, judge.champion, windows.recent),
+        )
+        features = _Compared(
+            _features(session, task.name, encoder, windows.reference),
+            _features(session, task.name, encoder, windows.recent),
+        )
+        holdout = session.get(SetAnswersRow, (task.name, judge.champion, judge.holdout))
+    figures: dict[str, Mapping[str, Any]] = {}
+    if answers.suffice:
+        figures[SOFTMAX_SHIFT] = _softmax(task, answers, threshold)
+        figures[LABEL_SHIFT] = _labels(task, answers, judge, holdout, threshold)
+    if features.suffice:
+        figures[EMBEDDING_SHIFT] = _embeddings(features, windows, threshold)
+    window = {
+        "first": windows.recent.first,
+        "last": windows.recent.last,
+        "reference_first": windows.reference.first,
+        "reference_last": windows.reference.last,
+        "version": judge.champion,
+    }
+    with database.begin(alone=True) as session:
+        for kind, values in figures.items():
+            add_figure(session, task.name, kind, window, values)
+
+
+def _softmax(task: Model, answers: _Compared, threshold: float) -> dict[str, Any]:
+    classes = answers.recent.shape[1]
+    surest = softmax_shift(answers.reference, answers.recent, 1.0)[
+        :1
+    ]  # the first step of Holm's test decides on the alarm
+    level = min(1.0, classes * surest[0].p_value) if surest else 1.0
+    shifted = softmax_shift(answers.reference, answers.recent, threshold)
+    classes_found = [
+        {"label": task.labels[each.dimension], "distance": each.distance, "p_value": each.p_value} for each in shifted
+    ]
+    return _figure(level, threshold) | {"classes": classes_found}
+
+
+def _embeddings(features: _Compared, windows: Windows, threshold: float) -> dict[str, Any]:
+    permutations = math.ceil(2 / threshold)  # so that the least p-value lies below the threshold
+    discrepancy, level = embedding_shift(features.reference, features.recent, windows.recent.last, permutations)
+    return _figure(level, threshold) | {"discrepancy": discrepancy}
+
+
+def _labels(
+    task: Model,
+    answers: _Compared,
+    judge: Judge,
+    holdout: SetAnswersRow | None,
+    threshold: float,
+) -> dict[str, Any]:
+    classes = len(task.labels)
+    counts = [np.bincount(each.argmax(axis=1), minlength=classes) for each in (answers.reference, answers.recent)]
+    values = _figure(count_shift(counts[0], counts[1]), threshold)
+    values |= {"reference": counts[0].tolist(), "recent": counts[1].tolist()}
+    if holdout is None or judge.holdout_labels is None:
+        return values
+    confusion = np.zeros((classes, classes), np.int64)
+    np.add.at(confusion, (judge.holdout_labels, np.frombuffer(holdout.best, "<i2")), 1)
+    shift = label_shift(confusion, counts[1]) if confusion.sum(axis=1).all() else None
+    if shift is not None:  # else the classifier hardly tells some classes apart
+        values |= {"weights": shift.weights.tolist(), "low": shift.low.tolist(), "high": shift.high.tolist()}
+    return values
+
+
+def _figure(level: float, threshold: float) -> dict[str, Any]:
+    return {"alarm": level <= threshold, "level": level, "threshold": threshold}
+
+
+def _answers(session: Session, model: str, version: int, window: Window) -> NDArray[np.float32]:
+    """Return what a version makes of the draws of a window, (n, classes)."""
+    statement = (
+        select(AnswerRow.probabilities)
+        .join(PredictionRow, PredictionRow.observation == AnswerRow.observation)
+        .where(*_drawn(model, window), AnswerRow.model == model, AnswerRow.version == version)
+        .order_by(PredictionRow.draw)
+    )
+    return _stacked(list(session.scalars(statement)))
+
+
+def _features(session: Session, model: str, encoder: str, window: Window) -> NDArray[np.float32]:
+    statement = (
+        select(EmbeddingRow.vector)
+        .join(PredictionRow, PredictionRow.observation == EmbeddingRow.observation)
+        .where(*_drawn(model, window), EmbeddingRow.encoder == encoder)
+        .order_by(PredictionRow.draw)
+    )
+    return _stacked(list(session.scalars(statement)))
+
+
+def _drawn(model: str, window: Window) -> tuple[Any, ...]:
+    return PredictionRow.model == model, PredictionRow.draw.between(window.first, window.last)
+
+
+def _stacked(rows: list[bytes]) -> NDArray[np.float32]:
+    return np.stack([unpack(row) for row in rows]).astype(np.float32) if rows else np.empty((0, 0), np.float32)

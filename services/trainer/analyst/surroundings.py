@@ -1,0 +1,177 @@
+"""What work on a model depends on beside the rows: versions, encoder and public sets, each kept while it is good."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from services.common.errors import NotReady, ServiceError
+from services.common.manifest import PreprocessSpec
+from services.trainer.analyst.answering import Inference, ServedVersions
+from services.trainer.analyst.basis import Basis, BasisFeatures, embed_basis, load_basis
+from services.trainer.analyst.encoders import Encoders, OpenedEncoder
+from services.trainer.analyst.holdouts import publish_holdout
+from services.trainer.analyst.placing import Ground
+from services.trainer.analyst.spaces import FeatureSpace
+from services.trainer.analyst.stopping import GoOn
+from services.trainer.analyst.work import Wanted
+from services.trainer.data.models import Model
+from services.trainer.data.sources import DataSources
+from services.trainer.feedback.tables import LoopModelRow
+from services.trainer.settings import TrainerSettings
+from services.trainer.storage.database import Database
+
+LISTED_SECONDS = 1.0
+"""How long a list of versions is believed."""
+AWAY_SECONDS = 5.0
+"""After which inference that was away is asked again."""
+MISSING_SECONDS = 60.0
+"""After which a set that could not be read is looked for again."""
+
+_NOTHING = ServedVersions(0, 0, {}, {})
+log = structlog.get_logger(__name__)
+
+
+class Surroundings:
+    """Of one model.
+
+    Args:
+        database: Migrated.
+        settings: Where things lie.
+        task: The model.
+        clock: Gives seconds.
+    """
+
+    def __init__(self, database: Database, settings: TrainerSettings, task: Model, clock: Callable[[], float]) -> None:
+        self.task = task
+        self.inference = Inference(settings.inference_address)
+        self._database = database
+        self._clock = clock
+        self._sources = DataSources(settings.data, tuple(map(Path, settings.data_roots)), database, settings.blobs)
+        self._encoders = Encoders(database, settings.runs)
+        self._encoder: OpenedEncoder | None = None
+        self._served = _NOTHING
+        self._listed_until = -1.0
+        self._sets: dict[str, tuple[float, Basis | None]] = {}
+        self._features: tuple[tuple[str, str], BasisFeatures] | None = None
+        self._space: FeatureSpace | None = None
+        self._unreadable: set[int] = set()
+        self._refused: set[int] = set()
+        self._unusable: set[str] = set()
+
+    def look(self, holdout: str) -> Wanted:
+        """Return what work depends on now.
+
+        Args:
+            holdout: Name of the set whose test part versions are measured on; empty for the model's base set.
+
+        Raises:
+            NotReady: The database does not answer.
+        """
+        self._list_versions()
+        self._encoder = self._encoders.current(self.task)
+        if self._encoder is not None and self._encoder.digest in self._unusable:
+            self._encoder = None
+        judging = self.holdout(holdout)
+        return Wanted(
+            encoder=self._encoder.digest if self._encoder is not None else "",
+            champion=self._served.champion,
+            candidate=self._served.candidate,
+            ready=frozenset(self._served.specs) - self._refused,
+            holdout=judging.holdout_digest if judging is not None else "",
+            without=frozenset(self._unreadable),
+        )
+
+    @property
+    def encoder(self) -> OpenedEncoder:
+        """The encoder that the last look has found."""
+        assert self._encoder is not None, "work with an encoder is found only where there is one"
+        return self._encoder
+
+    def version(self, number: int) -> tuple[int, PreprocessSpec]:
+        """Return a version that is ready, and what pixels it takes."""
+        return number, self._served.specs[number]
+
+    def holdout(self, name: str) -> Basis | None:
+        """Return the set that versions are measured on; None where there is none or it cannot be read."""
+        return self._set(name or self._base_name())
+
+    def ground(self, go_on: GoOn) -> Ground:
+        """Return what pictures are placed on, up to date with the rows.
+
+        Raises:
+            NotReady: The database does not answer.
+            Overloaded: The disk has no room for the features of the base set.
+        """
+        encoder = self.encoder
+        if self._space is None or self._space.encoder != encoder.digest:
+            self._space = FeatureSpace(self.task.name, encoder.digest, encoder.width)
+        with self._database.read() as session:
+            self._space.refresh(session)
+        basis = self._set(self._base_name())
+        if basis is None:
+            return Ground(self.task, self._space, None, None)
+        key = (encoder.digest, basis.digest)
+        if self._features is None or self._features[0] != key:
+            self._features = key, embed_basis(basis, encoder, self._sources.prepared, go_on)
+        return Ground(self.task, self._space, basis, self._features[1])
+
+    def cannot_read(self, problems: dict[int, str]) -> None:
+        """Leave pictures alone from now on, by number why."""
+        for number, reason in problems.items():
+            log.warning("a picture cannot be read", observation=number, reason=reason)
+        self._unreadable |= problems.keys()
+
+    def refuses(self, version: int, reason: str) -> None:
+        """Do not ask a version again."""
+        log.warning("a version does not answer", version=version, reason=reason)
+        self._refused.add(version)
+
+    def does_not_fit(self, reason: str) -> None:
+        """Do without the present encoder from now on."""
+        log.warning("the encoder does not fit the pictures", encoder=self.encoder.digest, reason=reason)
+        self._unusable.add(self.encoder.digest)
+
+    def is_away(self, reason: str) -> None:
+        """Do without inference for a while."""
+        if self._served is not _NOTHING:
+            log.info("inference is away", reason=reason)
+        self._served, self._listed_until = _NOTHING, self._clock() + AWAY_SECONDS
+
+    def close(self) -> None:
+        """Close the channel."""
+        self.inference.close()
+
+    def _list_versions(self) -> None:
+        if self._clock() < self._listed_until:
+            return
+        try:
+            self._served = self.inference.versions(self.task)
+        except NotReady as error:
+            self.is_away(error.message)
+            return
+        self._listed_until = self._clock() + LISTED_SECONDS
+        digest = self._served.graph_digests.get(self._served.champion)
+        if digest is not None:
+            self._encoders.ensure(self.task, digest)
+
+    def _base_name(self) -> str:
+        with self._database.read() as session:
+            row = session.get(LoopModelRow, self.task.name)
+        return row.base if row is not None else ""
+
+    def _set(self, name: str) -> Basis | None:
+        if not name:
+            return None
+        until, basis = self._sets.get(name, (-1.0, None))
+        if basis is None and self._clock() >= until:
+            try:
+                basis = load_basis(name, self.task, self._sources)
+                with self._database.begin(alone=True) as session:
+                    publish_holdout(session, self.task.name, basis)
+            except NotReady:
+                raise
+            except ServiceError as error:
+                log.warning("a set cannot be compared with", set=name, reason=error.message)
+            self._sets[name] = self._clock() + MISSING_SECONDS, basis
+        return basis
