@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
+import structlog
 
 from services.common.errors import InvalidInput, NotReady
 from services.common.manifest import PreprocessSpec
@@ -11,7 +12,7 @@ from services.trainer.data import cifar10, slices
 from services.trainer.data.cifar_files import find_layout, read_batches
 from services.trainer.data.collection import OPEN, PARTS, Collection
 from services.trainer.data.folders import list_pictures
-from services.trainer.data.imported import list_picture_files, newest_sample
+from services.trainer.data.imported import count_judging, list_picture_files, newest_sample
 from services.trainer.data.models import find_model
 from services.trainer.data.pictures import check_spec
 from services.trainer.data.prepared import PictureFile, prepare_pictures
@@ -19,6 +20,8 @@ from services.trainer.data.samples import Samples
 from services.trainer.data.sources import DataSources
 from services.trainer.options import Pixels, TrainingOptions
 from services.trainer.sets import FORMS, ModelSamples, is_folder
+
+log = structlog.get_logger(__name__)
 
 _CIFAR_SPEC = PreprocessSpec(input="image", width=32, height=32)
 
@@ -74,12 +77,17 @@ def _imported(options: TrainingOptions, sources: DataSources, samples: ModelSamp
     model = find_model(sources.database, samples.model)
     samples = samples.pinned(newest_sample(sources.database, model.name))
     files = list_picture_files(sources.database, sources.blobs, samples)
+    judging = count_judging(sources.database, samples)
     if not files:
         raise InvalidInput(
-            f"dataset {options.dataset!r} has no samples: none of the model's has such a number; name others",
+            f"dataset {options.dataset!r} has no samples: none of the model's has such a number"
+            + (f", but for {judging} that candidates are judged on" if judging else "")
+            + "; name others",
             reason="NO_SAMPLES",
             field="dataset",
         )
+    if judging:
+        log.info("samples that candidates are judged on are left out", dataset=options.dataset, samples=judging)
     return _pictures(options, sources, model.labels, model.spec, files)
 
 

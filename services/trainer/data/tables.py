@@ -75,6 +75,7 @@ class ObservationRow(Base):
         Index("observations_by_state", "model", "state", "number"),
         Index("observations_by_change", "changed_number"),
         Index("observations_by_blob", "content_digest"),
+        Index("observations_to_judge", "model", "stale", "number"),
     )
 
     number: Mapped[int] = mapped_column(Number, primary_key=True, autoincrement=True)
@@ -84,6 +85,8 @@ class ObservationRow(Base):
     """SHA-256 of the blob."""
     pixel_digest: Mapped[str] = mapped_column(String(64))
     """SHA-256 of the upright pixels, at their own size."""
+    size_bytes: Mapped[int] = mapped_column(Number)
+    """Of the blob."""
     width: Mapped[int] = mapped_column(Integer)
     height: Mapped[int] = mapped_column(Integer)
     """As stored, before the picture is turned upright."""
@@ -103,6 +106,8 @@ class ObservationRow(Base):
     """Number of the sample that it is."""
     changed_number: Mapped[int] = mapped_column(Number)
     """Rises with every change of the row or of what was said of it, over all models."""
+    stale: Mapped[bool] = mapped_column(Boolean, default=False)
+    """Whether something was said or found since its state was judged."""
     create_time: Mapped[str] = mapped_column(String(32))
 
 
@@ -147,7 +152,7 @@ class VoteRow(Base):
     prediction: Mapped[str | None] = mapped_column(String(32))
     contributor: Mapped[str] = mapped_column(String(64))
     verdict: Mapped[str] = mapped_column(String(16))
-    """LABEL, PROPOSAL, UNDECIDABLE or REJECT."""
+    """LABEL, PROPOSAL, WRONG, UNDECIDABLE or REJECT."""
     label: Mapped[int | None] = mapped_column(Integer)
     """With LABEL: its index in the model."""
     proposal: Mapped[str] = mapped_column(String(200))

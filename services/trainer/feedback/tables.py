@@ -85,3 +85,45 @@ class FindingRow(Base):
     level: Mapped[float] = mapped_column(Double)
     detail: Mapped[str] = mapped_column(Text)
     time: Mapped[str] = mapped_column(String(32))
+
+
+class NeighbourhoodRow(Base):
+    """What lies next to a picture among the base set and the accepted samples."""
+
+    __tablename__ = "neighbourhoods"
+
+    observation: Mapped[int] = mapped_column(ForeignKey("observations.number"), primary_key=True)
+    encoder: Mapped[str] = mapped_column(ForeignKey("encoders.digest"))
+    """By whose features."""
+    lifts: Mapped[dict[str, float]] = mapped_column(JSON)
+    """By the number of a label: its share among the neighbours, of its share among all; 0 where it is not there."""
+    members: Mapped[dict[str, int]] = mapped_column(JSON)
+    """By the number of a label: how many there are of it; of each label that was voted for or that neighbours have."""
+    time: Mapped[str] = mapped_column(String(32))
+
+
+class LoopModelRow(Base):
+    """A model whose traffic is collected."""
+
+    __tablename__ = "loop_models"
+
+    model: Mapped[str] = mapped_column(ForeignKey("models.name"), primary_key=True)
+    salt: Mapped[str] = mapped_column(String(32))
+    """Gives every content its role."""
+    base: Mapped[str] = mapped_column(Text)
+    """Set that users' samples are added to; empty for none."""
+    create_time: Mapped[str] = mapped_column(String(32))
+
+
+class AnswerRow(Base):
+    """What a version answers to one picture of the users."""
+
+    __tablename__ = "answers"
+
+    model: Mapped[str] = mapped_column(ForeignKey("models.name"), primary_key=True)
+    version: Mapped[int] = mapped_column(Number, primary_key=True, autoincrement=False)
+    observation: Mapped[int] = mapped_column(ForeignKey("observations.number"), primary_key=True)
+    best: Mapped[int] = mapped_column(Integer)
+    best_probability: Mapped[float] = mapped_column(Double)
+    probabilities: Mapped[bytes] = mapped_column(LargeBinary)
+    """Float16, little-endian."""

@@ -4,11 +4,10 @@ import json
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime
-import torch
 
 from services.common import manifest
 from services.trainer.clock import now
@@ -22,8 +21,6 @@ from services.trainer.evaluation.figures import Evaluation, evaluate_predictions
 from services.trainer.evaluation.latency import Latency, measure_latency
 from services.trainer.export.graph import check_parity, export_graph, graph_metadata, make_golden, open_graph, run_graph
 from services.trainer.jobs.job import Job
-from services.trainer.networks.classifier import Classifier
-from services.trainer.networks.counting import count_multiply_adds
 from services.trainer.runs.folder import (
     CARD_DOCUMENT_FILE,
     CARD_FILE,
@@ -34,13 +31,16 @@ from services.trainer.runs.folder import (
     write_text,
 )
 
+if TYPE_CHECKING:  # torch takes seconds to import, and a graph is measured and described without
+    from services.trainer.networks.classifier import Classifier
+
 PARITY_SAMPLES = 2_000
 GOLDEN_SAMPLES = 8
 EVALUATION_BATCH = 100
 LATENCY_SECONDS = 1.0
 
 
-def export_model(job: Job, model: Classifier, dataset: Dataset) -> dict[str, float]:
+def export_model(job: Job, model: "Classifier", dataset: Dataset) -> dict[str, float]:
     """Write the graph of *model* to the run's folder, prove that it computes the same, and return how close it is.
 
     Raises:
@@ -136,8 +136,12 @@ def read_card(folder: RunFolder) -> ModelCard | None:
         return None
 
 
-def network_size(model: Classifier, dataset: Dataset) -> NetworkSize:
+def network_size(model: "Classifier", dataset: Dataset) -> NetworkSize:
     """Count *model*'s parameters and its multiply-adds for one image of *dataset*."""
+    import torch
+
+    from services.trainer.networks.counting import count_multiply_adds
+
     example = model.normalise(torch.from_numpy(np.array(dataset.test.images[:1])))
     return NetworkSize(
         parameters=sum(parameter.numel() for parameter in model.network.parameters()),

@@ -23,7 +23,6 @@ from services.trainer.runs.folder import RunFolder
 from services.trainer.runs.record import check_run_id
 from services.trainer.settings import TrainerSettings
 from services.trainer.storage.database import Database
-from services.trainer.training.batches import check_augmentation
 
 LEARNT_FILE = "learnt.npy"
 """What stands for each picture that the model of a run has learnt, itself or before it was started from."""
@@ -52,6 +51,8 @@ def load_samples(job: Job, options: TrainingOptions) -> Dataset:
     """
     loaded = _load(options, data_sources(job), job.settings)
     if isinstance(job.request.options, TrainingOptions | TuningOptions):
+        from services.trainer.training.batches import check_augmentation  # torch comes with it
+
         check_augmentation(options.augmentation, loaded.dataset.spec.height, loaded.dataset.spec.width)
     if loaded.figures:
         job.reporter.stage("prepare", figures=loaded.figures)

@@ -6,11 +6,10 @@ from sqlalchemy import JSON, ForeignKey, Index, LargeBinary, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from services.trainer.data.tables import Number
-from services.trainer.feedback.tables import AnswerRow, LoopModelRow
+from services.trainer.feedback.tables import LoopModelRow
 from services.trainer.storage.database import Base
 
 __all__ = [
-    "AnswerRow",
     "DeletionRow",
     "EventRow",
     "FigureRow",

@@ -42,6 +42,7 @@ def upgrade() -> None:
         sa.Column("model", sa.String(128), sa.ForeignKey("models.name"), nullable=False),
         sa.Column("content_digest", sa.String(64), nullable=False),
         sa.Column("pixel_digest", sa.String(64), nullable=False),
+        sa.Column("size_bytes", NUMBER, nullable=False),
         sa.Column("width", sa.Integer, nullable=False),
         sa.Column("height", sa.Integer, nullable=False),
         sa.Column("format", sa.String(16), nullable=False),
@@ -54,6 +55,7 @@ def upgrade() -> None:
         sa.Column("label_probability", sa.Double, nullable=False),
         sa.Column("sample", NUMBER, nullable=True),
         sa.Column("changed_number", NUMBER, nullable=False),
+        sa.Column("stale", sa.Boolean, nullable=False),
         sa.Column("create_time", sa.String(32), nullable=False),
         sa.UniqueConstraint("model", "pixel_digest", name="observations_once_by_pixels"),
         sqlite_autoincrement=True,
@@ -61,6 +63,7 @@ def upgrade() -> None:
     op.create_index("observations_by_blob", "observations", ["content_digest"])
     op.create_index("observations_by_change", "observations", ["changed_number"])
     op.create_index("observations_by_state", "observations", ["model", "state", "number"])
+    op.create_index("observations_to_judge", "observations", ["model", "stale", "number"])
     op.create_table(
         "predictions",
         sa.Column("id", sa.String(32), primary_key=True),
@@ -144,6 +147,14 @@ def upgrade() -> None:
         sa.Column("kind", sa.String(32), primary_key=True),
         sa.Column("level", sa.Double, nullable=False),
         sa.Column("detail", sa.Text, nullable=False),
+        sa.Column("time", sa.String(32), nullable=False),
+    )
+    op.create_table(
+        "neighbourhoods",
+        sa.Column("observation", NUMBER, sa.ForeignKey("observations.number"), primary_key=True),
+        sa.Column("encoder", sa.String(64), sa.ForeignKey("encoders.digest"), nullable=False),
+        sa.Column("lifts", sa.JSON, nullable=False),
+        sa.Column("members", sa.JSON, nullable=False),
         sa.Column("time", sa.String(32), nullable=False),
     )
     op.create_table(
