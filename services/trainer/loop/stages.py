@@ -170,6 +170,8 @@ def _run(state: LoopState, cycle: Cycle, facts: Facts, policy: LoopPolicy) -> Ac
         return _end(cycle, _abandoned("RUN_CANCELLED"), facts.traffic)
     tried = {each.strategy for each in cycle.attempts}
     strategy = choose_strategy(state, facts, policy, wished=cycle.wished_strategy, tried=tried)
+    if facts.origin is None and facts.traffic is None:
+        return None  # which run the champion comes from is seen once inference is back
     if strategy is None or facts.origin is None:
         rule = (attempt.rule or "RUN_FAILED") if attempt else "NO_STRATEGY"
         ruling = Ruling(rule=rule, subject=attempt.run_id if attempt else "")
