@@ -33,7 +33,7 @@ def main(model: str, settings: TrainerSettings, idle_seconds: float = IDLE_SECON
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    policies = load_policy()
+    policies = load_policy(settings.policy)
     with at_work(settings.runs, model) as alone:
         if not alone:
             log.info("another analyst is at work", model=model)

@@ -4,7 +4,6 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import cast
 
 import structlog
 from sqlalchemy import func, select
@@ -24,7 +23,6 @@ from services.trainer.analyst.work import Answer, Drift, Embed, Screen, Sift, Wa
 from services.trainer.data.blobs import Blobs
 from services.trainer.data.models import find_model
 from services.trainer.data.tables import ObservationRow, PredictionRow
-from services.trainer.feedback.policy import PolicyOf
 from services.trainer.feedback.sifting import Sifter
 from services.trainer.loop.policy import LoopPolicy
 from services.trainer.settings import TrainerSettings
@@ -68,7 +66,7 @@ class Analyst:
         self._clock = clock
         self._pictures = StoredPictures(Blobs(settings.blobs))
         self._surroundings = Surroundings(database, settings, self._task, clock)
-        self._sifter = Sifter(database, cast(PolicyOf, policy_of))  # the same groups, as the loop has them
+        self._sifter = Sifter(database, policy_of)
         self._seen: tuple[object, ...] = ()
         self._seen_until = -1.0
 

@@ -19,7 +19,7 @@ from services.trainer.data.prepared import PictureFile, prepare_pictures
 from services.trainer.data.samples import Samples
 from services.trainer.data.sources import DataSources
 from services.trainer.options import Pixels, TrainingOptions
-from services.trainer.sets import FORMS, ModelSamples, is_folder
+from services.trainer.sets import FORMS, ModelSamples, is_folder, parse_snapshot
 
 log = structlog.get_logger(__name__)
 
@@ -33,6 +33,7 @@ def collect(options: TrainingOptions, sources: DataSources) -> Collection:
         NotFound: There is no such set, or a file of it is missing.
         InvalidInput: The set is damaged, holds nothing, or lies outside of the roots.
         NotReady: The set is in the database, and there is none.
+        Conflict: The set is a snapshot that is no longer whole.
         Overloaded: The disk has no room for the decoded pictures.
     """
     name = options.dataset
@@ -43,6 +44,11 @@ def collect(options: TrainingOptions, sources: DataSources) -> Collection:
     samples = ModelSamples.parse(name)
     if samples is not None:
         return _imported(options, sources, samples)
+    snapshot = parse_snapshot(name)
+    if snapshot is not None:
+        from services.trainer.data.pinned import collect_snapshot  # its base is a whole data set, which is collected
+
+        return collect_snapshot(options, sources, snapshot)
     if os.sep not in name and not name.startswith(("~", ".")) and not is_folder(sources.data / name):
         raise InvalidInput(
             f"dataset {name!r} is unknown; use one of {FORMS}",

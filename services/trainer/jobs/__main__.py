@@ -31,6 +31,7 @@ RUN = {
     RunKind.CONVERSION: "services.trainer.jobs.conversion:run_conversion",
     RunKind.EVALUATION: "services.trainer.jobs.evaluation:run_evaluation",
     RunKind.INSPECTION: "services.trainer.jobs.inspection:run_inspection",
+    RunKind.REFIT: "services.trainer.jobs.refit:run_refit",
 }
 """The functions of each kind, `module:function`; imported when needed, for not every kind needs torch."""
 _END_WITH_PARENT = 1  # PR_SET_PDEATHSIG of linux/prctl.h

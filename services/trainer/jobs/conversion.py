@@ -10,8 +10,7 @@ from services.trainer.export.quantization import choose_quantized, draw_calibrat
 from services.trainer.jobs.job import Job
 from services.trainer.jobs.origins import find_trained
 from services.trainer.jobs.product import PARITY_SAMPLES, describe_model, read_card, training_record
-from services.trainer.jobs.sources import load_samples, training_options
-from services.trainer.jobs.training import remember_samples
+from services.trainer.jobs.sources import load_samples, remember_samples, training_options
 from services.trainer.networks.weights import load_weights
 from services.trainer.options import ConversionOptions
 from services.trainer.runs.folder import CHOICE_FILE, WEIGHTS_FILE, write_document

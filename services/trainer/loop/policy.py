@@ -10,13 +10,21 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Share = Annotated[float, Field(ge=0, le=1)]
+from services.trainer.feedback.policy import (
+    CapturePolicy,
+    Count,
+    Duration,
+    JudgingPolicy,
+    PolicyGroup,
+    RetentionPolicy,
+    Share,
+    TrustPolicy,
+)
+
 Error = Annotated[float, Field(gt=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
 Amount = Annotated[float, Field(ge=0)]
-Duration = Annotated[float, Field(gt=0)]
 Ratio = Annotated[float, Field(gt=0)]
 
 
@@ -31,70 +39,7 @@ class Strategy(StrEnum):
     """A new network learns everything."""
 
 
-class _Group(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class CapturePolicy(_Group):
-    """Which predictions are kept with their pictures."""
-
-    random_share: Share = 0.1
-    """Of all predictions, drawn at random; fewer under pressure. Accuracy is measured on these alone."""
-    least_random_share: Share = 0.005
-    """Below it none are drawn, rather than ever fewer."""
-    low_confidence_share: Share = 0.5
-    confidence_below: Share = 0.6
-    """Of those whose best label has less probability than this, `low_confidence_share` are kept."""
-    rare_class_share: Share = 0.5
-    rare_below: Share = 0.3
-    """Of those answered with a class that has less than this part of an even share among the accepted samples,
-    `rare_class_share` are kept."""
-    samples_per_second: Duration = 2.0
-    """Budget of all kinds together."""
-    burst: Count = 50
-    max_bytes: Count = 2 * 1024**3
-    """Of all pictures that are kept."""
-    least_free_bytes: Annotated[int, Field(ge=0)] = 2 * 1024**3
-    """Room that the disk must keep; with less, nothing is captured."""
-    max_queue_bytes: Count = 64 * 1024**2
-    """Of pictures on their way from the gateway; more are dropped and counted."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.least_random_share > self.random_share:
-            raise ValueError(
-                f"least_random_share {self.least_random_share} must not be above random_share {self.random_share}"
-            )
-        return self
-
-
-class JudgingPolicy(_Group):
-    """Which contents candidates are judged on, and never learn."""
-
-    share: Annotated[float, Field(gt=0, lt=1)] = 0.3
-    """Of all contents, by their digests; what is judged on once is judged on for ever."""
-    holdout: str = ""
-    """Set whose test part is the hold-out; empty is the model's base set."""
-
-
-class TrustPolicy(_Group):
-    """When what users say becomes a sample."""
-
-    quorum: Count = 1
-    """Contributors who must agree where the label fits the neighbours."""
-    quorum_unknown: Count = 2
-    """Contributors who must agree where there are no neighbours to ask."""
-    neighbours: Count = 15
-    posterior: Share = 0.8
-    """Least probability of the label, by all votes and how right their contributors were before."""
-    cap_share: Share = 0.1
-    """Of a class, that one contributor may have in a snapshot."""
-    cap_least: Count = 20
-    """Samples of a class that a contributor may have in any case."""
-    votes_per_minute: Count = 60
-
-
-class CostPolicy(_Group):
+class CostPolicy(PolicyGroup):
     """What an error, a second of training and a label cost, in any one currency."""
 
     enabled: bool = True
@@ -104,7 +49,7 @@ class CostPolicy(_Group):
     per_label: Amount = 0.02
 
 
-class TriggerPolicy(_Group):
+class TriggerPolicy(PolicyGroup):
     """When a cycle begins by itself."""
 
     accepted: Count = 100
@@ -122,7 +67,7 @@ class TriggerPolicy(_Group):
     cost: CostPolicy = CostPolicy()
 
 
-class IncrementalPolicy(_Group):
+class IncrementalPolicy(PolicyGroup):
     """What differs from the champion's own options when it learns on."""
 
     epochs: Annotated[int, Field(ge=1, le=10_000)] = 8
@@ -130,7 +75,7 @@ class IncrementalPolicy(_Group):
     freeze: tuple[str, ...] = ()
 
 
-class RetrainPolicy(_Group):
+class RetrainPolicy(PolicyGroup):
     """How candidates are made."""
 
     strategies: Annotated[tuple[Strategy, ...], Field(min_length=1)] = tuple(Strategy)
@@ -152,7 +97,7 @@ class RetrainPolicy(_Group):
         return self
 
 
-class GatePolicy(_Group):
+class GatePolicy(PolicyGroup):
     """What a candidate must prove."""
 
     error: Error | None = None
@@ -169,7 +114,7 @@ class GatePolicy(_Group):
     """The same in time without a new judged content."""
 
 
-class GuardPolicy(_Group):
+class GuardPolicy(PolicyGroup):
     """What a candidate must not spoil, however accurate it is. One that is empty promotes nothing."""
 
     class_drop: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -186,7 +131,7 @@ class GuardPolicy(_Group):
     """Accuracy on the hold-out."""
 
 
-class TrialPolicy(_Group):
+class TrialPolicy(PolicyGroup):
     """How a candidate that passed the gate is let into the traffic."""
 
     shadow_requests: Count = 50
@@ -215,7 +160,7 @@ class TrialPolicy(_Group):
         return self
 
 
-class AlarmPolicy(_Group):
+class AlarmPolicy(PolicyGroup):
     """How often the detectors of drift may cry wolf."""
 
     per_month: Duration = 1.0
@@ -225,14 +170,7 @@ class AlarmPolicy(_Group):
     """Newest predictions that are compared with the reference."""
 
 
-class RetentionPolicy(_Group):
-    """How long captured pictures are kept that no snapshot holds."""
-
-    days: Duration = 180.0
-    most_observations: Count = 200_000
-
-
-class DeletionPolicy(_Group):
+class DeletionPolicy(PolicyGroup):
     """How a version is replaced that has learnt what must be forgotten."""
 
     deadline_hours: Amount = 72.0
@@ -244,7 +182,7 @@ class DeletionPolicy(_Group):
     there is one."""
 
 
-class LoopPolicy(_Group):
+class LoopPolicy(PolicyGroup):
     """All of it, for one model."""
 
     capture: CapturePolicy = CapturePolicy()

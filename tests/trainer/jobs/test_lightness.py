@@ -24,7 +24,7 @@ def imported(modules: str, *heavy: str) -> list[str]:
 
 
 def test_a_run_begins_and_a_graph_is_described_without_torch() -> None:
-    modules = ("__main__", "job", "failures", "product", "reporting", "sources", "origins")
+    modules = ("__main__", "job", "failures", "product", "reporting", "sources", "origins", "refit")
 
     heavy = imported(
         ", ".join(f"services.trainer.jobs.{module}" for module in modules),
