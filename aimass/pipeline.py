@@ -13,7 +13,6 @@ from gateway.service import GatewayComponent
 from gateway.settings import GatewaySettings
 from services.common.channels import host_and_port
 from services.common.direct import DirectContext, UnaryCall, direct_call
-from services.common.errors import Unsupported
 from services.common.server import GrpcServer, Service, StopSignal, serve
 from services.common.settings import load_settings
 from services.inference.service import InferenceComponent
@@ -90,23 +89,22 @@ class Pipeline:
         open_inference = grpc_service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
         offered = {service.name: service for service in self._inference.services}
         for_users = {service.full_name for service in OFFERED_BY_TRAINER}
-        capture, access = self._learning("capture"), self._learning("access")
+        learning = self._trainer.learning
+        assert learning is not None, "only the trainers of commands have none"
         return Backends(
             preprocess=direct_call(self._preprocess.preprocess.Preprocess),
             classify=direct_call(self._inference.inference.Classify),
             open_inference=cast("GRPCInferenceServiceAsyncStub", _DirectStub(self._inference.open_inference)),
             watch_traffic=self._watch_traffic,
             ready=_always_ready,
-            capture=lambda requests: capture.Capture(requests, DirectContext(None, None)),
-            watch_keys=lambda: access.WatchKeys(access_pb2.WatchKeysRequest(), DirectContext(None, None)),
-            feedback=cast("FeedbackServiceAsyncStub", _DirectStub(self._learning("feedback"))),
-            loop=cast("LoopServiceAsyncStub", _DirectStub(self._learning("loop"))),
+            capture=lambda requests: learning.capture.Capture(requests, cast("Any", DirectContext(None, None))),
+            watch_keys=lambda: learning.access.WatchKeys(
+                access_pb2.WatchKeysRequest(), cast("Any", DirectContext(None, None))
+            ),
+            feedback=cast("FeedbackServiceAsyncStub", _DirectStub(learning.feedback)),
+            loop=cast("LoopServiceAsyncStub", _DirectStub(learning.loop)),
             forwarded=[offered[open_inference], *(each for each in self._trainer.services if each.name in for_users)],
         )
-
-    def _learning(self, name: str) -> Any:
-        """Return the servicer by which the trainer learns from users; what it does not have refuses all calls."""
-        return getattr(self._trainer, name, _ABSENT)
 
     def _watch_traffic(self) -> Any:
         return self._inference.lifecycle.WatchTraffic(lifecycle_pb2.WatchTrafficRequest())
@@ -120,19 +118,6 @@ class _DirectStub:
 
     def __getattr__(self, method: str) -> UnaryCall[Any, Any]:
         return direct_call(getattr(self._servicer, method))
-
-
-class _Absent:
-    """Stands for a servicer that is not there."""
-
-    def __getattr__(self, method: str) -> Callable[..., Any]:
-        def refuse(*_: object) -> Any:
-            raise Unsupported(f"this trainer does not answer {method}; use one that learns from its users")
-
-        return refuse
-
-
-_ABSENT = _Absent()
 
 
 async def _always_ready() -> bool:

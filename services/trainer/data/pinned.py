@@ -30,8 +30,13 @@ def load_base(name: str, task: Model, sources: DataSources, threads: int = 1) ->
 
     Raises:
         ServiceError: There is no such set, or it cannot be learnt from.
-        Conflict: It has other labels or pixels than the model.
+        Conflict: It is a snapshot itself, or has other labels or pixels than the model.
     """
+    if name.startswith(SNAPSHOT_PREFIX):
+        raise Conflict(
+            f"base set {name!r} is a snapshot, which holds pictures of users that may have to be forgotten; name the "
+            "set that it was made beside"
+        )
     spec = task.spec
     pixels = {"width": spec.width, "height": spec.height, "mode": spec.mode, "filter": spec.filter}
     options = make_options("quick", {"dataset": name, "pixels": pixels, "clean": True, "threads": threads})

@@ -29,15 +29,24 @@ class Directors:
         database: Migrated before `start`.
         served: Inference.
         make: Makes the director of a model.
+        settle: Prepares what a model needs before it has one: called with its name, the version that serves and the
+            digest of that one's graph.
         enabled: Whether there are loops at all.
     """
 
     def __init__(
-        self, database: Database, served: Served, make: Callable[[str], Director], *, enabled: bool = True
+        self,
+        database: Database,
+        served: Served,
+        make: Callable[[str], Director],
+        *,
+        settle: Callable[[str, int, str], None] = lambda model, version, digest: None,
+        enabled: bool = True,
     ) -> None:
         self._database = database
         self._served = served
         self._make = make
+        self._settle = settle
         self._enabled = enabled
         self._directors: dict[str, tuple[Director, asyncio.Task[None]]] = {}
         self._reasons: dict[str, str] = {}
@@ -97,6 +106,9 @@ class Directors:
             log.info("a model has no loop", model=model, reason=reason)
         self._reasons[model] = reason
         if not reason:
+            champion = traffic_fact(state).champion
+            digest = next(each.graph_digest for each in state.versions if each.version == champion)
+            await asyncio.to_thread(self._settle, model, champion, digest)
             director = self._make(model)
             self._directors[model] = director, asyncio.create_task(director.run())
 

@@ -226,6 +226,11 @@ def test_a_base_of_other_labels_is_refused(task: Model, sources: DataSources, ro
         load_base(str(root / "birds"), task, sources)
 
 
+def test_a_snapshot_is_no_base(filled: Database, task: Model, sources: DataSources) -> None:
+    with pytest.raises(Conflict, match="is a snapshot, which holds pictures of users that may have to be forgotten"):
+        load_base(f"snapshot:{make(filled).digest}", task, sources)
+
+
 def test_a_snapshot_needs_the_database(sources: DataSources, options: Make) -> None:
     with pytest.raises(NotReady, match="set TRAINER_DATABASE"):
         load_dataset(options("snapshot:" + "0" * 64), dataclasses.replace(sources, database=None))

@@ -155,7 +155,7 @@ def test_what_it_has_learnt_is_kept(refitted: RunFolder, slice_samples: tuple[Sa
     assert 0.7 < np.isin(given, learnt).mean() < 1  # but for the validation part
 
 
-@pytest.mark.parametrize("stage", ["embed", "export", "evaluate"])
+@pytest.mark.parametrize("stage", ["embed", "weights"])
 def test_a_run_that_was_killed_gives_the_same_graph(
     runs: Runs, source: str, snapshot: str, refitted: RunFolder, stage: str, tmp_path: Path
 ) -> None:
