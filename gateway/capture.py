@@ -67,6 +67,10 @@ class _Kept:
     size: int
     strategy: Strategy
 
+    def has(self, prediction_id: str) -> bool:
+        """Whether it is that one."""
+        return self.request.prediction.prediction_id == prediction_id
+
 
 class Capture:
     """Captured predictions between the answer and the trainer's disk.
@@ -88,6 +92,8 @@ class Capture:
         self._kept: dict[int, _Kept] = {}
         self._newest = self._settled = 0  # sequences: of the newest prediction, of the newest with a receipt
         self._sender = _Sender(0)
+        self._moved = asyncio.Event()
+        """Set and replaced at each receipt, and when the stream ends."""
         self._connected = self._closing = False
         self._task: asyncio.Task[None] | None = None
 
@@ -132,6 +138,15 @@ class Capture:
         self._figures.queue_bytes += size
         self._sender.news.set()
 
+    async def settle(self, prediction_id: str) -> None:
+        """Return when a prediction is not on its way to the trainer any more, or the trainer is away."""
+        while self._connected and any(kept.has(prediction_id) for kept in self._kept.values()):
+            await self._moved.wait()
+
+    def _move(self) -> None:
+        self._moved.set()
+        self._moved = asyncio.Event()
+
     def start(self) -> None:
         """Begin to follow the trainer's policies, and to send it what is captured."""
         self._task = asyncio.create_task(self._run())
@@ -169,6 +184,7 @@ class Capture:
                 wait = RECONNECT_SECONDS
                 log.info("lost the stream to the trainer", waiting=len(self._kept), reason=_words(failure))
             self._connected = False
+            self._move()
             if self._closing and not self._kept:
                 return
             await asyncio.sleep(RECONNECT_SECONDS if self._closing else wait)
@@ -228,6 +244,7 @@ class Capture:
                 self._figures.add_captured(prediction.model, prediction.version, kept.strategy)
                 self._figures.queue_bytes -= kept.size
         self._settled = max(self._settled, newest)
+        self._move()
         if self._closing:
             self._sender.news.set()
 

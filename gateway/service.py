@@ -56,7 +56,7 @@ class GatewayComponent:
             settings.request_timeout_seconds,
             settings.max_images,
         )
-        feedback = Feedback(backends.feedback)
+        feedback = Feedback(backends.feedback, self._capture)
         self._servicer = GatewayServicer(predictor, feedback, self._follower, stop, settings.stream_window)
         app = create_app(
             settings, predictor, feedback, self._access, self._follower, backends, stop, self._figures.http

@@ -15,6 +15,7 @@ from services.common.server import Service, StopSignal
 from services.trainer.contracts.data import DataServicer
 from services.trainer.contracts.training import TrainingServicer
 from services.trainer.data.imported import newest_sample
+from services.trainer.data.snapshots import read_snapshot
 from services.trainer.data.sources import DataSources
 from services.trainer.learning import Learning
 from services.trainer.metrics import RunFigures
@@ -68,7 +69,13 @@ class TrainerComponent:
         )
         roots = (Path("/"),) if trusted else tuple(map(Path, settings.data_roots))
         sources = DataSources(data=settings.data, roots=roots, database=self._database, blobs=settings.blobs)
-        admission = Admission(store, roots, trusted=trusted, newest_sample=partial(newest_sample, self._database))
+        admission = Admission(
+            store,
+            roots,
+            trusted=trusted,
+            newest_sample=partial(newest_sample, self._database),
+            find_snapshot=partial(read_snapshot, self._database),
+        )
         control = RunControl(store, self._supervisor, admission, settings.inference_address)
         self.training = TrainingServicer(control, self._stop)
         self.data = DataServicer(self._database, sources, self._stop)

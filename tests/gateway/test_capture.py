@@ -129,6 +129,30 @@ async def test_what_no_receipt_has_named_is_sent_again_after_a_break_and_nothing
     assert len(set(trainer.gateways)) == 1
 
 
+async def test_who_asks_for_a_prediction_waits_until_the_trainer_has_it(trainer, follow):
+    gateway = await follow()
+    trainer.slow = True
+    identity, _ = gateway.answer()
+    settling = asyncio.ensure_future(gateway.capture.settle(identity))
+    await trainer.until(lambda: trainer.received)
+
+    assert not settling.done()
+    await trainer.release()
+    await settling
+    await gateway.capture.settle("another")
+
+
+async def test_nobody_waits_for_a_trainer_that_goes_away(trainer, follow):
+    gateway = await follow()
+    trainer.slow = True
+    identity, _ = gateway.answer()
+    settling = asyncio.ensure_future(gateway.capture.settle(identity))
+    await trainer.until(lambda: trainer.received)
+
+    await trainer.stop()
+    await settling
+
+
 async def test_nothing_captured_is_lost_while_the_trainer_is_away_for_a_while(trainer, follow):
     gateway = await follow()
     await trainer.stop()
