@@ -10,6 +10,7 @@ from services.common.manifest import GRAPH_FILE
 from services.trainer.clock import now
 from services.trainer.data.datasets import Dataset
 from services.trainer.data.samples import Samples
+from services.trainer.evaluation.robustness import measure_robustness
 from services.trainer.export.encoder import Encoder
 from services.trainer.export.graph import (
     PARITY_TOLERANCE,
@@ -33,6 +34,8 @@ ENCODER_FILE = "encoder.onnx"
 _PARITY_SAMPLES = 500
 _NETWORK_SAMPLES = 100
 _EMBEDDED_AT_ONCE = 500
+_SPOILT = 300
+_CORRUPTIONS = ("gaussian_noise", "gaussian_blur", "jpeg")
 _LEAST_TO_CALIBRATE = 50
 """Validation samples from which on a temperature is fitted; few that are all right would ask for certainty."""
 
@@ -76,6 +79,8 @@ def run_refit(job: Job) -> Outcome:
         figures["validation_accuracy"] = _accuracy(head, judged, dataset.validation.labels)
     figures |= {"train_accuracy": _accuracy(head, features, dataset.train.labels), "temperature": head.temperature}
     job.reporter.stage("fit", 1.0, figures)
+    for name, each in (("corrupted_accuracy", head), ("source_corrupted_accuracy", tail.head)):
+        figures[name] = _corrupted_accuracy(encoder, each, dataset.test[:_SPOILT])
     figures |= _write_graph(job, source, dataset, head, features)
     _write_weights(job, source, dataset, head, trained)
     parent = read_card(source)
@@ -100,6 +105,15 @@ def _embed(job: Job, encoder: Encoder, samples: Samples) -> NDArray[np.float32]:
         features[batch] = encoder.embed(np.asarray(samples.images[batch]))
         job.reporter.stage("embed", min(start + _EMBEDDED_AT_ONCE, len(samples)) / len(samples))
     return features
+
+
+def _corrupted_accuracy(encoder: Encoder, head: Head, samples: Samples) -> float:
+    """Return the accuracy on spoilt *samples*, which the loop's guards compare with that of the source."""
+
+    def predict(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return head_probabilities(head, encoder.embed(images))
+
+    return measure_robustness(predict, samples, seed=0, corruptions=_CORRUPTIONS).mean_accuracy
 
 
 def _accuracy(head: Head, features: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
