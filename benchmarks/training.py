@@ -28,7 +28,7 @@ from services.trainer.options import Augmentation, TrainingOptions
 from services.trainer.recipes import make_options
 from services.trainer.runs.folder import RunFolder
 from services.trainer.settings import TrainerSettings
-from services.trainer.training.hardware import choose_precision, prepare
+from services.trainer.training.hardware import choose_precision, computing_in, prepare
 from services.trainer.training.loop import Interrupted, Watcher, train
 from services.trainer.training.model import build_model
 from services.trainer.training.results import StepResult
@@ -65,7 +65,7 @@ def bare_steps(options: TrainingOptions, dataset: Dataset, device: torch.device)
     model.train()
     while True:
         for step in range(whole):
-            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            with computing_in(precision, device):
                 logits = model.network(model.normalise(images[step]))
             loss = functional.cross_entropy(logits.float(), labels[step])
             optimizer.zero_grad()

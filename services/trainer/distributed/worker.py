@@ -20,7 +20,7 @@ from aimass.trainer.v1.local_steps_pb2_grpc import LocalStepsServiceStub
 from services.trainer.distributed.flat import Flat
 from services.trainer.distributed.task import Task, find_maker, share_batches
 from services.trainer.training.batches import Batches
-from services.trainer.training.hardware import choose_precision, prepare
+from services.trainer.training.hardware import choose_precision, computing_in, prepare
 from services.trainer.training.loop import ALONE, cross_entropy
 from services.trainer.training.schedules import momentum_at, rate_at
 from services.trainer.training.state import State
@@ -60,7 +60,7 @@ class Worker:
         chosen = islice(batches.epoch(lease.epoch, lease.first_batch), lease.batch_count)
         for step, (images, labels) in enumerate(chosen, first):
             state.set_rate(rate_at(step / steps, lease.epoch, options), momentum_at(step / steps, options))
-            with torch.autocast(self._device.type, self._precision, enabled=self._precision != torch.float32):
+            with computing_in(self._precision, self._device):
                 logits = self._model.network(self._model.normalise(images))
             state.step(self._loss(logits.float(), labels, images))
         self.weights = Flat.of(self._model)

@@ -27,7 +27,7 @@ from services.trainer.networks.weights import load_weights
 from services.trainer.runs.folder import WEIGHTS_FILE
 from services.trainer.settings import TrainerSettings
 from services.trainer.training.distillation import Teacher
-from services.trainer.training.hardware import choose_precision
+from services.trainer.training.hardware import choose_precision, computing_in
 
 ANSWER_SECONDS = 60
 """How long a batch may take at inference; it may have to start again meanwhile."""
@@ -57,11 +57,10 @@ def open_teacher(
         allow_code: As in `load_weights`.
 
     Raises:
-        InvalidInput: *source* is neither.
+        InvalidInput: *source* is neither, or the run's weights are damaged.
         NotFound: There is no such run or version.
         Conflict: The run has no model yet, or the model has other labels or tensors than the student needs.
         NotReady: Inference or the version does not answer.
-        InvalidInput: The run's weights are damaged.
     """
     if source.startswith("run:"):
         folder = find_run(source, settings)
@@ -91,9 +90,8 @@ def trained_teacher(path: Path, labels: tuple[str, ...], precision: str, *, allo
     model.to(memory_format=torch.channels_last)
 
     def teach(images: Tensor) -> Tensor:
-        kind = choose_precision(precision, images.device)
         model.to(images.device)  # moves once
-        with torch.no_grad(), torch.autocast(images.device.type, kind, enabled=kind != torch.float32):
+        with torch.no_grad(), computing_in(choose_precision(precision, images.device), images.device):
             answers: Tensor = model(images).float()
         return answers
 

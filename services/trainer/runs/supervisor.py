@@ -251,11 +251,10 @@ class Supervisor:
                     await self._launch(run, lock, supervision)
             except Conflict:  # its former process is just ending
                 continue
-            except OSError as error:  # of this run's folder
+            except (Overloaded, OSError) as error:
                 await asyncio.to_thread(self._store.note, run_id, f"waits: {error}")
-            except Overloaded as error:
-                await asyncio.to_thread(self._store.note, run_id, f"waits: {error}")
-                return
+                if isinstance(error, Overloaded):  # there is room for no run; else it is this one's folder
+                    return
 
     async def _launch(self, run: Run, lock: int, supervision: ExitStack) -> None:
         folder = self.folder(run.id)

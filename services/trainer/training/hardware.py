@@ -54,3 +54,8 @@ def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+
+
+def computing_in(precision: torch.dtype, device: torch.device) -> torch.autocast:
+    """Return the context in which networks compute on *device* with activations in *precision*."""
+    return torch.autocast(device.type, precision, enabled=precision != torch.float32)

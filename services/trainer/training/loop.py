@@ -14,7 +14,7 @@ from services.trainer.networks.classifier import Classifier
 from services.trainer.options import TrainingOptions
 from services.trainer.training.batches import Batches
 from services.trainer.training.group import Alone, Group
-from services.trainer.training.hardware import choose_precision
+from services.trainer.training.hardware import choose_precision, computing_in
 from services.trainer.training.prediction import evaluate
 from services.trainer.training.results import EpochResult, StepResult
 from services.trainer.training.schedules import momentum_at, rate_at
@@ -100,7 +100,7 @@ def train(
         for images, labels in batches.epoch(epoch, state.batch):
             step = epoch * batches.per_epoch + state.batch
             state.set_rate(rate_at(step / steps, epoch, options), momentum_at(step / steps, options))
-            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            with computing_in(precision, device):
                 logits = network(model.normalise(images))
             state.step(loss(logits.float(), labels, images))
             if state.batch % options.log_every == 0:

@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from services.trainer.data.samples import Samples
 from services.trainer.networks.classifier import Classifier
+from services.trainer.training.hardware import computing_in
 
 _BATCH = 250
 
@@ -24,6 +25,6 @@ def predict(model: Classifier, samples: Samples, precision: torch.dtype = torch.
     model.eval()
     device = model.mean.device
     starts = range(0, len(samples), _BATCH)
-    with torch.inference_mode(), torch.autocast(device.type, precision, enabled=precision != torch.float32):
+    with torch.inference_mode(), computing_in(precision, device):
         batches = (torch.from_numpy(np.array(samples.images[at : at + _BATCH])) for at in starts)
         return np.concatenate([model(batch.to(device)).float().cpu().numpy() for batch in batches])
