@@ -55,6 +55,7 @@ def bare_steps(options: TrainingOptions, dataset: Dataset, device: torch.device)
         learnt,
         lr=options.learning_rate / 10,
         momentum=options.momentum,
+        nesterov=options.nesterov,
         weight_decay=options.weight_decay,
         foreach=True,
     )
@@ -67,7 +68,7 @@ def bare_steps(options: TrainingOptions, dataset: Dataset, device: torch.device)
         for step in range(whole):
             with computing_in(precision, device):
                 logits = model.network(model.normalise(images[step]))
-            loss = functional.cross_entropy(logits.float(), labels[step])
+            loss = functional.cross_entropy(logits.float(), labels[step], label_smoothing=options.label_smoothing)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -75,23 +76,27 @@ def bare_steps(options: TrainingOptions, dataset: Dataset, device: torch.device)
 
 
 def in_turns(options: TrainingOptions, dataset: Dataset, turns: int) -> tuple[list[float], list[float]]:
-    """Return the seconds of each turn of ours and of the bare loop, `log_every` steps each."""
+    """Return the seconds per step of each turn of ours and of the bare loop.
+
+    A turn has `log_every` steps, and those after the last whole turn of an epoch are the next turn's, as is its end.
+    """
     device = prepare(options)
     bare = bare_steps(options, dataset, device)
     ours: list[float] = []
     theirs: list[float] = []
     with tempfile.TemporaryDirectory() as folder, Reporter(RunFolder(Path(folder))) as reporter:
-        mark = time.perf_counter()
+        mark, done = time.perf_counter(), 0
 
         def on_step(result: StepResult) -> None:
-            nonlocal mark
+            nonlocal mark, done
             reporter.step(result)
-            ours.append(_now(device) - mark)
+            steps, done = result.step - done, result.step
             begin = _now(device)
-            for _ in range(options.log_every):
+            ours.append((begin - mark) / steps)
+            for _ in range(steps):
                 next(bare)
             mark = _now(device)
-            theirs.append(mark - begin)
+            theirs.append((mark - begin) / steps)
 
         watcher = Watcher(on_step=on_step, should_stop=lambda: len(theirs) == WARM_UP + turns)
         with contextlib.suppress(Interrupted):
@@ -112,7 +117,7 @@ def measure(recipe: str, data: str, steps: int, turns: int) -> list[str]:
     dataset = load_images(options)
     ours, bare = in_turns(options, dataset, turns)
     plain, beside = in_turns(options.model_copy(update={"augmentation": BARE}), dataset, turns)
-    images = steps * min(options.batch_size, len(dataset.train))
+    images = min(options.batch_size, len(dataset.train))
     return [
         recipe,
         str(options.batch_size),

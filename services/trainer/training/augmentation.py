@@ -53,10 +53,10 @@ def move(images: Tensor, mirrored: Tensor, reach: int) -> Tensor:
     """
     count, height, width, channels = images.shape
     device = images.device
-    shifts = torch.randint(-reach, reach + 1, (2, count, 1), device=device)
-    rows = _reflected(shifts[0] + torch.arange(height, device=device), height)  # (B, H)
-    columns = _reflected(shifts[1] + torch.arange(width, device=device), width)  # (B, W)
-    columns = torch.where(mirrored[:, None], width - 1 - columns, columns)
+    down, right = torch.randint(2 * reach + 1, (2, count), device=device)
+    rows = _shifted(height, reach, device)[down]  # (B, H)
+    shifted = _shifted(width, reach, device)
+    columns = torch.cat((shifted, width - 1 - shifted))[right + mirrored * len(shifted)]  # (B, W)
     sources = _positions(rows, columns, height, width)
     return images.reshape(-1, channels).index_select(0, sources).view(images.shape)
 
@@ -76,15 +76,20 @@ def _span(count: int, length: int, part: int, device: torch.device) -> Tensor:
     return start + torch.arange(part, device=device)
 
 
-def _reflected(positions: Tensor, length: int) -> Tensor:
-    """Return *positions*, less than *length* outside of 0 to *length* - 1, mirrored at these two."""
-    return length - 1 - (length - 1 - positions.abs()).abs()
+def _shifted(length: int, reach: int, device: torch.device) -> Tensor:
+    """Where pixels come from when *length* of them are shifted by each of -*reach* to *reach*, mirrored at the ends.
+
+    Int64 (2 reach + 1, length).
+    """
+    positions = torch.arange(-reach, length + reach, device=device)
+    reflected = length - 1 - (length - 1 - positions.abs()).abs()
+    return reflected.unfold(0, length, 1)
 
 
 def _positions(rows: Tensor, columns: Tensor, height: int, width: int) -> Tensor:
     """Return where the pixels at *rows* (B, h) and *columns* (B, w) lie among those of all images, int64 (B h w,)."""
     first = torch.arange(len(rows), device=rows.device)[:, None] * height
-    return ((first + rows)[:, :, None] * width + columns[:, None, :]).flatten()
+    return (((first + rows) * width)[:, :, None] + columns[:, None, :]).flatten()
 
 
 def change(images: Tensor, transform: v2.Transform) -> Tensor:

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 
 from services.trainer.data.samples import Samples
@@ -45,14 +46,16 @@ def test_a_set_smaller_than_a_batch_is_one_batch() -> None:
     assert [len(labels) for _, labels in batches(3, batch_size=8).epoch(0)] == [3]
 
 
-def test_an_epoch_that_goes_on_shows_what_it_would_have_shown() -> None:
+@pytest.mark.parametrize("at_once", [1, 2, 5])
+def test_an_epoch_that_goes_on_shows_what_it_would_have_shown(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.trainer.training.batches.BLOCK_BYTES", at_once * 4 * 16 * 16 * 3)
     changing = Augmentation(flip=True, translate=2, cutout=4, policy="trivial", mixup=0.5)
     whole = list(batches(20, augmentation=changing).epoch(3))
 
-    rest = list(batches(20, augmentation=changing).epoch(3, first=2))
+    rest = list(batches(20, augmentation=changing).epoch(3, first=3))
 
-    assert len(rest) == len(whole) - 2
-    for (images, labels), (expected_images, expected_labels) in zip(rest, whole[2:], strict=True):
+    assert (len(whole), len(rest)) == (5, 2)
+    for (images, labels), (expected_images, expected_labels) in zip(rest, whole[3:], strict=True):
         assert torch.equal(images, expected_images)
         assert torch.equal(labels, expected_labels)
 
