@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install run test test-cuda check lint types format protos protos-check bench bench-training soak perf-analyzer starter clean
+.PHONY: help install run demo test test-cuda check lint types format protos protos-check bench bench-training bench-loop soak perf-analyzer starter clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,8 +20,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 run: $(INSTALLED) ## install, then start the suite on http://127.0.0.1:8000
 	$(BIN)/aimass up
 
+demo: $(INSTALLED) ## watch a weak model become better by its users, without a touch (minutes); KILLS=10 kills too
+	$(BIN)/aimass demo $(if $(KILLS),--kills $(KILLS))
+
 test: $(INSTALLED) ## run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 test-cuda: $(INSTALLED) ## the same tests, with the graphs on an NVIDIA GPU
 	TEST_DEVICE=cuda $(BIN)/python -m pytest
@@ -73,6 +76,15 @@ bench-training: $(INSTALLED) ## the loop beside a bare one, cost of watching, wo
 	$(BIN)/python -m benchmarks.progress
 	$(BIN)/python -m benchmarks.local_steps
 	$(BIN)/python -m benchmarks.kills --kills 20 --epochs 10
+
+bench-loop: $(INSTALLED) ## the gate's honesty, poison, drift, intervals, cost of capturing and retraining, label to answer (two hours)
+	$(BIN)/python -m benchmarks.honesty
+	$(BIN)/python -m benchmarks.intervals
+	$(BIN)/python -m benchmarks.drift
+	$(BIN)/python -m benchmarks.poison
+	$(BIN)/python -m benchmarks.capturing
+	$(BIN)/python -m benchmarks.retraining
+	$(BIN)/python -m benchmarks.turnaround
 
 soak: $(INSTALLED) ## a million requests, swaps under load: is memory flat, is anything lost (half an hour)
 	$(BIN)/python -m benchmarks.swaps

@@ -9,9 +9,9 @@ with Client() as client:
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from aimass.client import AsyncClient, Client, Label, Model, Prediction, PredictionError
+    from aimass.client import AsyncClient, Client, Feedback, Label, Model, Prediction, PredictionError
 
-__all__ = ["AsyncClient", "Client", "Label", "Model", "Prediction", "PredictionError"]
+__all__ = ["AsyncClient", "Client", "Feedback", "Label", "Model", "Prediction", "PredictionError"]
 
 
 def __getattr__(name: str) -> Any:

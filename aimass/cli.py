@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from aimass.client import DEFAULT_ADDRESS, DEFAULT_MODEL
+from aimass.console import Address, Key, err, fail, out
+from aimass.feedback_commands import feedback, keys, review
+from aimass.loop_commands import loop
 
 if TYPE_CHECKING:
     from aimass.client import Client, Prediction, PredictionError
@@ -29,10 +31,10 @@ app = typer.Typer(
 )
 data = typer.Typer(help="Data sets.", no_args_is_help=True)
 app.add_typer(data, name="data")
-out = Console()
-err = Console(stderr=True)
-
-Address = Annotated[str, typer.Option(help="The suite's gRPC address.", envvar="AIMASS_ADDRESS")]
+app.add_typer(keys, name="keys")
+app.add_typer(feedback, name="feedback")
+app.add_typer(review, name="review")
+app.add_typer(loop, name="loop")
 
 
 class Mode(StrEnum):
@@ -47,13 +49,13 @@ def main() -> None:
     try:
         app()
     except ModuleNotFoundError as error:
-        _fail(f"this command needs the package {error.name!r}; install it with: pip install 'aimass[all]'")
+        fail(f"this command needs the package {error.name!r}; install it with: pip install 'aimass[all]'")
     except UnicodeEncodeError as error:  # bytes on the command line that messages cannot hold
-        _fail(f"{error.object[:100]!r} is not UTF-8; write it in UTF-8")
+        fail(f"{error.object[:100]!r} is not UTF-8; write it in UTF-8")
     except Exception as error:
         if not isinstance(error, _expected_errors()):
             raise
-        _fail(str(error))
+        fail(str(error))
 
 
 def _expected_errors() -> tuple[type[Exception], ...]:
@@ -61,11 +63,6 @@ def _expected_errors() -> tuple[type[Exception], ...]:
     from services.common.errors import ServiceError, SettingsError
 
     return (PredictionError, ServiceError, SettingsError, OSError)
-
-
-def _fail(sentence: str) -> None:
-    err.print(f"[red]error:[/red] {escape(sentence)}", highlight=False, soft_wrap=True)
-    sys.exit(1)
 
 
 @app.command()
@@ -102,6 +99,21 @@ def _greet(settings: "GatewaySettings") -> None:
 
 
 @app.command()
+def demo(
+    mode: Annotated[Mode, typer.Option(help="As for `up`.")] = Mode.services,
+    kills: Annotated[float, typer.Option(min=0, help="Kill a service at random every so many seconds; 0: none.")] = 0,
+    home: Annotated[Path | None, typer.Option(help="An empty folder for all of it; a temporary one if absent.")] = None,
+) -> None:
+    """Watch a weak model become better by its users: minutes, real pictures, no touch. Ends with 1 if it does not."""
+    from aimass.demo.story import run_demo
+
+    if kills and mode is Mode.pipeline:
+        fail("--kills needs --mode services: in one process there is nothing that goes on")
+    if not run_demo(out, home, mode.value, kills):
+        sys.exit(1)
+
+
+@app.command()
 def predict(
     files: Annotated[list[Path], typer.Argument(help="Images.", exists=True, dir_okay=False)],
     model: Annotated[str, typer.Option(help="Name of the model.")] = DEFAULT_MODEL,
@@ -109,13 +121,14 @@ def predict(
     version: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Version; 0 lets the model's traffic decide.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document per image and line.")] = False,
     address: Address = DEFAULT_ADDRESS,
+    key: Key = "",
 ) -> None:
     """Predict the labels of images. Ends with 1 when an image could not be used."""
     from aimass.client import Client, PredictionError
     from aimass.progress import progress_bar
 
     outcomes = []
-    with Client(address) as client, progress_bar(enabled=len(files) > 1 and not as_json) as advance:
+    with Client(address, key) as client, progress_bar(enabled=len(files) > 1 and not as_json) as advance:
         for done, file in enumerate(files, 1):
             outcomes.append((file, _predict_one(client, file, model, top, version)))
             advance("predict", done / len(files), {})
@@ -149,6 +162,7 @@ def _document(outcome: Any) -> dict[str, Any]:
         "prediction_id": outcome.prediction_id,
         "model": outcome.model,
         "version": outcome.version,
+        "captured": outcome.captured,
         "predictions": [{"label": each.label, "probability": each.probability} for each in outcome.labels],
     }
 
@@ -176,13 +190,14 @@ def _print_predictions(outcomes: list[tuple[Path, Any]]) -> None:
 def models(
     as_json: Annotated[bool, typer.Option("--json", help="A JSON document.")] = False,
     address: Address = DEFAULT_ADDRESS,
+    key: Key = "",
 ) -> None:
     """List the models that the suite serves."""
     from dataclasses import asdict
 
     from aimass.client import Client
 
-    with Client(address) as client:
+    with Client(address, key) as client:
         served = client.models()
     if as_json:
         print(json.dumps([asdict(model) for model in served]))
@@ -340,7 +355,7 @@ def export(
 
     publication = _publication(publish, stable, model, force)
     if folder is None and publication is None:
-        _fail("nothing to do: say where to with --to FOLDER, or --publish")
+        fail("nothing to do: say where to with --to FOLDER, or --publish")
     with _interruptible():
         export_model(out, trainer, source, precision, folder, publication)
 
@@ -378,7 +393,7 @@ def _interruptible() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        _fail("interrupted; a run that was named above goes on with its --run-id")
+        fail("interrupted; a run that was named above goes on with its --run-id")
 
 
 @app.command()
@@ -414,7 +429,7 @@ def oip_check(
                 on_check=status.update,
             )
     except (Unreachable, UnknownModel, ValueError) as error:
-        _fail(str(error))
+        fail(str(error))
     if as_json:
         print(json.dumps(document(address, findings)))
     else:
@@ -437,7 +452,7 @@ def fetch(
     from services.trainer.settings import TrainerSettings
 
     if name != "cifar10":
-        _fail(f"data set {name!r} is unknown; use cifar10")
+        fail(f"data set {name!r} is unknown; use cifar10")
     folder = load_settings(TrainerSettings).data / name
     with progress_bar() as advance:
         fetch_cifar10(source, folder, lambda _, fraction: advance("fetch", fraction, {}))

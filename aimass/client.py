@@ -48,6 +48,8 @@ class Prediction:
     version: int
     labels: tuple[Label, ...]
     timings: Timings
+    captured: bool = False
+    """Whether image and answer are kept to learn from; feedback on one that is not brings the image again."""
 
     @property
     def label(self) -> str:
@@ -58,6 +60,18 @@ class Prediction:
     def probability(self) -> float:
         """The probability of the best label."""
         return self.labels[0].probability
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """What became of what was said of a prediction."""
+
+    state: str
+    """`captured`, `pending`, `accepted`, `quarantined`, `proposed` or `rejected`."""
+    state_reason: str
+    """Stable word that says why, such as `NEIGHBOURS_DISAGREE`; empty where the state says all."""
+    created: bool
+    """Whether it was new."""
 
 
 @dataclass(frozen=True)
@@ -95,10 +109,16 @@ Outcome = Prediction | PredictionError
 
 
 class Client:
-    """Calls a suite and waits for its answers; use it as a context manager or close it."""
+    """Calls a suite and waits for its answers; use it as a context manager or close it.
 
-    def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
-        self._channel = grpc.insecure_channel(address, options=_channel_options(address))
+    Args:
+        address: Of the gateway.
+        key: Who calls, where the suite wants to know: from `aimass keys make`.
+    """
+
+    def __init__(self, address: str = DEFAULT_ADDRESS, key: str = "") -> None:
+        self._metadata = key_metadata(key)
+        self._channel = grpc.insecure_channel(address, options=channel_options(address))
         self._stub = GatewayServiceStub(self._channel)
 
     def __enter__(self) -> Self:
@@ -144,9 +164,42 @@ class Client:
         """
         request = _request(images, model, top, version, routing_key)
         try:
-            return _outcomes(self._stub.Predict(request, timeout=timeout))
+            return _outcomes(self._stub.Predict(request, timeout=timeout, metadata=self._metadata))
         except grpc.RpcError as error:
-            raise _error(error) from error
+            raise call_error(error) from error
+
+    def send_feedback(
+        self,
+        prediction: Prediction | str,
+        label: str | None = None,
+        *,
+        correct: bool | None = None,
+        comment: str = "",
+        image: Image | None = None,
+        model: str = "",
+        timeout: float | None = 30.0,
+    ) -> Feedback:
+        """Say what a prediction should have been: its right *label*, or whether it was *correct*.
+
+        Args:
+            prediction: The prediction or its id; an empty one where *image* and *model* say what is meant.
+            label: What it should have been.
+            correct: Whether the answer was right. Of a prediction that was not captured the suite does not know the
+                answer any more; where *prediction* is more than an id, its label says that it was right.
+            comment: Kept, and never learnt from.
+            image: The same image again, where the prediction was not captured.
+            model: Model that answered; known where *prediction* is more than an id.
+            timeout: Seconds until the call is given up.
+
+        Raises:
+            PredictionError: The suite refuses it or cannot answer.
+            ValueError: Both *label* and *correct* are given, or neither.
+        """
+        request = _feedback_request(prediction, label, correct, comment, image, model)
+        try:
+            return _feedback(self._stub.SendFeedback(request, timeout=timeout, metadata=self._metadata))
+        except grpc.RpcError as error:
+            raise call_error(error) from error
 
     def models(self, timeout: float | None = 30.0) -> list[Model]:
         """Return the models that the suite serves.
@@ -155,16 +208,17 @@ class Client:
             PredictionError: The suite cannot answer.
         """
         try:
-            return _models(self._stub.ListModels(pb.ListModelsRequest(), timeout=timeout))
+            return _models(self._stub.ListModels(pb.ListModelsRequest(), timeout=timeout, metadata=self._metadata))
         except grpc.RpcError as error:
-            raise _error(error) from error
+            raise call_error(error) from error
 
 
 class AsyncClient:
     """The same as `Client`, for asyncio."""
 
-    def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
-        self._channel = grpc.aio.insecure_channel(address, options=_channel_options(address))
+    def __init__(self, address: str = DEFAULT_ADDRESS, key: str = "") -> None:
+        self._metadata = key_metadata(key)
+        self._channel = grpc.aio.insecure_channel(address, options=channel_options(address))
         self._stub = GatewayServiceStub(self._channel)
 
     async def __aenter__(self) -> Self:
@@ -194,19 +248,39 @@ class AsyncClient:
         """See `Client.predict_many`."""
         request = _request(images, model, top, version, routing_key)
         try:
-            return _outcomes(await self._stub.Predict(request, timeout=timeout))
+            return _outcomes(await self._stub.Predict(request, timeout=timeout, metadata=self._metadata))
         except grpc.RpcError as error:
-            raise _error(error) from error
+            raise call_error(error) from error
+
+    async def send_feedback(
+        self,
+        prediction: Prediction | str,
+        label: str | None = None,
+        *,
+        correct: bool | None = None,
+        comment: str = "",
+        image: Image | None = None,
+        model: str = "",
+        timeout: float | None = 30.0,
+    ) -> Feedback:
+        """See `Client.send_feedback`."""
+        request = _feedback_request(prediction, label, correct, comment, image, model)
+        try:
+            return _feedback(await self._stub.SendFeedback(request, timeout=timeout, metadata=self._metadata))
+        except grpc.RpcError as error:
+            raise call_error(error) from error
 
     async def models(self, timeout: float | None = 30.0) -> list[Model]:
         """See `Client.models`."""
         try:
-            return _models(await self._stub.ListModels(pb.ListModelsRequest(), timeout=timeout))
+            return _models(
+                await self._stub.ListModels(pb.ListModelsRequest(), timeout=timeout, metadata=self._metadata)
+            )
         except grpc.RpcError as error:
-            raise _error(error) from error
+            raise call_error(error) from error
 
 
-def _channel_options(address: str) -> list[tuple[str, int]]:
+def channel_options(address: str) -> list[tuple[str, int]]:
     """Leave sizes to the server, and a proxy that the environment names out of the way to this machine."""
     local = address.removeprefix("[").startswith(("localhost", "127.", "::1"))
     return [
@@ -216,8 +290,17 @@ def _channel_options(address: str) -> list[tuple[str, int]]:
     ]
 
 
+def key_metadata(key: str) -> tuple[tuple[str, str], ...]:
+    """Return what tells a suite whose call it is; nothing where *key* is empty."""
+    return (("authorization", f"Bearer {key}"),) if key else ()
+
+
+def _bytes(image: Image) -> bytes:
+    return image if isinstance(image, bytes) else Path(image).read_bytes()
+
+
 def _request(images: Iterable[Image], model: str, top: int, version: int, routing_key: str) -> pb.PredictRequest:
-    encoded = [image if isinstance(image, bytes) else Path(image).read_bytes() for image in images]
+    encoded = [_bytes(image) for image in images]
     return pb.PredictRequest(model=model, version=version, images=encoded, top=top, routing_key=routing_key)
 
 
@@ -233,7 +316,37 @@ def _outcome(response: pb.PredictResponse, result: pb.PredictResult, timings: Ti
     if result.HasField("error"):
         return PredictionError(result.error.code, result.error.reason, result.error.message)
     labels = tuple(Label(each.label, each.probability) for each in result.prediction.labels)
-    return Prediction(result.prediction.prediction_id, response.model, response.version, labels, timings)
+    prediction = result.prediction
+    return Prediction(prediction.prediction_id, response.model, response.version, labels, timings, prediction.captured)
+
+
+def _feedback_request(
+    prediction: Prediction | str,
+    label: str | None,
+    correct: bool | None,
+    comment: str,
+    image: Image | None,
+    model: str,
+) -> pb.SendFeedbackRequest:
+    if (label is None) == (correct is None):
+        raise ValueError("give either the right label, or whether the answer was correct")
+    request = pb.SendFeedbackRequest(
+        prediction_id=prediction.prediction_id if isinstance(prediction, Prediction) else prediction,
+        comment=comment,
+        image=b"" if image is None else _bytes(image),
+        model=model or (prediction.model if isinstance(prediction, Prediction) else ""),
+    )
+    if correct and isinstance(prediction, Prediction) and not prediction.captured:
+        request.label = prediction.label
+    elif correct is not None:
+        request.correct = correct
+    elif label is not None:
+        request.label = label
+    return request
+
+
+def _feedback(response: pb.SendFeedbackResponse) -> Feedback:
+    return Feedback(response.state, response.state_reason, response.created)
 
 
 def _only(outcomes: Sequence[Outcome]) -> Prediction:
@@ -259,7 +372,8 @@ def _models(response: pb.ListModelsResponse) -> list[Model]:
     ]
 
 
-def _error(error: Any) -> PredictionError:
+def call_error(error: Any) -> PredictionError:
+    """Return what *error*, of a call, is in the suite's own words."""
     code, message = error.code().name, error.details() or error.code().name
     status = rpc_status.from_call(error)
     if code == "UNAVAILABLE" and status is None:  # not the suite's words, but grpc's

@@ -7,12 +7,12 @@ from prometheus_client.registry import Collector
 
 from aimass.inference.v1 import lifecycle_pb2
 from aimass.open_inference import grpc_service_pb2
-from aimass.open_inference.grpc_service_pb2_grpc import GRPCInferenceServiceServicer
-from gateway.backends import Backends
+from aimass.trainer.v1 import access_pb2
+from gateway.backends import OFFERED_BY_TRAINER, Backends
 from gateway.service import GatewayComponent
 from gateway.settings import GatewaySettings
 from services.common.channels import host_and_port
-from services.common.direct import UnaryCall, direct_call
+from services.common.direct import DirectContext, UnaryCall, direct_call
 from services.common.server import GrpcServer, Service, StopSignal, serve
 from services.common.settings import load_settings
 from services.inference.service import InferenceComponent
@@ -24,6 +24,8 @@ from services.trainer.settings import TrainerSettings
 
 if TYPE_CHECKING:
     from aimass.open_inference.grpc_service_pb2_grpc import GRPCInferenceServiceAsyncStub
+    from aimass.trainer.v1.feedback_pb2_grpc import FeedbackServiceAsyncStub
+    from aimass.trainer.v1.loop_pb2_grpc import LoopServiceAsyncStub
 
 
 class Pipeline:
@@ -86,13 +88,22 @@ class Pipeline:
     def _backends(self) -> Backends:
         open_inference = grpc_service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
         offered = {service.name: service for service in self._inference.services}
+        for_users = {service.full_name for service in OFFERED_BY_TRAINER}
+        learning = self._trainer.learning
+        assert learning is not None, "only the trainers of commands have none"
         return Backends(
             preprocess=direct_call(self._preprocess.preprocess.Preprocess),
             classify=direct_call(self._inference.inference.Classify),
             open_inference=cast("GRPCInferenceServiceAsyncStub", _DirectStub(self._inference.open_inference)),
             watch_traffic=self._watch_traffic,
             ready=_always_ready,
-            forwarded=[offered[open_inference], *self._trainer.services],
+            capture=lambda requests: learning.capture.Capture(requests, cast("Any", DirectContext(None, None))),
+            watch_keys=lambda: learning.access.WatchKeys(
+                access_pb2.WatchKeysRequest(), cast("Any", DirectContext(None, None))
+            ),
+            feedback=cast("FeedbackServiceAsyncStub", _DirectStub(learning.feedback)),
+            loop=cast("LoopServiceAsyncStub", _DirectStub(learning.loop)),
+            forwarded=[offered[open_inference], *(each for each in self._trainer.services if each.name in for_users)],
         )
 
     def _watch_traffic(self) -> Any:
@@ -100,9 +111,9 @@ class Pipeline:
 
 
 class _DirectStub:
-    """Offers the unary methods of the protocol's servicer as its stub does."""
+    """Offers the unary methods of a servicer as its stub does."""
 
-    def __init__(self, servicer: GRPCInferenceServiceServicer) -> None:
+    def __init__(self, servicer: Any) -> None:
         self._servicer = servicer
 
     def __getattr__(self, method: str) -> UnaryCall[Any, Any]:

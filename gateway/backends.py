@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import grpc
+from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
@@ -16,7 +17,12 @@ from aimass.open_inference import grpc_service_pb2
 from aimass.open_inference.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 from aimass.preprocess.v1 import preprocess_pb2
 from aimass.preprocess.v1.preprocess_pb2_grpc import PreprocessServiceStub
-from aimass.trainer.v1 import data_pb2, training_pb2
+from aimass.trainer.v1 import access_pb2, data_pb2, feedback_pb2, loop_pb2, training_pb2
+from aimass.trainer.v1.access_pb2_grpc import AccessServiceStub
+from aimass.trainer.v1.capture_pb2 import CaptureRequest, CaptureResponse
+from aimass.trainer.v1.capture_pb2_grpc import CaptureServiceStub
+from aimass.trainer.v1.feedback_pb2_grpc import FeedbackServiceStub
+from aimass.trainer.v1.loop_pb2_grpc import LoopServiceStub
 from gateway.forwarding import forwarded_service
 from gateway.settings import GatewaySettings
 from services.common.channels import open_channel
@@ -25,7 +31,17 @@ from services.common.server import Service, StopSignal
 
 if TYPE_CHECKING:
     from aimass.open_inference.grpc_service_pb2_grpc import GRPCInferenceServiceAsyncStub
+    from aimass.trainer.v1.feedback_pb2_grpc import FeedbackServiceAsyncStub
+    from aimass.trainer.v1.loop_pb2_grpc import LoopServiceAsyncStub
 
+OFFERED_BY_TRAINER: Sequence[ServiceDescriptor] = (
+    training_pb2.DESCRIPTOR.services_by_name["TrainingService"],
+    data_pb2.DESCRIPTOR.services_by_name["DataService"],
+    feedback_pb2.DESCRIPTOR.services_by_name["FeedbackService"],
+    access_pb2.DESCRIPTOR.services_by_name["AccessService"],
+    loop_pb2.DESCRIPTOR.services_by_name["LoopService"],
+)
+"""The trainer's services that users may call; its others are spoken between the gateway and the trainer."""
 HEALTH_SECONDS = 1.0
 """How long a service behind the gateway may take to say that it is well."""
 
@@ -44,6 +60,14 @@ class Backends:
     """State of all models, now and after each change."""
     ready: Callable[[], Awaitable[bool]]
     """Whether all services that a prediction needs answer."""
+    capture: Callable[[AsyncIterator[CaptureRequest]], AsyncIterable[CaptureResponse]]
+    """Captured predictions -> policies and receipts."""
+    watch_keys: Callable[[], AsyncIterable[access_pb2.WatchKeysResponse]]
+    """All valid keys, now and after each change."""
+    feedback: "FeedbackServiceAsyncStub"
+    """The unary methods of feedback and reviews."""
+    loop: "LoopServiceAsyncStub"
+    """The unary methods of the loop."""
     forwarded: Sequence[Service]
     """Services that the public gRPC port passes through."""
 
@@ -56,7 +80,7 @@ async def connected_backends(settings: GatewaySettings, stop: StopSignal) -> Asy
         preprocess, inference, trainer = [
             await stack.enter_async_context(open_channel(address)) for address in addresses
         ]
-        lifecycle = ModelLifecycleServiceStub(inference)
+        lifecycle, access = ModelLifecycleServiceStub(inference), AccessServiceStub(trainer)
         probes = [HealthStub(channel) for channel in (preprocess, inference)]
         yield Backends(
             preprocess=PreprocessServiceStub(preprocess).Preprocess,
@@ -64,12 +88,15 @@ async def connected_backends(settings: GatewaySettings, stop: StopSignal) -> Asy
             open_inference=GRPCInferenceServiceStub(inference),
             watch_traffic=lambda: lifecycle.WatchTraffic(lifecycle_pb2.WatchTrafficRequest()),
             ready=lambda: _all_serving(probes),
+            capture=CaptureServiceStub(trainer).Capture,
+            watch_keys=lambda: access.WatchKeys(access_pb2.WatchKeysRequest()),
+            feedback=FeedbackServiceStub(trainer),
+            loop=LoopServiceStub(trainer),
             forwarded=[
                 forwarded_service(
                     inference, grpc_service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"], stop
                 ),
-                forwarded_service(trainer, training_pb2.DESCRIPTOR.services_by_name["TrainingService"], stop),
-                forwarded_service(trainer, data_pb2.DESCRIPTOR.services_by_name["DataService"], stop),
+                *(forwarded_service(trainer, each, stop) for each in OFFERED_BY_TRAINER),
             ],
         )
 

@@ -10,6 +10,9 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from gateway.failures import BODY_TOO_LARGE
 from services.common.errors import InvalidInput, Overloaded
 
+MORE_FIELDS = 16
+"""Fields that a form may hold beside its files."""
+
 
 class BodyBudget:
     """Bytes of all bodies that are held at the same time: what comes beyond is refused instead of stored."""
@@ -57,25 +60,49 @@ async def read_images(request: Request, max_bytes: int, max_images: int, take: C
         Overloaded: The body is larger than *max_bytes*, or there is no room for it; the rest of it is not read.
         InvalidInput: The form is malformed, or holds no file or too many.
     """
+    if not is_form(request):
+        return [b"".join([chunk async for chunk in within_limits(request, request.stream(), max_bytes, take)])]
+    _, files = await read_form(request, max_bytes, max_images, take)
+    if not files:
+        raise InvalidInput("the multipart form holds no file; add one part with a filename for each image")
+    return files
+
+
+def is_form(request: Request) -> bool:
+    """Whether the body of *request* is a multipart form."""
+    return request.headers.get("content-type", "").lower().startswith("multipart/form-data")
+
+
+async def read_form(
+    request: Request, max_bytes: int, max_files: int, take: Callable[[int], None]
+) -> tuple[dict[str, str], list[bytes]]:
+    """Return the fields and the files of a multipart form, the files in order.
+
+    Args:
+        request: Its body is a form.
+        max_bytes: Largest body.
+        max_files: Most files, and most fields beside them.
+        take: Asked for room before a chunk is kept; from `BodyBudget`.
+
+    Raises:
+        Overloaded: The body is larger than *max_bytes*, or there is no room for it; the rest of it is not read.
+        InvalidInput: The form is malformed, or holds too many files.
+    """
     chunks = within_limits(request, request.stream(), max_bytes, take)
-    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        return [b"".join([chunk async for chunk in chunks])]
-    parser = _FormParser(request.headers, chunks, max_files=max_images, max_fields=max_images)
+    parser = _FormParser(request.headers, chunks, max_files=max_files, max_fields=max_files + MORE_FIELDS)
     try:
         form = await parser.parse()
     except MultiPartException as error:
         raise InvalidInput(
             f"the multipart form cannot be read: {error.message.rstrip('.')}; "
-            f"send 1 to {max_images} images, each as a part between the form's boundaries"
+            f"send 1 to {max_files} images, each as a part between the form's boundaries"
         ) from error
-    if not parser.complete:
-        await form.close()
-        raise InvalidInput("the multipart form ends before its closing boundary; send it whole")
-    files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
     try:
-        if not files:
-            raise InvalidInput("the multipart form holds no file; add one part with a filename for each image")
-        return [await file.read() for file in files]
+        if not parser.complete:
+            raise InvalidInput("the multipart form ends before its closing boundary; send it whole")
+        parts = form.multi_items()
+        fields = {name: value for name, value in parts if isinstance(value, str)}
+        return fields, [await value.read() for _, value in parts if isinstance(value, UploadFile)]
     finally:
         await form.close()
 

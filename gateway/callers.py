@@ -1,14 +1,17 @@
-"""What a caller says with its connection: how long it waits, where it is, and that it has gone."""
+"""What a caller says with its connection: how long it waits, where it is, that it has gone; and what is passed on."""
 
 import asyncio
 import math
 from collections.abc import Awaitable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
+from services.common.direct import Metadata
 from services.common.errors import InvalidInput
+from services.common.identity import STRANGER, bound_caller, caller_metadata
+from services.common.tracing import call_metadata
 
 TIMEOUT_HEADER = "x-request-timeout"
 ENDLESS_SECONDS = 365 * 24 * 3600.0
@@ -33,6 +36,11 @@ def stated_timeout(header: str | None) -> float | None:
     if math.isnan(seconds):
         raise InvalidInput(f"{TIMEOUT_HEADER} is {header[:40]!r}; give seconds, such as 2.5")
     return seconds if seconds < ENDLESS_SECONDS else None
+
+
+def backend_metadata() -> Metadata:
+    """Return what a call to the trainer takes along: the request's id, its trace, and who calls."""
+    return cast("Metadata", (*call_metadata(), caller_metadata(bound_caller() or STRANGER)))
 
 
 def peer_of(request: Request) -> str:

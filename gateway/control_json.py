@@ -7,7 +7,7 @@ from typing import Any
 from google.protobuf.message import Message
 
 from aimass.open_inference import grpc_service_pb2 as pb
-from gateway.documents import member, quoted
+from gateway.documents import bounded, member, quoted
 from services.common.errors import InvalidInput
 
 _FILE_PREFIX = "file:"
@@ -81,7 +81,7 @@ def _set_repository_parameters(target: Any, document: dict[str, Any]) -> None:
         if type(value) is bool:
             target[key].bool_param = value
         elif type(value) is int:
-            target[key].int64_param = _bounded(value, -(2**63), 2**63 - 1, where)
+            target[key].int64_param = bounded(value, -(2**63), 2**63 - 1, where)
         elif type(value) is not str:
             raise InvalidInput(f"{where} is {quoted(value)}; give a string, an integer, or true or false")
         elif key.startswith(_FILE_PREFIX):
@@ -123,7 +123,7 @@ def log_request(document: dict[str, Any]) -> pb.LogSettingsRequest:
         if type(value) is bool:
             request.settings[key].bool_param = value
         elif type(value) is int:
-            request.settings[key].uint32_param = _bounded(value, 0, 2**32 - 1, where)
+            request.settings[key].uint32_param = bounded(value, 0, 2**32 - 1, where)
         elif type(value) is str:
             request.settings[key].string_param = value
         elif value is not None:
@@ -163,19 +163,13 @@ def cuda_region(name: str, document: dict[str, Any]) -> pb.CudaSharedMemoryRegis
     return pb.CudaSharedMemoryRegisterRequest(
         name=name,
         raw_handle=_from_base64(member(handle, "b64", str, "raw_handle"), "raw_handle"),
-        device_id=_bounded(member(document, "device_id", int, "the region"), 0, 2**31 - 1, "device_id"),
+        device_id=bounded(member(document, "device_id", int, "the region"), 0, 2**31 - 1, "device_id"),
         byte_size=_size(document, "byte_size"),
     )
 
 
 def _size(document: dict[str, Any], key: str, default: int | None = None) -> int:
-    return _bounded(member(document, key, int, "the region", default), 0, 2**64 - 1, key)
-
-
-def _bounded(value: int, least: int, most: int, where: str) -> int:
-    if not least <= value <= most:
-        raise InvalidInput(f"{where} is {quoted(value)}; give {least} to {most}")
-    return value
+    return bounded(member(document, key, int, "the region", default), 0, 2**64 - 1, key)
 
 
 def _from_base64(text: str, where: str) -> bytes:

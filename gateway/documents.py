@@ -41,6 +41,17 @@ def member(document: Any, key: str, kind: type[T], where: str, default: T | None
     return value
 
 
+def bounded(value: int, least: int, most: int, where: str) -> int:
+    """Return *value*, where it is from *least* to *most*.
+
+    Raises:
+        InvalidInput: It is not.
+    """
+    if not least <= value <= most:
+        raise InvalidInput(f"{where} is {quoted(value)}; give {least} to {most}")
+    return value
+
+
 def quoted(value: object) -> str:
     """Return *value* as JSON, where that is short."""
     if isinstance(value, dict | list):

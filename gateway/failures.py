@@ -19,6 +19,8 @@ log = structlog.get_logger(__name__)
 
 HTTP_CODES = {
     "INVALID_ARGUMENT": 400,
+    "UNAUTHENTICATED": 401,
+    "PERMISSION_DENIED": 403,
     "NOT_FOUND": 404,
     "FAILED_PRECONDITION": 409,
     "RESOURCE_EXHAUSTED": 429,

@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
+from gateway.access import AUTHORIZATION
 from services.common.errors import NotReady
+from services.common.identity import CALLER_KEY, STRANGER, bound_caller, caller_metadata
 from services.common.logs import REQUEST_ID_KEY
 from services.common.peers import FORWARDED_PEER_KEY
 from services.common.server import Service, StopSignal
 from services.common.tracing import TRACEPARENT, call_metadata
+
+_OURS = frozenset({"user-agent", AUTHORIZATION, CALLER_KEY, REQUEST_ID_KEY, TRACEPARENT})
+"""Metadata that is not passed on: keys stay at the door, and who calls and by which id is said by the gateway."""
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[bytes, bytes]
@@ -110,10 +115,11 @@ class _Requests:
 
 
 def _metadata(context: Context, stream: bool = False) -> list[tuple[str, str | bytes]]:
-    """Return the caller's metadata without what belongs to the connection, with the request's id and its peer."""
+    """Return the caller's metadata without what belongs to the connection, with what only the gateway may say."""
     passed = [
         (key, value)
         for key, value in context.invocation_metadata() or ()
-        if not key.startswith(("grpc-", ":")) and key not in ("user-agent", REQUEST_ID_KEY, TRACEPARENT)
+        if not key.startswith(("grpc-", ":")) and key not in _OURS
     ]
-    return [*passed, *call_metadata(stream=stream), (FORWARDED_PEER_KEY, context.peer())]
+    caller = caller_metadata(bound_caller() or STRANGER)
+    return [*passed, *call_metadata(stream=stream), caller, (FORWARDED_PEER_KEY, context.peer())]

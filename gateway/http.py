@@ -14,12 +14,16 @@ from google.protobuf.duration_pb2 import Duration
 
 from aimass.gateway.v1 import gateway_pb2 as pb
 from gateway import schemas
+from gateway.access import Access, CallerBinding
 from gateway.backends import Backends
 from gateway.bodies import BodyBudget, read_images
 from gateway.callers import stated_timeout, unless_disconnected
 from gateway.draining import BodyDrain
 from gateway.failures import failure_document, handle_failures
+from gateway.feedback import Feedback
+from gateway.feedback_http import FeedbackRoutes
 from gateway.inference_http import JSON_SIZE_HEADER, InferenceRoutes
+from gateway.loop_http import LoopRoutes
 from gateway.models import describe_models
 from gateway.origin import OriginGuard
 from gateway.prediction import DEFAULT_TOP, Predictor
@@ -44,6 +48,8 @@ _PAGE_HEADERS = {
 def create_app(
     settings: GatewaySettings,
     predictor: Predictor,
+    feedback: Feedback,
+    access: Access,
     follower: TrafficFollower,
     backends: Backends,
     stop: StopSignal,
@@ -102,8 +108,12 @@ def create_app(
     async def index() -> Response:
         return FileResponse(PAGE / "index.html", headers=_PAGE_HEADERS)
 
-    app.router.routes.extend(InferenceRoutes(backends.open_inference, predictor, bodies, settings.max_body_bytes).all())
+    limits = bodies, settings.max_body_bytes
+    app.include_router(FeedbackRoutes(feedback, backends.feedback, predictor, *limits).router())
+    app.include_router(LoopRoutes(backends.loop, predictor, *limits).router())
+    app.router.routes.extend(InferenceRoutes(backends.open_inference, predictor, *limits).all())
     app.mount("/page", _PageFiles(directory=PAGE))
+    app.add_middleware(CallerBinding, access=access)
     handle_failures(app)
     if settings.allowed_origins:
         app.add_middleware(
@@ -146,6 +156,7 @@ def _result(response: pb.PredictResponse, result: pb.PredictResult) -> tuple[dic
         "model": response.model,
         "version": response.version,
         "predictions": [{"label": each.label, "probability": _finite(each.probability)} for each in prediction.labels],
+        "captured": prediction.captured,
     }
     return document, 200
 

@@ -3,13 +3,17 @@
 import asyncio
 import time
 import uuid
+from functools import partial
 
 from aimass.gateway.v1 import gateway_pb2 as pb
 from aimass.inference.v1 import inference_pb2
 from aimass.preprocess.v1 import preprocess_pb2
 from gateway.backends import Backends
+from gateway.capture import Answered, Capture
 from services.common.durations import duration_of
 from services.common.errors import DeadlineExceeded, InvalidInput
+from services.common.identity import bound_caller
+from services.common.manifest import DIGEST_PARAMETER
 from services.common.metrics import StageLatencies
 from services.common.tracing import call_metadata
 from services.common.traffic import NEW_VERSION_SECONDS, TrafficFollower, choose_version
@@ -26,10 +30,12 @@ class Predictor:
         backends: Backends,
         follower: TrafficFollower,
         stages: StageLatencies,
+        capture: Capture,
         timeout_seconds: float,
         max_images: int,
     ) -> None:
         self._backends = backends
+        self._capture = capture
         self._stages = stages
         self._follower = follower
         self._timeout_seconds = timeout_seconds
@@ -73,10 +79,46 @@ class Predictor:
         return pb.PredictResponse(
             model=request.model,
             version=version,
-            results=[_result(each, classified) for each in prepared.results],
+            results=self._results(request, version, state.traffic.generation, prepared, classified),
             timings=_timings(prepared, classified.timings, end - begin),
             traffic_generation=state.traffic.generation,
         )
+
+    def _results(
+        self,
+        request: pb.PredictRequest,
+        version: int,
+        generation: int,
+        prepared: preprocess_pb2.PreprocessResponse,
+        classified: inference_pb2.ClassifyResponse,
+    ) -> list[pb.PredictResult]:
+        """Return the result of each image; which are captured is settled here, before the answer leaves."""
+        results = []
+        for place, each in enumerate(prepared.results):
+            if each.HasField("error"):
+                error = pb.Error(code="INVALID_ARGUMENT", reason=each.error.reason, message=each.error.message)
+                results.append(pb.PredictResult(error=error))
+                continue
+            labels = _labels(classified.classifications[each.index])
+            best = labels[0]
+            size = partial(_size, request, place)
+            decision = self._capture.decide(request.model, version, best.label, best.probability, size)
+            prediction = pb.Prediction(prediction_id=uuid.uuid4().hex, labels=labels, captured=decision.captured)
+            if decision.captured:
+                caller = bound_caller()
+                answered = Answered(
+                    prediction_id=prediction.prediction_id,
+                    model=request.model,
+                    version=version,
+                    traffic_generation=generation,
+                    preprocess_digest=prepared.request.parameters[DIGEST_PARAMETER].string_param,
+                    image=request.images[place],
+                    labels=tuple((label.label, label.probability) for label in labels),
+                    contributor=caller.contributor if caller is not None else "",
+                )
+                self._capture.offer(answered, decision)
+            results.append(pb.PredictResult(prediction=prediction))
+        return results
 
     async def _wait_for_version(self, request: pb.PredictRequest, deadline: "Deadline") -> None:
         def newest() -> int:
@@ -121,13 +163,13 @@ class Deadline:
         return left
 
 
-def _result(prepared: preprocess_pb2.ImageResult, classified: inference_pb2.ClassifyResponse) -> pb.PredictResult:
-    if prepared.HasField("error"):
-        error = pb.Error(code="INVALID_ARGUMENT", reason=prepared.error.reason, message=prepared.error.message)
-        return pb.PredictResult(error=error)
-    classes = classified.classifications[prepared.index].classes
-    labels = [pb.Label(label=each.label or str(each.index), probability=each.probability) for each in classes]
-    return pb.PredictResult(prediction=pb.Prediction(prediction_id=uuid.uuid4().hex, labels=labels))
+def _size(request: pb.PredictRequest, place: int) -> int:
+    return len(request.images[place])
+
+
+def _labels(classification: inference_pb2.Classification) -> list[pb.Label]:
+    classes = classification.classes
+    return [pb.Label(label=each.label or str(each.index), probability=each.probability) for each in classes]
 
 
 def _timings(

@@ -20,6 +20,19 @@ class ImageAnswer(BaseModel):
     model: str
     version: int
     predictions: list[Prediction]
+    captured: bool
+    """Whether image and answer are kept to learn from; one that is not can be sent again with its feedback."""
+
+
+class FeedbackAnswer(BaseModel):
+    """What became of what was said of a prediction."""
+
+    state: str
+    """`captured`, `pending`, `accepted`, `quarantined`, `proposed` or `rejected`."""
+    state_reason: str
+    """Stable word that says why; empty where the state says all."""
+    created: bool
+    """Whether it was new."""
 
 
 class Error(BaseModel):
@@ -83,3 +96,31 @@ IMAGE_BODY: dict[str, Any] = {
     }
 }
 """The body of a prediction: the bytes of an image, or a form with one file part per image."""
+
+
+def _json_body(**properties: str) -> dict[str, Any]:
+    schema = {"type": "object", "properties": {name: {"type": kind} for name, kind in properties.items()}}
+    return {"requestBody": {"content": {"application/json": {"schema": schema}}}}
+
+
+_VERDICT = {name: {"type": "string"} for name in ("label", "comment", "model")} | {"correct": {"type": "boolean"}}
+FEEDBACK_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": {"type": "object", "properties": _VERDICT}},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": _VERDICT | {"image": {"type": "string", "format": "binary"}},
+                }
+            },
+        },
+    }
+}
+"""A verdict: `label` or `correct`; the form brings the image of a prediction that was not captured."""
+REVIEW_BODY = _json_body(label="string", undecidable="boolean", reject="boolean", release="boolean")
+"""A decision: one of its members."""
+TRIGGER_BODY = _json_body(reason="string", strategy="string", request_id="string")
+VERSION_BODY = _json_body(version="integer", reason="string", request_id="string")
+REASON_BODY = _json_body(reason="string", request_id="string")

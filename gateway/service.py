@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from collections.abc import Sequence
+from dataclasses import replace
 
 import structlog
 import uvicorn
@@ -10,7 +11,10 @@ from prometheus_client.registry import Collector
 
 from aimass.gateway.v1 import gateway_pb2
 from aimass.gateway.v1.gateway_pb2_grpc import add_GatewayServiceServicer_to_server
+from gateway.access import Access, KeyBook
 from gateway.backends import Backends
+from gateway.capture import Capture
+from gateway.feedback import Feedback
 from gateway.http import create_app
 from gateway.http_server import HttpServer, listen
 from gateway.metrics import GatewayFigures
@@ -23,6 +27,9 @@ from services.common.traffic import TrafficFollower
 
 log = structlog.get_logger(__name__)
 
+LAST_RECEIPTS_SECONDS = 2.0
+"""How long the trainer may take at the end to take in what was captured."""
+
 
 class GatewayComponent:
     """The public edge: prediction over gRPC and HTTP, the page, forwarded services."""
@@ -33,11 +40,27 @@ class GatewayComponent:
         self._backends = backends
         self._follower = TrafficFollower(backends.watch_traffic)
         self._figures = GatewayFigures(self._follower)
-        predictor = Predictor(
-            backends, self._follower, self._figures.stages, settings.request_timeout_seconds, settings.max_images
+        self._keys = KeyBook(backends.watch_keys)
+        self._access = Access(self._keys, settings.authentication)
+        self._capture = Capture(
+            backends.capture,
+            self._figures.capture,
+            max_bytes=settings.capture_queue_bytes,
+            max_message_bytes=settings.max_message_bytes,
         )
-        self._servicer = GatewayServicer(predictor, self._follower, stop, settings.stream_window)
-        app = create_app(settings, predictor, self._follower, backends, stop, self._figures.http)
+        predictor = Predictor(
+            backends,
+            self._follower,
+            self._figures.stages,
+            self._capture,
+            settings.request_timeout_seconds,
+            settings.max_images,
+        )
+        feedback = Feedback(backends.feedback, self._capture)
+        self._servicer = GatewayServicer(predictor, feedback, self._follower, stop, settings.stream_window)
+        app = create_app(
+            settings, predictor, feedback, self._access, self._follower, backends, stop, self._figures.http
+        )
         self._http = HttpServer(
             uvicorn.Config(
                 app,
@@ -53,20 +76,19 @@ class GatewayComponent:
 
     @property
     def services(self) -> Sequence[Service]:
-        """The gateway contract and what is passed through."""
-        return (
-            Service.of(
-                gateway_pb2.DESCRIPTOR.services_by_name["GatewayService"],
-                add_GatewayServiceServicer_to_server,
-                self._servicer,
-            ),
-            *self._backends.forwarded,
+        """The gateway contract and what is passed through, all behind the same guard."""
+        own = Service.of(
+            gateway_pb2.DESCRIPTOR.services_by_name["GatewayService"],
+            add_GatewayServiceServicer_to_server,
+            self._servicer,
         )
+        return [replace(service, guard=self._access.guard) for service in (own, *self._backends.forwarded)]
 
     @property
     def collectors(self) -> Sequence[Collector]:
         """What is counted at the edge, and what the services behind tell."""
-        return (self._figures.stages, self._figures.http, Sources(self._settings.metrics_sources))
+        figures = self._figures
+        return (figures.stages, figures.http, figures.capture, Sources(self._settings.metrics_sources))
 
     async def start(self) -> None:
         """Answer HTTP at once, so that liveness shows, and wait for the models.
@@ -77,6 +99,8 @@ class GatewayComponent:
         listener = listen(self._settings.host, self._settings.http_port)
         log.info("listening for HTTP", host=self._settings.host, port=listener.getsockname()[1])
         self._serving = asyncio.create_task(self._serve_http(listener))
+        self._keys.start()
+        self._capture.start()
         await self._follower.start()
 
     async def _serve_http(self, listener: socket.socket) -> None:
@@ -92,7 +116,9 @@ class GatewayComponent:
         await serving
 
     async def close(self) -> None:
-        """Finish the HTTP requests in flight and stop."""
+        """Finish the HTTP requests in flight, give what was captured to the trainer, and stop."""
         if self._serving is not None:
             await self._serving
+        await self._capture.close(LAST_RECEIPTS_SECONDS)
+        await self._keys.close()
         await self._follower.close()

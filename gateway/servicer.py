@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from aimass.gateway.v1 import gateway_pb2 as pb
 from aimass.gateway.v1.gateway_pb2_grpc import GatewayServiceServicer
+from gateway.feedback import Feedback
 from gateway.models import describe_models
 from gateway.prediction import Predictor
 from services.common.server import StopSignal
@@ -26,8 +27,16 @@ if TYPE_CHECKING:
 class GatewayServicer(GatewayServiceServicer):
     """Unpacks, calls, packs."""
 
-    def __init__(self, predictor: Predictor, follower: TrafficFollower, stop: StopSignal, stream_window: int) -> None:
+    def __init__(
+        self,
+        predictor: Predictor,
+        feedback: Feedback,
+        follower: TrafficFollower,
+        stop: StopSignal,
+        stream_window: int,
+    ) -> None:
         self._predictor = predictor
+        self._feedback = feedback
         self._follower = follower
         self._stop = stop
         self._stream_window = stream_window
@@ -57,6 +66,11 @@ class GatewayServicer(GatewayServiceServicer):
             error = pb.Error(code=status.code.name, reason=status.reason, message=status.message)
             return pb.PredictStreamResponse(id=request.id, error=error)
         return pb.PredictStreamResponse(id=request.id, response=response)
+
+    async def SendFeedback(self, request: pb.SendFeedbackRequest, context: Context) -> pb.SendFeedbackResponse:
+        """Say what a prediction should have been."""
+        deadline = self._predictor.deadline(context.time_remaining())
+        return await self._feedback.send(request, deadline.remaining())
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         """List the models that the suite serves."""

@@ -1,5 +1,7 @@
 """Settings of the gateway."""
 
+from typing import Literal
+
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
@@ -35,6 +37,11 @@ class GatewaySettings(ServiceSettings):
     """Images in one request."""
     stream_window: Positive = 16
     """Requests of one `PredictStream` that are worked on at once."""
+    capture_queue_bytes: Positive = 64 * 1024 * 1024
+    """Captured images that wait for the trainer, together; beyond that none are captured, and it is counted."""
+    authentication: Literal["auto", "required"] = "auto"
+    """Who needs a key: with `auto`, who calls from another machine and wants more than predictions; with `required`,
+    everybody. A proxy on this machine must say whom it forwards for (`x-forwarded-for`), else all seem to be here."""
     allowed_hosts: Names = ()
     """Names, with commas between, under which the HTTP port may be addressed beside `localhost` and IP addresses."""
     allowed_origins: Names = ()

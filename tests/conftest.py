@@ -30,12 +30,21 @@ hypothesis.settings.register_profile("suite", suppress_health_check=[hypothesis.
 hypothesis.settings.load_profile("suite")
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+_WITH_SUITES = "tests/end_to_end"
+_SHARES_SUITES = (_WITH_SUITES, "tests/aimass", "tests/gateway")
 
 
 @pytest.fixture(scope="session")
 def device() -> str:
     """Where the services' graphs run."""
     return DEVICE
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the tests of a folder share a worker, and with it the servers and models that they share."""
+    for item in items:
+        folder = item.path.relative_to(item.config.rootpath).parent.as_posix()
+        item.add_marker(pytest.mark.xdist_group(_WITH_SUITES if folder in _SHARES_SUITES else folder))
 
 
 def pytest_asyncio_loop_factories(config, item):

@@ -1,3 +1,6 @@
+import { offerFeedback } from "./feedback.js";
+import { watchLoop } from "./loop.js";
+
 const TOP = 5;
 const STAGES = ["preprocess", "queue", "inference"];
 const AT_ONCE = 4; // Below the browser's own limit of connections: its waiting would be counted as the server's time.
@@ -83,6 +86,7 @@ function useModel() {
   if (names.join("\n") !== [...select.options].map((o) => o.value).join("\n")) select.replaceChildren(...names.map((name) => new Option(name)));
   select.hidden = names.length < 2;
   $("model").dataset.state = model ? "ready" : "away";
+  followLoop(model?.name ?? null);
   say("model-state", model ? `${select.hidden ? `${model.name}, ` : ""}version ${model.version}` : "Not ready");
   if (!model) return;
   select.value = model.name;
@@ -131,7 +135,7 @@ function showResults(any) {
 function show({ card, find, modelName }, state) {
   card.dataset.state = state;
   find("failure").hidden = state !== "failed";
-  find("outcome").hidden = find("fine-print").hidden = state !== "done";
+  find("outcome").hidden = find("fine-print").hidden = find("feedback").hidden = state !== "done";
   find("pending").textContent = { waiting: model ? "Waiting for its turn…" : "Waiting for a model…", sending: `Asking ${modelName}…` }[state] ?? "";
 }
 
@@ -187,9 +191,28 @@ function showAnswer(job, { body, headers }, browserMs) {
   job.find("curl").textContent = `curl --data-binary @${shellQuoted(job.name)} ${shellQuoted(location.origin + predictPath(body.model))}`;
   job.find("prediction-id").textContent = body.prediction_id;
   job.find("prediction-model").textContent = `${body.model}, version ${body.version}`;
+  offerFeedback(job.find("feedback"), {
+    best: best.label,
+    labels: models.find((m) => m.name === body.model)?.labels ?? [],
+    name: job.name,
+    send: (verdict) => sendFeedback(job, body, verdict),
+  });
   show(job, "done");
   say("announce", `${job.name}: ${best.label}, ${percent(best.probability)}`);
   if (body.model === model?.name && body.version !== model.version) refreshModels(); // another version has gone live
+}
+
+async function sendFeedback({ file }, { prediction_id, model, captured, predictions: [best] }, said) {
+  const verdict = said.correct && !captured ? { label: best.label } : said; // it does not know its answer any more
+  const options = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(verdict) };
+  if (!captured) { // the server has not kept the picture, so it comes along
+    const form = new FormData();
+    for (const [name, value] of Object.entries({ ...verdict, model })) form.append(name, value);
+    form.append("image", file);
+    Object.assign(options, { headers: {}, body: form });
+  }
+  const { body } = await ask(`/v1/predictions/${prediction_id}/feedback`, options, 30_000);
+  return body;
 }
 
 function showTiming({ find }, header, browserMs) {
@@ -265,6 +288,7 @@ $("clear").onclick = () => {
 };
 $("model-select").onchange = ({ target }) => { chosen = target.value; useModel(); };
 window.ononline = refreshModels;
+const followLoop = watchLoop($("loop"), ask);
 
 showSamples();
 refreshModels();

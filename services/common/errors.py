@@ -7,6 +7,8 @@
     ├── Overloaded          a queue or quota is full
     ├── Conflict            the state of things forbids it; look before trying again
     ├── Unsupported         this server does not do that
+    ├── Unauthenticated     nobody knows who asks
+    ├── NotAllowed          who asks may not
     └── DeadlineExceeded    the caller's time is over
 
 `services.common.statuses` maps each to its gRPC status; `gateway.failures` maps the status to HTTP.
@@ -82,6 +84,18 @@ class Unsupported(ServiceError):
     """The request asks for something this server does not do."""
 
     reason = "UNSUPPORTED"
+
+
+class Unauthenticated(ServiceError):
+    """A key is needed, or the one that was sent is not valid."""
+
+    reason = "UNAUTHENTICATED"
+
+
+class NotAllowed(ServiceError):
+    """The caller is known, and may not do that."""
+
+    reason = "NOT_ALLOWED"
 
 
 class DeadlineExceeded(ServiceError):

@@ -200,6 +200,8 @@ class Manifest(_Document):
     create_time: str | None = None
     """RFC 3339, UTC."""
     parent_version: int | None = None
+    publication_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{8,128}$")] | None = None
+    """Whoever publishes again with the same one gets the version that is there."""
     training: Training | None = None
     metrics: dict[str, float] = {}
     golden: Golden | None = None

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -114,6 +114,9 @@ class StopSignal:
                     waiting.cancel()
 
 
+Guard = Callable[[str, "Context"], Awaitable[None]]
+
+
 @dataclass(frozen=True)
 class Service:
     """One gRPC service that a server offers."""
@@ -122,6 +125,8 @@ class Service:
     """Full name, as the contract has it."""
     register: Callable[[grpc.aio.Server], None]
     """Adds its handlers to a server."""
+    guard: Guard | None = None
+    """Awaited before each call with the method's full name; raises what the call then ends with."""
 
     @classmethod
     def of(
@@ -152,7 +157,8 @@ class Component(Protocol):
 class _Door(grpc.aio.ServerInterceptor):
     """Lets calls in until the server stops; knows those that it owes an answer, until that has left."""
 
-    def __init__(self) -> None:
+    def __init__(self, guards: Mapping[str, Guard]) -> None:
+        self._guards = guards
         self._calls: set[asyncio.Task[Any]] = set()
         self._moved = -math.inf
         self._closed = False
@@ -191,6 +197,9 @@ class _Door(grpc.aio.ServerInterceptor):
             status = status_of(NotReady("the server is stopping; call another one, or try again"))
             await context.abort_with_status(rpc_status.to_status(status.proto))
         async with ending_with_status(method, context):
+            guard = self._guards.get(method.rpartition("/")[0].lstrip("/"))
+            if guard is not None:
+                await guard(method, context)
             yield
 
     async def wait_quiet(self) -> None:
@@ -230,7 +239,7 @@ class GrpcServer:
         self._address = address
         self._names = ("", *(service.name for service in services))
         self._health = health.aio.HealthServicer()
-        self._door = _Door()
+        self._door = _Door({service.name: service.guard for service in services if service.guard is not None})
         self._server = grpc.aio.server(
             interceptors=[
                 self._door,

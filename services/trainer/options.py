@@ -91,7 +91,8 @@ class TrainingOptions(_Options):
 
     # What is learnt from
     dataset: Annotated[str, Field(min_length=1)] = "cifar10"
-    """`cifar10`, `cifar10-slice`, `model:<name>` for the samples imported for a model, or the path of a folder.
+    """`cifar10`, `cifar10-slice`, `model:<name>` for the samples imported for a model, `snapshot:<digest>` for those
+    that the loop has pinned, or the path of a folder.
     `model:<name>` is kept as `model:<name>@<last>`: the samples up to the newest, by number, when the run was created;
     what is imported later does not change it. `model:<name>@<after>..<last>` are only those above a number, and
     `model:<name>@<after>..` those up to the newest."""
@@ -301,6 +302,24 @@ class EvaluationOptions(_Options):
     samples: Annotated[int, Field(ge=1)] = 2_000
     """Of the test part, for robustness and attack; the figures themselves use all of it."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0
+
+
+class RefitOptions(_Options):
+    """A new last layer for a trained model, fitted to the features that the layers before it make."""
+
+    source: str
+    """`run:<id>`, or `<model>@<version>` of a run on this machine."""
+    dataset: Annotated[str, Field(min_length=1)]
+    """As in training; its labels and pixels must be the source's."""
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of each label that is spread over all classes."""
+    pull: Annotated[float, Field(ge=0, le=1000)] | None = None
+    """How strongly the new layer is held to the source's; absent, a fifth of the samples tells."""
+    rounds: Annotated[int, Field(ge=1, le=100_000)] = 300
+    """Steps, each one pass over all features."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Draws the images on which the new graph is proved, and those that tell the pull."""
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
 
 

@@ -2,6 +2,7 @@
 
 import math
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,29 +28,39 @@ RESUMED_AFTER = frozenset(
 
 
 def publish_version(
-    channel: grpc.Channel, model: str, folder: Path, on_progress: Callable[[float], None] = lambda fraction: None
+    channel: grpc.Channel,
+    model: str,
+    folder: Path,
+    on_progress: Callable[[float], None] = lambda fraction: None,
+    *,
+    publication_id: str = "",
 ) -> pb.ModelVersion:
     """Publish the graph and the manifest in *folder* as the next version of *model*; it gets no traffic.
 
     Goes on with what an earlier upload of the graph has left, also when it breaks off on the way.
 
+    Args:
+        channel: To inference.
+        model: Name under which inference serves it.
+        folder: With both files.
+        on_progress: Told the share of the graph that has been sent.
+        publication_id: Whoever publishes again with the same one gets the version that is there; empty makes a new one.
+
     Raises:
         grpc.RpcError: Inference is away or refuses the version; its sentence says why.
     """
     stub = ModelLifecycleServiceStub(channel)
-    graph = Manifest.from_json((folder / MANIFEST_FILE).read_bytes(), MANIFEST_FILE).graph
-    query = pb.GetUploadRequest(model=model, graph_digest=graph.sha256 if graph else "")
-    before = {version.version for version in _versions(stub, query)}
+    manifest = Manifest.from_json((folder / MANIFEST_FILE).read_bytes(), MANIFEST_FILE)
+    # With an identity, a call whose answer got lost can be repeated.
+    manifest = manifest.model_copy(update={"publication_id": publication_id or uuid.uuid4().hex})
+    query = pb.GetUploadRequest(model=model, graph_digest=manifest.graph.sha256 if manifest.graph else "")
     received, failing_since = -1, -math.inf  # what is away from the beginning is not waited for
     while True:
         try:
-            for version in _versions(stub, query):
-                if version.version not in before:  # it was only the answer that got lost
-                    return version
             offset = stub.GetUpload(query).received_bytes
             if offset > received:
                 received, failing_since = offset, math.inf
-            return stub.PublishVersion(_parts(model, folder, offset, on_progress)).version
+            return stub.PublishVersion(_parts(model, manifest, folder / GRAPH_FILE, offset, on_progress)).version
         except grpc.RpcError as error:
             failing_since = min(failing_since, time.monotonic())
             if error.code() not in RESUMED_AFTER or time.monotonic() - failing_since > PATIENCE_SECONDS:
@@ -63,19 +74,13 @@ def set_stable(channel: grpc.Channel, model: str, version: int) -> pb.Traffic:
     return ModelLifecycleServiceStub(channel).SetTraffic(request).traffic
 
 
-def _versions(stub: ModelLifecycleServiceStub, graph: pb.GetUploadRequest) -> list[pb.ModelVersion]:
-    """Return the versions of the model that have the graph."""
-    models = {state.model: state.versions for state in stub.ListVersions(pb.ListVersionsRequest()).models}
-    return [version for version in models.get(graph.model, ()) if version.graph_digest == graph.graph_digest]
-
-
 def _parts(
-    model: str, folder: Path, offset: int, on_progress: Callable[[float], None]
+    model: str, manifest: Manifest, graph: Path, offset: int, on_progress: Callable[[float], None]
 ) -> Iterator[pb.PublishVersionRequest]:
-    manifest = (folder / MANIFEST_FILE).read_bytes()
-    yield pb.PublishVersionRequest(header=pb.PublishVersionHeader(model=model, manifest=manifest, offset=offset))
-    size = (folder / GRAPH_FILE).stat().st_size
-    with (folder / GRAPH_FILE).open("rb") as file:
+    header = pb.PublishVersionHeader(model=model, manifest=manifest.to_json().encode(), offset=offset)
+    yield pb.PublishVersionRequest(header=header)
+    size = graph.stat().st_size
+    with graph.open("rb") as file:
         file.seek(offset)
         while chunk := file.read(CHUNK_BYTES):
             yield pb.PublishVersionRequest(chunk=chunk)

@@ -15,7 +15,9 @@ from services.common.server import Service, StopSignal
 from services.trainer.contracts.data import DataServicer
 from services.trainer.contracts.training import TrainingServicer
 from services.trainer.data.imported import newest_sample
+from services.trainer.data.snapshots import read_snapshot
 from services.trainer.data.sources import DataSources
+from services.trainer.learning import Learning
 from services.trainer.metrics import RunFigures
 from services.trainer.runs.admission import Admission
 from services.trainer.runs.control import RunControl
@@ -67,15 +69,25 @@ class TrainerComponent:
         )
         roots = (Path("/"),) if trusted else tuple(map(Path, settings.data_roots))
         sources = DataSources(data=settings.data, roots=roots, database=self._database, blobs=settings.blobs)
-        admission = Admission(store, roots, trusted=trusted, newest_sample=partial(newest_sample, self._database))
+        admission = Admission(
+            store,
+            roots,
+            trusted=trusted,
+            newest_sample=partial(newest_sample, self._database),
+            find_snapshot=partial(read_snapshot, self._database),
+        )
         control = RunControl(store, self._supervisor, admission, settings.inference_address)
         self.training = TrainingServicer(control, self._stop)
         self.data = DataServicer(self._database, sources, self._stop)
         self._figures = RunFigures(store)
+        # A command's own trainer must not drive a second loop on the same database.
+        serves = queue == SERVICE_QUEUE
+        self.learning = Learning(settings, self._database, sources, store, control, self._stop) if serves else None
 
     @property
     def services(self) -> Sequence[Service]:
         """The trainer's contracts."""
+        learning = self.learning.services if self.learning else ()
         return (
             Service.of(
                 training_pb2.DESCRIPTOR.services_by_name["TrainingService"],
@@ -85,12 +97,13 @@ class TrainerComponent:
             Service.of(
                 data_pb2.DESCRIPTOR.services_by_name["DataService"], add_DataServiceServicer_to_server, self.data
             ),
+            *learning,
         )
 
     @property
     def collectors(self) -> Sequence[Collector]:
-        """How many runs there are."""
-        return (self._figures,)
+        """How many runs there are, and how the loops stand."""
+        return (self._figures, *(self.learning.collectors if self.learning else ()))
 
     async def start(self) -> None:
         """Bring the database up to date, find runs of an earlier life again, and start what waits.
@@ -105,12 +118,16 @@ class TrainerComponent:
             raise SettingsError(error.message) from error
         except OSError as error:
             raise SettingsError(f"the trainer cannot start: {error}; make TRAINER_RUNS a folder of its own") from error
+        if self.learning is not None:
+            self.learning.start()
         self._stopping = asyncio.create_task(self._stop_runs())
 
     async def close(self) -> None:
         """Wait until all processes of runs have stopped, then free what is held."""
         if self._stopping is not None:
             self._stopping.cancel()
+        if self.learning is not None:
+            await self.learning.close()
         await self._supervisor.stop()
         self._database.close()
 

@@ -12,10 +12,14 @@ from services.common.errors import InvalidInput
 
 NAMES = ("cifar10", "cifar10-slice")
 """Sets with a name of their own; beside them the samples of models and the paths of folders."""
-FORMS = f"{', '.join(NAMES)}, model:<name> or the path of a folder"
+FORMS = f"{', '.join(NAMES)}, model:<name>, snapshot:<digest> or the path of a folder"
 """What the option `dataset` takes, in words."""
 
+SNAPSHOT_PREFIX = "snapshot:"
+"""Of the names of sets that are snapshots."""
+
 _MODEL_PREFIX = "model:"
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _SAMPLES = re.compile(r"(?P<model>[^@]*)(@((?P<after>[0-9]{1,18})\.\.)?(?P<last>[0-9]{1,18})?)?")
 
 
@@ -77,6 +81,24 @@ class ModelSamples:
                 field="dataset",
             )
         return samples
+
+
+def parse_snapshot(dataset: str) -> str | None:
+    """Return the digest in `snapshot:<digest>`, else None.
+
+    Raises:
+        InvalidInput: It begins like one, and is none.
+    """
+    if not dataset.startswith(SNAPSHOT_PREFIX):
+        return None
+    digest = dataset.removeprefix(SNAPSHOT_PREFIX)
+    if not _DIGEST.fullmatch(digest):
+        raise InvalidInput(
+            f"dataset {dataset[:200]!r} names no snapshot; write snapshot: and its digest, 64 hexadecimal digits in "
+            "lower case",
+            field="dataset",
+        )
+    return digest
 
 
 def resolve_places(name: str, bases: Iterable[Path]) -> list[Path]:

@@ -38,11 +38,16 @@ class TrainerSettings(ServiceSettings):
     """Most threads of a run, whatever its options say; 0 means one per core."""
     min_free_bytes: Annotated[int, Field(ge=0)] = 1024**3
     """Disk space below which no run is created or started."""
+    loop: bool = True
+    """Whether served models are made better by themselves: `on` or `off`."""
+    policy: Path | None = None
+    """TOML file of what the loop may do; by default the one that comes with the suite."""
 
     def environment(self) -> dict[str, str]:
         """Return the variables that say the same."""
         prefix = self.model_config["env_prefix"]
-        return {f"{prefix}{name}".upper(): _text(getattr(self, name)) for name in type(self).model_fields}
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        return {f"{prefix}{name}".upper(): _text(value) for name, value in values.items() if value is not None}
 
 
 def _text(value: Any) -> str:

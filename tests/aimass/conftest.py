@@ -1,5 +1,6 @@
 """A running suite, and the command line as a person runs it."""
 
+import asyncio
 import json
 import os
 import signal
@@ -9,11 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from aimass import cli, console
 from services.trainer.runs.folder import PROGRESS_FILE, RunFolder
 from services.trainer.runs.progress import read_progress
 from services.trainer.runs.store import Run, RunStore
 from services.trainer.storage.database import Database
+from tests.aimass.loop_service import ToldLoop
 from tests.end_to_end.conftest import suites
 from tests.end_to_end.suite import AIMASS, clean_environment, poll
 
@@ -110,3 +114,42 @@ def commands(tmp_path: Path) -> Iterator[Commands]:
     commands = Commands(tmp_path)
     yield commands
     commands.end()
+
+
+@pytest.fixture
+def typed(monkeypatch, tmp_path):
+    """A function that runs a command in a thread of this process: `await typed("loop", "tiny", "--address", …)`.
+
+    It returns what was printed, and raises what the command line would tell as a sentence.
+    """
+    monkeypatch.setenv("AIMASS_HOME", str(tmp_path / "home"))
+    for name in ("AIMASS_ADDRESS", "AIMASS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    for each in (console.out, console.err):
+        monkeypatch.setattr(each, "width", 200)
+
+    async def typed(*arguments, answers=""):
+        result = await asyncio.to_thread(CliRunner().invoke, cli.app, [str(each) for each in arguments], answers)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    return typed
+
+
+@pytest.fixture
+def told():
+    """A loop service that answers as it was told to."""
+    return ToldLoop()
+
+
+@pytest.fixture
+async def loop(typed, serve, told):
+    """A function that runs a command of the loop at that service: `await loop("events", "pets")`."""
+    served = await serve(lambda stop: told)
+
+    async def loop(*arguments, answers=""):
+        return await typed("loop", *arguments, "--address", served.address, answers=answers)
+
+    return loop

@@ -50,7 +50,7 @@ def test_predict_writes_a_json_document_for_each_file(aimass, cat_file):
     assert [document["file"] for document in documents] == ["cat.png"] * 2
     assert [len(document["predictions"]) for document in documents] == [2, 2]
     assert documents[0]["predictions"][0]["label"] == "cat"
-    assert documents[0].keys() == {"file", "prediction_id", "model", "version", "predictions"}
+    assert documents[0].keys() == {"file", "prediction_id", "model", "version", "captured", "predictions"}
 
 
 def test_predict_ends_with_1_and_a_sentence_when_a_file_is_no_picture(aimass, cat_file, bad_file):

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 
 import grpc
 import pytest
@@ -16,10 +17,12 @@ from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
 from services.common import server
-from services.common.errors import NotReady, SettingsError
+from services.common.errors import NotAllowed, NotReady, SettingsError
+from services.common.identity import Caller, bind_caller, bound_caller
 from services.common.server import GrpcServer, StopSignal
 from services.common.server import serve as run_component
 from services.common.settings import ServiceSettings
+from services.common.streaming import answer_in_order
 
 SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
 
@@ -46,6 +49,74 @@ async def test_health_follows_the_life_of_the_server(serve_handlers, name):
     await served.server.set_ready(False)
     assert (await watch.read()).status == NOT_SERVING
     assert (await health.Check(HealthCheckRequest(service=name))).status == NOT_SERVING
+
+
+@pytest.fixture
+async def guarded(serve, handlers):
+    """A channel to behaviours of every arity, which answer who calls, behind a guard that knows only anna."""
+
+    async def unary(request, context):
+        return bound_caller().contributor.encode()
+
+    async def stream(request, context):
+        yield await unary(request, context)
+        yield bound_caller().contributor.encode()  # it is still known when the stream goes on
+
+    async def in_a_task(requests, context):
+        async def answer(request):
+            return await unary(request, context)
+
+        async for answered in answer_in_order(requests, answer, 2):
+            yield answered
+
+    async def guard(method, context):
+        if dict(context.invocation_metadata()).get("name") != "anna":
+            raise NotAllowed(f"{method} is for anna; be anna")
+        bind_caller(Caller("anna", frozenset()))
+
+    component = handlers(
+        {
+            "Unary": grpc.unary_unary_rpc_method_handler(unary),
+            "Requests": grpc.stream_unary_rpc_method_handler(unary),
+            "Stream": grpc.unary_stream_rpc_method_handler(stream),
+            "Both": grpc.stream_stream_rpc_method_handler(stream),
+            "Tasks": grpc.stream_stream_rpc_method_handler(in_a_task),
+        }
+    )
+    component.services = [replace(each, guard=guard) for each in component.services]
+    return (await serve(lambda _stop: component)).channel
+
+
+CALLS = {
+    "Unary": lambda channel, **sent: channel.stream_stream("/test.Test/Unary")(iter([b""]), **sent),
+    "Requests": lambda channel, **sent: channel.stream_stream("/test.Test/Requests")(iter([b"", b""]), **sent),
+    "Stream": lambda channel, **sent: channel.stream_stream("/test.Test/Stream")(iter([b""]), **sent),
+    "Both": lambda channel, **sent: channel.stream_stream("/test.Test/Both")(iter([b""]), **sent),
+    "Tasks": lambda channel, **sent: channel.stream_stream("/test.Test/Tasks")(iter([b"", b""]), **sent),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+async def test_what_a_guard_binds_is_known_to_handlers_of_every_arity(guarded, name):
+    answers = [each async for each in CALLS[name](guarded, metadata=[("name", "anna")])]
+
+    assert set(answers) == {b"anna"}
+
+
+@pytest.mark.parametrize("name", CALLS)
+async def test_what_a_guard_raises_ends_the_call(guarded, name):
+    call = CALLS[name](guarded, metadata=[("name", "ben")])
+
+    assert await call.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert await call.details() == f"/test.Test/{name} is for anna; be anna"
+
+
+async def test_a_call_beside_does_not_change_who_calls(guarded):
+    call = guarded.unary_unary("/test.Test/Unary")
+
+    assert await call(b"", metadata=[("name", "anna")]) == b"anna"
+    with pytest.raises(grpc.aio.AioRpcError, match="be anna"):
+        await call(b"")
 
 
 async def test_health_of_an_unknown_service_is_not_found(serve_handlers):

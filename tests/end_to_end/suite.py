@@ -36,6 +36,9 @@ HOST, ORIGIN = "models.example", "https://page.example"
 DEVICE = os.environ.get("TEST_DEVICE", "cpu")
 """Where the graphs of the services under test run."""
 
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+"""Which of how many processes the tests of a run are shared by; none takes another's ports."""
 _GIVEN: set[int] = set()
 _SUITES = pytest.StashKey[dict[str, "Suite"]]()
 
@@ -59,7 +62,7 @@ class Ports:
         """Choose ports that nobody has, out of the range from which clients' connections get theirs."""
         ports: list[int] = []
         while len(ports) < len(cls.__annotations__):
-            port = random.randrange(15_000, 30_000)
+            port = random.randrange(15_000 + _WORKER, 30_000, _WORKERS)
             with socket.socket() as listener, contextlib.suppress(OSError):
                 listener.bind(("127.0.0.1", port))
                 if port not in _GIVEN:  # to another suite, which may not listen yet
@@ -240,7 +243,7 @@ def start_suite(mode: str, folder: Path, ports: Ports | None = None, **settings:
         INFERENCE_DEVICE=DEVICE,
         **{f"{name}_MAX_MESSAGE_BYTES": str(MAX_MESSAGE_BYTES) for name in ("GATEWAY", "PREPROCESS", "INFERENCE")},
         **ports.environment(),
-        **settings,
+        **({"TRAINER_LOOP": "off"} | settings),  # it would embed thousands of pictures beside each test
     )
     with (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:
         process = subprocess.Popen(
@@ -258,7 +261,7 @@ def shared_suite(config: pytest.Config, mode: str, prepare: Callable[[], Path]) 
     """Return the one suite of *mode* that all tests of this session share; *prepare* makes its home folder."""
     suites = config.stash.setdefault(_SUITES, {})
     if mode not in suites:
-        suite = suites[mode] = start_suite(mode, prepare())
+        suite = suites[mode] = start_suite(mode, prepare(), TRAINER_LOOP="on")
         config.add_cleanup(suite.end)
         suite.wait_until_ready()
     return suites[mode]

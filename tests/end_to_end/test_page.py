@@ -7,6 +7,7 @@ import pytest
 from playwright.sync_api import expect, sync_playwright
 
 from tests.end_to_end.pictures import cat
+from tests.end_to_end.suite import poll
 
 CHROMIUM = shutil.which("chromium")
 ARGUMENTS = [
@@ -41,7 +42,13 @@ def page(browser, suites):
     """The page of the suite of four processes; it must not complain in the browser's console."""
     complaints = []
     page = browser.new_page(reduced_motion="reduce")  # bars are measured, so they must not be on their way
-    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+
+    def hear(message):
+        # A model that is served since a moment ago has no loop yet.
+        if message.type == "error" and not message.location["url"].endswith("/loop"):
+            complaints.append(message.text)
+
+    page.on("console", hear)
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.goto(suites["services"].url)
     yield page
@@ -134,3 +141,17 @@ def test_the_page_names_the_model_that_is_ready(page):
 
     assert "version 1" in page.locator("#model-state").text_content()
     assert "cat" in page.locator("#knows").text_content()
+
+
+def test_the_page_shows_the_loop_that_the_trainer_drives(page, suites):
+    suite = suites["services"]
+    with suite.client() as client:
+        poll(
+            lambda: client.get("/v1/models/cifar10/loop").json().get("enabled", False),
+            suite.process,
+            suite.folder,
+        )
+    page.reload()
+
+    expect(page.locator("#loop .stage")).to_have_text("Nothing is being changed.", timeout=30_000)
+    expect(page.locator("#loop .next")).to_contain_text("The next attempt waits for")

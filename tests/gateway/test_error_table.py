@@ -18,6 +18,8 @@ from tests.error_texts import not_walked
 
 LENGTH = "Inference-Header-Content-Length"
 PREDICT, INFER, GENERATE = "/v1/models/cifar10/predict", "/v2/models/sums/infer", "/v2/models/sums/generate"
+FEEDBACK = "/v1/predictions/x/feedback"
+CORRECT_YES = b'--x\r\nContent-Disposition: form-data; name="correct"\r\n\r\nyes\r\n--x--\r\n'
 BOUNDARY = {"Content-Type": "multipart/form-data; boundary=x"}
 
 
@@ -43,6 +45,11 @@ class Door:
         answer = self.http.post(f"{path}{query}", content=content, headers=headers)
         error = answer.json()["error"]
         return str(answer.status_code), error if isinstance(error, str) else error["message"]
+
+    def list_observations(self, query: str) -> tuple[str, str]:
+        """Return the status and the text with which a list of observations is refused."""
+        answer = self.http.get(f"/v1/models/cifar10/observations?{query}")
+        return str(answer.status_code), answer.json()["error"]["message"]
 
     def infer(self, **fields) -> tuple[str, str]:
         """Return what is said of a request for `sums` whose first input is as *fields* say."""
@@ -222,6 +229,39 @@ TABLE = [
             "its shape [-1, 4]",
             "send a multiple of 4",
         ),
+        # Feedback
+        (
+            "no verdict",
+            lambda d: d.post(FEEDBACK, {}),
+            "400",
+            "has neither",
+            "label and correct",
+            "give one of them",
+        ),
+        (
+            "verdict of a form",
+            lambda d: d.post(FEEDBACK, CORRECT_YES, **BOUNDARY),
+            "400",
+            "'correct' of the form is \"yes\"",
+            "true or false",
+            "give true",
+        ),
+        (
+            "no decision",
+            lambda d: d.post("/v1/observations/1/review", {}),
+            "400",
+            "has none",
+            "label, undecidable, reject and release",
+            "give one",
+        ),
+        *(
+            (query, lambda d, query=query: d.list_observations(query), "400", came, expected, "give one of")
+            for query, came, expected in (
+                ("order=best", 'order is "best"', "newest, uncertain, disagreement, drawn"),
+                ("state=lost", 'state is "lost"', "captured, pending, accepted, quarantined, proposed, rejected"),
+                ("role=both", 'role is "both"', "train, judge"),
+            )
+        ),
         # What an operator may do
         (
             "load parameter",
@@ -301,6 +341,11 @@ ELSEWHERE = {
     "bodies of other requests": "test_bodies",
     "body goes on after its end": "test_inference_http: bodies that cannot be unpacked",
     "body ends early": "test_inference_http: bodies that cannot be unpacked",
+    "this server answers nobody without a key": "test_access",
+    "has not told of its keys yet": "test_access",
+    "the key that was sent is not valid": "test_access",
+    "is spoken between services of the suite": "test_access",
+    "so that this needs a key with scope": "test_access",
     "is not ready; try again": "test_process, where inference is away",
     "which the size of a raw body does not settle": "test_inference_http: raw bodies",
     "output {…} is {…}, which JSON cannot say": "test_inference_http: half precision",

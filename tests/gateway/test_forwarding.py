@@ -18,6 +18,7 @@ from aimass.starter import STARTER
 from aimass.trainer.v1 import training_pb2
 from aimass.trainer.v1.training_pb2_grpc import TrainingServiceStub
 from gateway.forwarding import forwarded_service
+from services.common.identity import OWNER, STRANGER, caller_metadata, caller_of
 from services.common.manifest import DIGEST_PARAMETER
 from services.common.server import Service
 from tests.end_to_end.pictures import cifar, encode
@@ -269,11 +270,12 @@ def test_a_stock_client_pushes_lists_and_unloads_a_model(own_suite):
 def test_reflection_lists_and_describes_what_the_public_port_offers(channel):
     database = ProtoReflectionDescriptorDatabase(channel)
 
-    services = set(database.get_services())
-
-    assert services == {
+    assert set(database.get_services()) == {
         "aimass.gateway.v1.GatewayService",
+        "aimass.trainer.v1.AccessService",
         "aimass.trainer.v1.DataService",
+        "aimass.trainer.v1.FeedbackService",
+        "aimass.trainer.v1.LoopService",
         "aimass.trainer.v1.TrainingService",
         "inference.GRPCInferenceService",
         "grpc.health.v1.Health",
@@ -328,6 +330,22 @@ async def serve_forwarded(serve):
         return front.channel, front.stop
 
     return start
+
+
+async def test_whoever_is_not_known_at_the_door_is_a_stranger_behind_it(serve_forwarded):
+    heard = []
+
+    async def hear(request, context):
+        heard.append(caller_of(context))
+        return b""
+
+    descriptor = training_pb2.DESCRIPTOR.services_by_name["TrainingService"]
+    channel, _ = await serve_forwarded(descriptor, "ListRuns", grpc.unary_unary_rpc_method_handler(hear))
+    call = channel.unary_unary(f"/{descriptor.full_name}/ListRuns")
+    await call(b"")
+    await call(b"", metadata=[caller_metadata(OWNER)])
+
+    assert heard == [STRANGER, STRANGER]
 
 
 async def test_a_stream_is_ended_in_order_when_the_gateway_stops(serve_forwarded):

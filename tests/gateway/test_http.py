@@ -36,7 +36,7 @@ def test_a_raw_body_is_answered_with_labels(client):
 
     document = response.json()
     assert response.status_code == 200
-    assert document.keys() == {"prediction_id", "model", "version", "predictions"}
+    assert document.keys() == {"prediction_id", "model", "version", "predictions", "captured"}
     assert (document["model"], document["version"]) == ("cifar10", 1)
     assert len(document["prediction_id"]) == 32
     assert document["predictions"][0]["label"] == "cat"
@@ -363,7 +363,23 @@ def test_openapi_describes_every_operation(client):
     references = set(json.dumps(document).split('"$ref": "')[1:])
     schemas = document["components"]["schemas"]
     assert document["openapi"].startswith("3.")
-    assert set(document["paths"]) == {"/v1/models/{model}/predict", "/v1/models", "/v2/health/live", "/v2/health/ready"}
+    assert set(document["paths"]) == {
+        "/v1/models",
+        "/v1/models/{model}/analysis",
+        "/v1/models/{model}/loop",
+        "/v1/models/{model}/loop/events",
+        "/v1/models/{model}/loop/promote",
+        "/v1/models/{model}/loop/reject",
+        "/v1/models/{model}/loop/rollback",
+        "/v1/models/{model}/loop/trigger",
+        "/v1/models/{model}/observations",
+        "/v1/models/{model}/predict",
+        "/v1/observations/{number}/image",
+        "/v1/observations/{number}/review",
+        "/v1/predictions/{prediction_id}/feedback",
+        "/v2/health/live",
+        "/v2/health/ready",
+    }
     assert all(operation["description"] and operation["responses"] for operation in operations)
     assert len({operation["operationId"] for operation in operations}) == len(operations)
     assert {each.split('"')[0].removeprefix("#/components/schemas/") for each in references} <= set(schemas)

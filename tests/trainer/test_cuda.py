@@ -23,10 +23,10 @@ from services.trainer.runs.launcher import RENDEZVOUS_FILE, torchrun
 from services.trainer.training.batches import Batches
 from services.trainer.training.distillation import distilled
 from services.trainer.training.hardware import choose_precision, prepare
-from services.trainer.training.loop import Interrupted, Loss, Watcher, train
+from services.trainer.training.loop import Loss, Watcher, train
 from services.trainer.training.model import build_model
 from services.trainer.training.prediction import predict
-from services.trainer.training.results import EpochResult
+from services.trainer.training.results import EpochResult, Interrupted
 from tests.trainer.distributed import data_parallel_process, local_steps_process
 from tests.trainer.distributed.task import plain_options, read_until, started
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61imass/gateway/v1/gateway.proto\x12\x11\x61imass.gateway.v1\x1a\x1egoogle/protobuf/duration.proto\"b\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x0e\n\x06images\x18\x03 \x03(\x0c\x12\x0b\n\x03top\x18\x04 \x01(\x05\x12\x13\n\x0brouting_key\x18\x05 \x01(\t\"\xad\x01\n\x0fPredictResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x31\n\x07results\x18\x03 \x03(\x0b\x32 .aimass.gateway.v1.PredictResult\x12+\n\x07timings\x18\x04 \x01(\x0b\x32\x1a.aimass.gateway.v1.Timings\x12\x1a\n\x12traffic_generation\x18\x05 \x01(\x03\"z\n\rPredictResult\x12\x33\n\nprediction\x18\x01 \x01(\x0b\x32\x1d.aimass.gateway.v1.PredictionH\x00\x12)\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x18.aimass.gateway.v1.ErrorH\x00\x42\t\n\x07outcome\"M\n\nPrediction\x12\x15\n\rprediction_id\x18\x01 \x01(\t\x12(\n\x06labels\x18\x02 \x03(\x0b\x32\x18.aimass.gateway.v1.Label\"+\n\x05Label\x12\r\n\x05label\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x02\"6\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\xba\x01\n\x07Timings\x12-\n\npreprocess\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05queue\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\tinference\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"V\n\x14PredictStreamRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x32\n\x07request\x18\x02 \x01(\x0b\x32!.aimass.gateway.v1.PredictRequest\"\x91\x01\n\x15PredictStreamResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x36\n\x08response\x18\x02 \x01(\x0b\x32\".aimass.gateway.v1.PredictResponseH\x00\x12)\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x18.aimass.gateway.v1.ErrorH\x00\x42\t\n\x07outcome\"\x13\n\x11ListModelsRequest\">\n\x12ListModelsResponse\x12(\n\x06models\x18\x01 \x03(\x0b\x32\x18.aimass.gateway.v1.Model\"\xf3\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\r\n\x05ready\x18\x03 \x01(\x08\x12\x16\n\x0e\x61\x63\x63\x65pts_images\x18\x04 \x01(\x08\x12\x0e\n\x06labels\x18\x05 \x03(\t\x12\x16\n\x0eready_versions\x18\x06 \x03(\x03\x12\x36\n\x07metrics\x18\x07 \x03(\x0b\x32%.aimass.gateway.v1.Model.MetricsEntry\x12\x14\n\x0cstate_reason\x18\x08 \x01(\t\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x32\xa5\x02\n\x0eGatewayService\x12P\n\x07Predict\x12!.aimass.gateway.v1.PredictRequest\x1a\".aimass.gateway.v1.PredictResponse\x12\x66\n\rPredictStream\x12\'.aimass.gateway.v1.PredictStreamRequest\x1a(.aimass.gateway.v1.PredictStreamResponse(\x01\x30\x01\x12Y\n\nListModels\x12$.aimass.gateway.v1.ListModelsRequest\x1a%.aimass.gateway.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61imass/gateway/v1/gateway.proto\x12\x11\x61imass.gateway.v1\x1a\x1egoogle/protobuf/duration.proto\"b\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x0e\n\x06images\x18\x03 \x03(\x0c\x12\x0b\n\x03top\x18\x04 \x01(\x05\x12\x13\n\x0brouting_key\x18\x05 \x01(\t\"\xad\x01\n\x0fPredictResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x31\n\x07results\x18\x03 \x03(\x0b\x32 .aimass.gateway.v1.PredictResult\x12+\n\x07timings\x18\x04 \x01(\x0b\x32\x1a.aimass.gateway.v1.Timings\x12\x1a\n\x12traffic_generation\x18\x05 \x01(\x03\"z\n\rPredictResult\x12\x33\n\nprediction\x18\x01 \x01(\x0b\x32\x1d.aimass.gateway.v1.PredictionH\x00\x12)\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x18.aimass.gateway.v1.ErrorH\x00\x42\t\n\x07outcome\"_\n\nPrediction\x12\x15\n\rprediction_id\x18\x01 \x01(\t\x12(\n\x06labels\x18\x02 \x03(\x0b\x32\x18.aimass.gateway.v1.Label\x12\x10\n\x08\x63\x61ptured\x18\x03 \x01(\x08\"+\n\x05Label\x12\r\n\x05label\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x02\"6\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\xba\x01\n\x07Timings\x12-\n\npreprocess\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05queue\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\tinference\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"V\n\x14PredictStreamRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x32\n\x07request\x18\x02 \x01(\x0b\x32!.aimass.gateway.v1.PredictRequest\"\x91\x01\n\x15PredictStreamResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x36\n\x08response\x18\x02 \x01(\x0b\x32\".aimass.gateway.v1.PredictResponseH\x00\x12)\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x18.aimass.gateway.v1.ErrorH\x00\x42\t\n\x07outcome\"\x13\n\x11ListModelsRequest\">\n\x12ListModelsResponse\x12(\n\x06models\x18\x01 \x03(\x0b\x32\x18.aimass.gateway.v1.Model\"\xf3\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\r\n\x05ready\x18\x03 \x01(\x08\x12\x16\n\x0e\x61\x63\x63\x65pts_images\x18\x04 \x01(\x08\x12\x0e\n\x06labels\x18\x05 \x03(\t\x12\x16\n\x0eready_versions\x18\x06 \x03(\x03\x12\x36\n\x07metrics\x18\x07 \x03(\x0b\x32%.aimass.gateway.v1.Model.MetricsEntry\x12\x14\n\x0cstate_reason\x18\x08 \x01(\t\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x8a\x01\n\x13SendFeedbackRequest\x12\x15\n\rprediction_id\x18\x01 \x01(\t\x12\x0f\n\x05label\x18\x02 \x01(\tH\x00\x12\x11\n\x07\x63orrect\x18\x03 \x01(\x08H\x00\x12\x0f\n\x07\x63omment\x18\x04 \x01(\t\x12\r\n\x05image\x18\x05 \x01(\x0c\x12\r\n\x05model\x18\x06 \x01(\tB\t\n\x07verdict\"L\n\x14SendFeedbackResponse\x12\r\n\x05state\x18\x01 \x01(\t\x12\x14\n\x0cstate_reason\x18\x02 \x01(\t\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x08\x32\x86\x03\n\x0eGatewayService\x12P\n\x07Predict\x12!.aimass.gateway.v1.PredictRequest\x1a\".aimass.gateway.v1.PredictResponse\x12\x66\n\rPredictStream\x12\'.aimass.gateway.v1.PredictStreamRequest\x1a(.aimass.gateway.v1.PredictStreamResponse(\x01\x30\x01\x12_\n\x0cSendFeedback\x12&.aimass.gateway.v1.SendFeedbackRequest\x1a\'.aimass.gateway.v1.SendFeedbackResponse\x12Y\n\nListModels\x12$.aimass.gateway.v1.ListModelsRequest\x1a%.aimass.gateway.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,25 +41,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREDICTRESULT']._serialized_start=362
   _globals['_PREDICTRESULT']._serialized_end=484
   _globals['_PREDICTION']._serialized_start=486
-  _globals['_PREDICTION']._serialized_end=563
-  _globals['_LABEL']._serialized_start=565
-  _globals['_LABEL']._serialized_end=608
-  _globals['_ERROR']._serialized_start=610
-  _globals['_ERROR']._serialized_end=664
-  _globals['_TIMINGS']._serialized_start=667
-  _globals['_TIMINGS']._serialized_end=853
-  _globals['_PREDICTSTREAMREQUEST']._serialized_start=855
-  _globals['_PREDICTSTREAMREQUEST']._serialized_end=941
-  _globals['_PREDICTSTREAMRESPONSE']._serialized_start=944
-  _globals['_PREDICTSTREAMRESPONSE']._serialized_end=1089
-  _globals['_LISTMODELSREQUEST']._serialized_start=1091
-  _globals['_LISTMODELSREQUEST']._serialized_end=1110
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1112
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1174
-  _globals['_MODEL']._serialized_start=1177
-  _globals['_MODEL']._serialized_end=1420
-  _globals['_MODEL_METRICSENTRY']._serialized_start=1374
-  _globals['_MODEL_METRICSENTRY']._serialized_end=1420
-  _globals['_GATEWAYSERVICE']._serialized_start=1423
-  _globals['_GATEWAYSERVICE']._serialized_end=1716
+  _globals['_PREDICTION']._serialized_end=581
+  _globals['_LABEL']._serialized_start=583
+  _globals['_LABEL']._serialized_end=626
+  _globals['_ERROR']._serialized_start=628
+  _globals['_ERROR']._serialized_end=682
+  _globals['_TIMINGS']._serialized_start=685
+  _globals['_TIMINGS']._serialized_end=871
+  _globals['_PREDICTSTREAMREQUEST']._serialized_start=873
+  _globals['_PREDICTSTREAMREQUEST']._serialized_end=959
+  _globals['_PREDICTSTREAMRESPONSE']._serialized_start=962
+  _globals['_PREDICTSTREAMRESPONSE']._serialized_end=1107
+  _globals['_LISTMODELSREQUEST']._serialized_start=1109
+  _globals['_LISTMODELSREQUEST']._serialized_end=1128
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1130
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1192
+  _globals['_MODEL']._serialized_start=1195
+  _globals['_MODEL']._serialized_end=1438
+  _globals['_MODEL_METRICSENTRY']._serialized_start=1392
+  _globals['_MODEL_METRICSENTRY']._serialized_end=1438
+  _globals['_SENDFEEDBACKREQUEST']._serialized_start=1441
+  _globals['_SENDFEEDBACKREQUEST']._serialized_end=1579
+  _globals['_SENDFEEDBACKRESPONSE']._serialized_start=1581
+  _globals['_SENDFEEDBACKRESPONSE']._serialized_end=1657
+  _globals['_GATEWAYSERVICE']._serialized_start=1660
+  _globals['_GATEWAYSERVICE']._serialized_end=2050
 # @@protoc_insertion_point(module_scope)

@@ -141,8 +141,13 @@ class Prediction(_message.Message):
 
     PREDICTION_ID_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    CAPTURED_FIELD_NUMBER: _builtins.int
     prediction_id: _builtins.str
     """Identity of this prediction: 32 hexadecimal digits. Feedback refers to it."""
+    captured: _builtins.bool
+    """Whether image and answer are kept to learn from: decided before the answer leaves. One that is not can be sent again
+    with its feedback.
+    """
     @_builtins.property
     def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___Label]:
         """By falling probability."""
@@ -152,10 +157,11 @@ class Prediction(_message.Message):
         *,
         prediction_id: _builtins.str = ...,
         labels: _abc.Iterable[Global___Label] | None = ...,
+        captured: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "prediction_id", b"prediction_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["captured", b"captured", "labels", b"labels", "prediction_id", b"prediction_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -439,3 +445,77 @@ class Model(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class SendFeedbackRequest(_message.Message):
+    """What a caller says of a prediction."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREDICTION_ID_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    CORRECT_FIELD_NUMBER: _builtins.int
+    COMMENT_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    prediction_id: _builtins.str
+    """Prediction; required unless image and model are given."""
+    label: _builtins.str
+    """What it should have been: a label of the model, or one to propose, of at most 200 characters."""
+    correct: _builtins.bool
+    """Whether the answer was right."""
+    comment: _builtins.str
+    """Comment of at most 1,000 characters; kept, never learnt from."""
+    image: _builtins.bytes
+    """The image again, where the prediction was not captured."""
+    model: _builtins.str
+    """Model, where the prediction was not captured."""
+    def __init__(
+        self,
+        *,
+        prediction_id: _builtins.str = ...,
+        label: _builtins.str = ...,
+        correct: _builtins.bool = ...,
+        comment: _builtins.str = ...,
+        image: _builtins.bytes = ...,
+        model: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["correct", b"correct", "label", b"label", "verdict", b"verdict"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["comment", b"comment", "correct", b"correct", "image", b"image", "label", b"label", "model", b"model", "prediction_id", b"prediction_id", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_verdict: _TypeAlias = _typing.Literal["label", "correct"]  # noqa: Y015
+    _WhichOneofArgType_verdict: _TypeAlias = _typing.Literal["verdict", b"verdict"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_verdict) -> _WhichOneofReturnType_verdict | None: ...
+
+Global___SendFeedbackRequest: _TypeAlias = SendFeedbackRequest  # noqa: Y015
+
+@_typing.final
+class SendFeedbackResponse(_message.Message):
+    """What became of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    STATE_REASON_FIELD_NUMBER: _builtins.int
+    CREATED_FIELD_NUMBER: _builtins.int
+    state: _builtins.str
+    """State of the picture: `captured`, `pending`, `accepted`, `quarantined`, `proposed` or `rejected`."""
+    state_reason: _builtins.str
+    """Stable word that says why, such as `NEIGHBOURS_DISAGREE`; empty where the state says all."""
+    created: _builtins.bool
+    """Whether this was new."""
+    def __init__(
+        self,
+        *,
+        state: _builtins.str = ...,
+        state_reason: _builtins.str = ...,
+        created: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "state", b"state", "state_reason", b"state_reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SendFeedbackResponse: _TypeAlias = SendFeedbackResponse  # noqa: Y015

@@ -45,6 +45,11 @@ class GatewayServiceStub(object):
                 request_serializer=aimass_dot_gateway_dot_v1_dot_gateway__pb2.PredictStreamRequest.SerializeToString,
                 response_deserializer=aimass_dot_gateway_dot_v1_dot_gateway__pb2.PredictStreamResponse.FromString,
                 _registered_method=True)
+        self.SendFeedback = channel.unary_unary(
+                '/aimass.gateway.v1.GatewayService/SendFeedback',
+                request_serializer=aimass_dot_gateway_dot_v1_dot_gateway__pb2.SendFeedbackRequest.SerializeToString,
+                response_deserializer=aimass_dot_gateway_dot_v1_dot_gateway__pb2.SendFeedbackResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/aimass.gateway.v1.GatewayService/ListModels',
                 request_serializer=aimass_dot_gateway_dot_v1_dot_gateway__pb2.ListModelsRequest.SerializeToString,
@@ -83,6 +88,21 @@ class GatewayServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SendFeedback(self, request, context):
+        """Says what a prediction should have been. What is sent becomes data to learn from and to judge by.
+
+        Idempotent: the last word of a caller on a picture counts, and the same one again changes nothing. Ends with:
+        - INVALID_ARGUMENT when there is neither label nor correct, or a value is malformed,
+        - NOT_FOUND when the prediction was not captured and no image came, or there is no such model,
+        - UNAUTHENTICATED when a key is needed, or the one sent is wrong,
+        - PERMISSION_DENIED when the caller is blocked or its key has no scope `feedback`,
+        - RESOURCE_EXHAUSTED when the caller says too much at a time, or the disk is full,
+        - UNAVAILABLE when the trainer is away; trying again helps.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListModels(self, request, context):
         """Lists the models that the suite serves. Ends with UNAVAILABLE until inference has told of them.
         """
@@ -102,6 +122,11 @@ def add_GatewayServiceServicer_to_server(servicer, server):
                     servicer.PredictStream,
                     request_deserializer=aimass_dot_gateway_dot_v1_dot_gateway__pb2.PredictStreamRequest.FromString,
                     response_serializer=aimass_dot_gateway_dot_v1_dot_gateway__pb2.PredictStreamResponse.SerializeToString,
+            ),
+            'SendFeedback': grpc.unary_unary_rpc_method_handler(
+                    servicer.SendFeedback,
+                    request_deserializer=aimass_dot_gateway_dot_v1_dot_gateway__pb2.SendFeedbackRequest.FromString,
+                    response_serializer=aimass_dot_gateway_dot_v1_dot_gateway__pb2.SendFeedbackResponse.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -164,6 +189,33 @@ class GatewayService(object):
             '/aimass.gateway.v1.GatewayService/PredictStream',
             aimass_dot_gateway_dot_v1_dot_gateway__pb2.PredictStreamRequest.SerializeToString,
             aimass_dot_gateway_dot_v1_dot_gateway__pb2.PredictStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SendFeedback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aimass.gateway.v1.GatewayService/SendFeedback',
+            aimass_dot_gateway_dot_v1_dot_gateway__pb2.SendFeedbackRequest.SerializeToString,
+            aimass_dot_gateway_dot_v1_dot_gateway__pb2.SendFeedbackResponse.FromString,
             options,
             channel_credentials,
             insecure,

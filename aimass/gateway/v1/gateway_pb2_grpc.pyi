@@ -52,6 +52,17 @@ class GatewayServiceStub:
     request was answered, with UNAVAILABLE when the server stops before the requests have ended (send again what was
     not answered), or as gRPC ends it when the connection or the call's deadline does.
     """
+    SendFeedback: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.SendFeedbackRequest, _gateway_pb2.SendFeedbackResponse]
+    """Says what a prediction should have been. What is sent becomes data to learn from and to judge by.
+
+    Idempotent: the last word of a caller on a picture counts, and the same one again changes nothing. Ends with:
+      - INVALID_ARGUMENT when there is neither label nor correct, or a value is malformed,
+      - NOT_FOUND when the prediction was not captured and no image came, or there is no such model,
+      - UNAUTHENTICATED when a key is needed, or the one sent is wrong,
+      - PERMISSION_DENIED when the caller is blocked or its key has no scope `feedback`,
+      - RESOURCE_EXHAUSTED when the caller says too much at a time, or the disk is full,
+      - UNAVAILABLE when the trainer is away; trying again helps.
+    """
     ListModels: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.ListModelsRequest, _gateway_pb2.ListModelsResponse]
     """Lists the models that the suite serves. Ends with UNAVAILABLE until inference has told of them."""
 
@@ -78,6 +89,17 @@ class GatewayServiceAsyncStub(GatewayServiceStub):
     once. A request that fails is answered with an error, and the stream goes on. The RPC itself ends with OK when every
     request was answered, with UNAVAILABLE when the server stops before the requests have ended (send again what was
     not answered), or as gRPC ends it when the connection or the call's deadline does.
+    """
+    SendFeedback: _aio.UnaryUnaryMultiCallable[_gateway_pb2.SendFeedbackRequest, _gateway_pb2.SendFeedbackResponse]  # type: ignore[assignment]
+    """Says what a prediction should have been. What is sent becomes data to learn from and to judge by.
+
+    Idempotent: the last word of a caller on a picture counts, and the same one again changes nothing. Ends with:
+      - INVALID_ARGUMENT when there is neither label nor correct, or a value is malformed,
+      - NOT_FOUND when the prediction was not captured and no image came, or there is no such model,
+      - UNAUTHENTICATED when a key is needed, or the one sent is wrong,
+      - PERMISSION_DENIED when the caller is blocked or its key has no scope `feedback`,
+      - RESOURCE_EXHAUSTED when the caller says too much at a time, or the disk is full,
+      - UNAVAILABLE when the trainer is away; trying again helps.
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_gateway_pb2.ListModelsRequest, _gateway_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Lists the models that the suite serves. Ends with UNAVAILABLE until inference has told of them."""
@@ -114,6 +136,23 @@ class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
         once. A request that fails is answered with an error, and the stream goes on. The RPC itself ends with OK when every
         request was answered, with UNAVAILABLE when the server stops before the requests have ended (send again what was
         not answered), or as gRPC ends it when the connection or the call's deadline does.
+        """
+
+    @_abc_1.abstractmethod
+    def SendFeedback(
+        self,
+        request: _gateway_pb2.SendFeedbackRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gateway_pb2.SendFeedbackResponse, _abc.Awaitable[_gateway_pb2.SendFeedbackResponse]]:
+        """Says what a prediction should have been. What is sent becomes data to learn from and to judge by.
+
+        Idempotent: the last word of a caller on a picture counts, and the same one again changes nothing. Ends with:
+          - INVALID_ARGUMENT when there is neither label nor correct, or a value is malformed,
+          - NOT_FOUND when the prediction was not captured and no image came, or there is no such model,
+          - UNAUTHENTICATED when a key is needed, or the one sent is wrong,
+          - PERMISSION_DENIED when the caller is blocked or its key has no scope `feedback`,
+          - RESOURCE_EXHAUSTED when the caller says too much at a time, or the disk is full,
+          - UNAVAILABLE when the trainer is away; trying again helps.
         """
 
     @_abc_1.abstractmethod

@@ -83,6 +83,7 @@ class ModelVersion(_message.Message):
     GRAPH_DIGEST_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
+    PUBLICATION_ID_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """Number of the version: 1 or more, given out by inference, never reused while the repository's folders stay."""
     state: Global___ModelVersion.State.ValueType
@@ -97,6 +98,8 @@ class ModelVersion(_message.Message):
     """`sha256:<hex>` of `preprocess_spec`; empty with it."""
     graph_digest: _builtins.str
     """`sha256:<hex>` of the graph."""
+    publication_id: _builtins.str
+    """Identity of its publication, as its manifest states it; empty when it has none."""
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the classes, in the order of the output's last axis; empty when unknown."""
@@ -121,10 +124,11 @@ class ModelVersion(_message.Message):
         graph_digest: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        publication_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "graph_digest", b"graph_digest", "labels", b"labels", "metrics", b"metrics", "preprocess_digest", b"preprocess_digest", "preprocess_spec", b"preprocess_spec", "state", b"state", "state_reason", b"state_reason", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "graph_digest", b"graph_digest", "labels", b"labels", "metrics", b"metrics", "preprocess_digest", b"preprocess_digest", "preprocess_spec", b"preprocess_spec", "publication_id", b"publication_id", "state", b"state", "state_reason", b"state_reason", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -464,6 +468,7 @@ class SetTrafficRequest(_message.Message):
     EXPECTED_GENERATION_FIELD_NUMBER: _builtins.int
     CANARY_FIELD_NUMBER: _builtins.int
     SHADOW_VERSION_FIELD_NUMBER: _builtins.int
+    FORGET_PREVIOUS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model; required."""
     stable_version: _builtins.int
@@ -474,6 +479,8 @@ class SetTrafficRequest(_message.Message):
     """
     shadow_version: _builtins.int
     """Version that is compared with the stable one; 0 means none."""
+    forget_previous: _builtins.bool
+    """Whether the version that served before is not kept to roll back to, so that it can be deleted."""
     @_builtins.property
     def canary(self) -> Global___Canary:
         """Version that gets a share; absent means none."""
@@ -486,10 +493,11 @@ class SetTrafficRequest(_message.Message):
         expected_generation: _builtins.int | None = ...,
         canary: Global___Canary | None = ...,
         shadow_version: _builtins.int = ...,
+        forget_previous: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_generation", b"_expected_generation", "canary", b"canary", "expected_generation", b"expected_generation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_generation", b"_expected_generation", "canary", b"canary", "expected_generation", b"expected_generation", "model", b"model", "shadow_version", b"shadow_version", "stable_version", b"stable_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_generation", b"_expected_generation", "canary", b"canary", "expected_generation", b"expected_generation", "forget_previous", b"forget_previous", "model", b"model", "shadow_version", b"shadow_version", "stable_version", b"stable_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_generation: _TypeAlias = _typing.Literal["expected_generation"]  # noqa: Y015
     _WhichOneofArgType__expected_generation: _TypeAlias = _typing.Literal["_expected_generation", b"_expected_generation"]  # noqa: Y015

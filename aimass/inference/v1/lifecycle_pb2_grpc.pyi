@@ -37,12 +37,16 @@ class ModelLifecycleServiceStub:
     """Receives a new version, loads, warms up and checks it, and adds it to the repository. Moves no traffic, except
     that the first version of a model becomes its stable one.
 
+    A manifest with the `publication_id` of a version of the model that is there gives that version: whoever does not
+    know whether a call was answered can repeat it.
+
     The first message is the header, the rest are chunks of the graph, in order. What has arrived when a call breaks
     off, or the server, is kept, and the next call can go on with it: GetUpload says where. Ends with:
       - INVALID_ARGUMENT when the manifest is malformed, the bytes do not have the size and SHA-256 that it states,
         or the graph does not load or does not reproduce its golden vectors; only what is merely too short is kept,
       - UNIMPLEMENTED when the graph or the model's config.pbtxt uses what this server does not do,
-      - FAILED_PRECONDITION when `offset` is not where the kept bytes end,
+      - FAILED_PRECONDITION when `offset` is not where the kept bytes end, or the `publication_id` is that of another
+        graph,
       - DEADLINE_EXCEEDED when no chunk came for 30 seconds,
       - RESOURCE_EXHAUSTED when the graph is larger than `INFERENCE_MAX_MODEL_BYTES`, or would take more memory than
         `INFERENCE_MAX_MEMORY_BYTES`,
@@ -98,12 +102,16 @@ class ModelLifecycleServiceAsyncStub(ModelLifecycleServiceStub):
     """Receives a new version, loads, warms up and checks it, and adds it to the repository. Moves no traffic, except
     that the first version of a model becomes its stable one.
 
+    A manifest with the `publication_id` of a version of the model that is there gives that version: whoever does not
+    know whether a call was answered can repeat it.
+
     The first message is the header, the rest are chunks of the graph, in order. What has arrived when a call breaks
     off, or the server, is kept, and the next call can go on with it: GetUpload says where. Ends with:
       - INVALID_ARGUMENT when the manifest is malformed, the bytes do not have the size and SHA-256 that it states,
         or the graph does not load or does not reproduce its golden vectors; only what is merely too short is kept,
       - UNIMPLEMENTED when the graph or the model's config.pbtxt uses what this server does not do,
-      - FAILED_PRECONDITION when `offset` is not where the kept bytes end,
+      - FAILED_PRECONDITION when `offset` is not where the kept bytes end, or the `publication_id` is that of another
+        graph,
       - DEADLINE_EXCEEDED when no chunk came for 30 seconds,
       - RESOURCE_EXHAUSTED when the graph is larger than `INFERENCE_MAX_MODEL_BYTES`, or would take more memory than
         `INFERENCE_MAX_MEMORY_BYTES`,
@@ -162,12 +170,16 @@ class ModelLifecycleServiceServicer(metaclass=_abc_1.ABCMeta):
         """Receives a new version, loads, warms up and checks it, and adds it to the repository. Moves no traffic, except
         that the first version of a model becomes its stable one.
 
+        A manifest with the `publication_id` of a version of the model that is there gives that version: whoever does not
+        know whether a call was answered can repeat it.
+
         The first message is the header, the rest are chunks of the graph, in order. What has arrived when a call breaks
         off, or the server, is kept, and the next call can go on with it: GetUpload says where. Ends with:
           - INVALID_ARGUMENT when the manifest is malformed, the bytes do not have the size and SHA-256 that it states,
             or the graph does not load or does not reproduce its golden vectors; only what is merely too short is kept,
           - UNIMPLEMENTED when the graph or the model's config.pbtxt uses what this server does not do,
-          - FAILED_PRECONDITION when `offset` is not where the kept bytes end,
+          - FAILED_PRECONDITION when `offset` is not where the kept bytes end, or the `publication_id` is that of another
+            graph,
           - DEADLINE_EXCEEDED when no chunk came for 30 seconds,
           - RESOURCE_EXHAUSTED when the graph is larger than `INFERENCE_MAX_MODEL_BYTES`, or would take more memory than
             `INFERENCE_MAX_MEMORY_BYTES`,

@@ -83,6 +83,8 @@ class Sample(_message.Message):
     CLIENT_ID_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    CONTRIBUTOR_FIELD_NUMBER: _builtins.int
+    OBSERVATION_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Identity within the trainer; rises in the order of arrival. A run on `model:<name>` keeps to the samples up to the
     newest one's at its creation.
@@ -103,6 +105,10 @@ class Sample(_message.Message):
     """What its owner calls it; may be empty."""
     source: _builtins.str
     """Where it comes from; may be empty."""
+    contributor: _builtins.str
+    """Who gave it; empty for the owner."""
+    observation_id: _builtins.int
+    """Picture that it is, of `FeedbackService`; 0 for one of an earlier release."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it arrived."""
@@ -120,10 +126,12 @@ class Sample(_message.Message):
         client_id: _builtins.str = ...,
         source: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        contributor: _builtins.str = ...,
+        observation_id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "content_digest", b"content_digest", "create_time", b"create_time", "format", b"format", "height", b"height", "id", b"id", "label", b"label", "orientation", b"orientation", "source", b"source", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "content_digest", b"content_digest", "contributor", b"contributor", "create_time", b"create_time", "format", b"format", "height", b"height", "id", b"id", "label", b"label", "observation_id", b"observation_id", "orientation", b"orientation", "source", b"source", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -70,6 +70,8 @@ class Run(_message.Message):
         """Measures a model."""
         KIND_INSPECTION: Run._Kind.ValueType  # 5
         """Looks for likely wrong labels; makes no model."""
+        KIND_REFIT: Run._Kind.ValueType  # 6
+        """Fits the last layer of a model anew."""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
         """What a run does."""
@@ -86,6 +88,8 @@ class Run(_message.Message):
     """Measures a model."""
     KIND_INSPECTION: Run.Kind.ValueType  # 5
     """Looks for likely wrong labels; makes no model."""
+    KIND_REFIT: Run.Kind.ValueType  # 6
+    """Fits the last layer of a model anew."""
 
     class _State:
         ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -375,6 +379,7 @@ class CreateRunRequest(_message.Message):
     CONVERSION_FIELD_NUMBER: _builtins.int
     EVALUATION_FIELD_NUMBER: _builtins.int
     INSPECTION_FIELD_NUMBER: _builtins.int
+    REFIT_FIELD_NUMBER: _builtins.int
     client_id: _builtins.str
     """Name by which the caller knows the run again, at most 128 characters: a request that is sent once more with the
     same name gives the run that is there. Empty means that each request makes a run.
@@ -403,6 +408,10 @@ class CreateRunRequest(_message.Message):
     def inspection(self) -> Global___Inspection:
         """Looks for likely wrong labels."""
 
+    @_builtins.property
+    def refit(self) -> Global___Refit:
+        """Fits the last layer of a model anew."""
+
     def __init__(
         self,
         *,
@@ -413,16 +422,39 @@ class CreateRunRequest(_message.Message):
         conversion: Global___Conversion | None = ...,
         evaluation: Global___Evaluation | None = ...,
         inspection: Global___Inspection | None = ...,
+        refit: Global___Refit | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["conversion", b"conversion", "evaluation", b"evaluation", "inspection", b"inspection", "training", b"training", "tuning", b"tuning", "work", b"work"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["conversion", b"conversion", "evaluation", b"evaluation", "inspection", b"inspection", "refit", b"refit", "training", b"training", "tuning", b"tuning", "work", b"work"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "conversion", b"conversion", "evaluation", b"evaluation", "id", b"id", "inspection", b"inspection", "training", b"training", "tuning", b"tuning", "work", b"work"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "conversion", b"conversion", "evaluation", b"evaluation", "id", b"id", "inspection", b"inspection", "refit", b"refit", "training", b"training", "tuning", b"tuning", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_work: _TypeAlias = _typing.Literal["training", "tuning", "conversion", "evaluation", "inspection"]  # noqa: Y015
+    _WhichOneofReturnType_work: _TypeAlias = _typing.Literal["training", "tuning", "conversion", "evaluation", "inspection", "refit"]  # noqa: Y015
     _WhichOneofArgType_work: _TypeAlias = _typing.Literal["work", b"work"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_work) -> _WhichOneofReturnType_work | None: ...
 
 Global___CreateRunRequest: _TypeAlias = CreateRunRequest  # noqa: Y015
+
+@_typing.final
+class Refit(_message.Message):
+    """Fits the last layer of a model anew, to the features that the layers before make of a data set."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPTIONS_JSON_FIELD_NUMBER: _builtins.int
+    options_json: _builtins.str
+    """Options as a JSON object."""
+    def __init__(
+        self,
+        *,
+        options_json: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["options_json", b"options_json"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Refit: _TypeAlias = Refit  # noqa: Y015
 
 @_typing.final
 class Training(_message.Message):

@@ -53,6 +53,9 @@ class LifecycleServicer(ModelLifecycleServiceServicer):
             )
         manifest = await asyncio.to_thread(Manifest.from_json, header.manifest, "manifest")
         self._models.states()  # nothing is sent for nothing while they are being loaded
+        published = self._models.published(header.model, manifest)
+        if published is not None:
+            return pb.PublishVersionResponse(version=published)
         with self._models.uploads.receiving(header.model, self._stated_graph(manifest), header.offset) as upload:
             await _receive_graph(requests, upload)
             version = await self._models.publish_upload(header.model, upload, manifest)
@@ -99,6 +102,7 @@ class LifecycleServicer(ModelLifecycleServiceServicer):
                 canary_version=_canary_version(request),
                 canary_share=request.canary.share,
                 shadow_version=request.shadow_version,
+                forget_previous=request.forget_previous,
             )
         )
 

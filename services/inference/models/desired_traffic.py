@@ -49,9 +49,17 @@ class Traffic:
             )
 
     def moved_to(
-        self, stable_version: int, canary_version: int = 0, canary_share: float = 0.0, shadow_version: int = 0
+        self,
+        stable_version: int,
+        canary_version: int = 0,
+        canary_share: float = 0.0,
+        shadow_version: int = 0,
+        *,
+        forget_previous: bool = False,
     ) -> "Traffic":
         """Return the traffic after *stable_version* took over, with the given trials beside it and no others.
+
+        With *forget_previous* the version that served before can be deleted, and nothing is rolled back to.
 
         Raises:
             InvalidInput: The share is not one, or a trial is of the stable version itself.
@@ -66,7 +74,7 @@ class Traffic:
             self,
             generation=self.generation + 1,
             stable_version=stable_version,
-            previous_version=previous,
+            previous_version=0 if forget_previous else previous,
             canary_version=canary_version,
             canary_share=canary_share if canary_version else 0.0,
             shadow_version=shadow_version,

@@ -197,13 +197,16 @@ class ModelRepository:
     def commit(self, staging: Path, manifest: Manifest, newest: int = 0) -> int:
         """Turn a staged folder into the model's next version, atomically, and return its number.
 
+        Where a version has its `publication_id` already, that one's number is returned, and the folder is gone.
+
         Args:
             staging: From `stage`.
             manifest: Of the version.
             newest: Highest number that was ever given out, as far as is known; a folder may have been removed since.
 
         Raises:
-            Conflict: There is no higher number, or the disk does not let it.
+            Conflict: There is no higher number, the disk does not let it, or a version with that `publication_id` has
+                another graph.
             Overloaded: The disk is full.
         """
         model = staging.parent.name
@@ -211,6 +214,10 @@ class ModelRepository:
             _write_durably(staging / MANIFEST_FILE, manifest.to_json().encode())
             _sync_folder(staging)
             with _locked(staging.parent):  # a replica may be giving out a number too
+                published = self._published(model, manifest)
+                if published is not None:
+                    shutil.rmtree(staging)
+                    return published
                 version = max(newest, *self.versions(model), 0) + 1
                 if not _VERSION_NAME.fullmatch(str(version)):
                     raise Conflict(f"model {model!r} has version {version - 1}, the highest there can be; remove it")
@@ -218,6 +225,18 @@ class ModelRepository:
                 _sync_folder(staging.parent)
             _sync_folder(self._root)  # where the model is new
         return version
+
+    def _published(self, model: str, manifest: Manifest) -> int | None:
+        """Return the version of *model* that was published as *manifest* says, where there is one."""
+        for version in self.versions(model) if manifest.publication_id else ():
+            try:
+                found = Manifest.from_json((self.version_folder(model, version) / MANIFEST_FILE).read_bytes(), "")
+            except (OSError, InvalidInput):  # none, or a broken one
+                continue
+            if found.publication_id == manifest.publication_id:
+                check_same_graph(model, version, found.graph.sha256 if found.graph else None, manifest)
+                return version
+        return None
 
 
 def _is_model(folder: Path) -> bool:
@@ -227,6 +246,20 @@ def _is_model(folder: Path) -> bool:
     except OSError:  # no folder, or gone meanwhile; one that cannot be read is a model with a fault
         return folder.is_dir()
     return not names or any(not name.startswith(".") for name in names)
+
+
+def check_same_graph(model: str, version: int, digest: str | None, manifest: Manifest) -> None:
+    """Refuse a manifest whose `publication_id` is that of *version*, where the graph with *digest* is another one.
+
+    Raises:
+        Conflict: It is.
+    """
+    if manifest.graph is not None and manifest.graph.sha256 != digest:
+        raise Conflict(
+            f"publication_id {manifest.publication_id!r} is that of version {version} of model {model!r}, which has "
+            "another graph; use a new one",
+            reason="PUBLICATION_ID_TAKEN",
+        )
 
 
 def check_model_name(model: str) -> None:

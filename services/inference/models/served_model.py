@@ -161,6 +161,7 @@ def _version_message(number: int, manifest: Manifest, state: pb.ModelVersion.Sta
         preprocess_digest=spec.digest if spec else "",
         graph_digest=manifest.graph.sha256 if manifest.graph else "",
         metrics=manifest.metrics,
+        publication_id=manifest.publication_id or "",
     )
     if manifest.create_time:
         with contextlib.suppress(ValueError):  # a foreign manifest's time in another form is no reason to refuse it

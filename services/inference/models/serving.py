@@ -18,7 +18,13 @@ from services.inference.config.model_config import read_config
 from services.inference.engine import Arrays
 from services.inference.models.desired_traffic import Traffic
 from services.inference.models.loading import Loader, Wanted, refusal
-from services.inference.models.repository import CONFIG_FILE, Fingerprint, ModelRepository, fingerprint
+from services.inference.models.repository import (
+    CONFIG_FILE,
+    Fingerprint,
+    ModelRepository,
+    check_same_graph,
+    fingerprint,
+)
 from services.inference.models.served_model import ServedModel
 from services.inference.models.shadowing import ShadowCounts
 from services.inference.models.uploads import Upload, Uploads
@@ -142,11 +148,28 @@ class ModelServer:
             upload.finished |= not staging.exists()  # it is a version by now, though the caller may have gone
             self.discard(staging)
 
+    def published(self, name: str, manifest: Manifest) -> pb.ModelVersion | None:
+        """Return the version of the model that was published as *manifest* says, where there is one.
+
+        Raises:
+            Conflict: It has another graph.
+        """
+        model = self._models.get(name)
+        for version in model.versions.values() if model and manifest.publication_id else ():
+            if version.publication_id == manifest.publication_id:
+                check_same_graph(name, version.version, version.graph_digest, manifest)
+                return version
+        return None
+
     async def publish(self, name: str, staging: Path, manifest: Manifest) -> pb.ModelVersion:
         """Add the version that lies in *staging*: load and check it, then give it a number, then announce it.
 
+        Returns:
+            The version, or the one that was published with the same identity before.
+
         Raises:
             InvalidInput: It does not load or does not do what its manifest says; nothing was added.
+            Conflict: Another graph was published with that identity.
             Overloaded: There is no memory for it.
         """
         model = self._models.get(name) or self._new_model(name)
@@ -181,7 +204,8 @@ class ModelServer:
                 number = await asyncio.to_thread(self._repository.commit, staging, manifest, newest)
                 self._models[name] = model
                 model.tried[number] = fingerprint(model.folder / str(number))
-                model.put(number, loaded)
+                if number not in model.loaded:  # else it was published before
+                    model.put(number, loaded)
                 if not model.traffic.stable_version:
                     await self._change_traffic(model, lambda traffic: traffic.moved_to(number))
                 self._loader.unload_surplus(model)
@@ -199,6 +223,7 @@ class ModelServer:
         canary_version: int = 0,
         canary_share: float = 0.0,
         shadow_version: int = 0,
+        forget_previous: bool = False,
     ) -> pb.Traffic:
         """Make the given traffic the wanted one, loading what is not loaded; on disk before this returns.
 
@@ -211,7 +236,9 @@ class ModelServer:
             raise InvalidInput("stable_version is missing; name a version of the model", field="stable_version")
         return await self._move(
             name,
-            lambda traffic: traffic.moved_to(stable_version, canary_version, canary_share, shadow_version),
+            lambda traffic: traffic.moved_to(
+                stable_version, canary_version, canary_share, shadow_version, forget_previous=forget_previous
+            ),
             expected_generation,
         )
 

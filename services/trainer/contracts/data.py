@@ -11,9 +11,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from aimass.trainer.v1 import data_pb2 as pb
 from aimass.trainer.v1.data_pb2_grpc import DataServiceServicer
 from services.common.errors import DeadlineExceeded, InvalidInput
+from services.common.identity import caller_of
 from services.common.server import StopSignal
 from services.trainer.data import imported, models, report
 from services.trainer.data.sources import DataSources
+from services.trainer.feedback import contributors
 from services.trainer.recipes import make_options
 from services.trainer.storage.database import Database
 
@@ -77,7 +79,11 @@ class DataServicer(DataServiceServicer):
         """Take in samples, a few at a time, each few in one transaction."""
         requests = self._stop.until(request_iterator)
         model = await _receive_header(requests)
-        taking = await asyncio.to_thread(imported.SampleImport, self._database, self._sources.blobs, model)
+        caller = caller_of(context)
+        trusted = await asyncio.to_thread(contributors.is_trusted, self._database, caller)
+        taking = await asyncio.to_thread(
+            imported.SampleImport, self._database, self._sources.blobs, model, caller.contributor, trusted=trusted
+        )
         with taking:
             async for batch in _batches(requests):
                 await asyncio.to_thread(taking.add, batch)
@@ -126,6 +132,8 @@ def _sample(sample: imported.Sample) -> pb.Sample:
         client_id=sample.client_id,
         source=sample.source,
         create_time=_timestamp(sample.create_time),
+        contributor=sample.contributor,
+        observation_id=sample.observation or 0,
     )
 
 

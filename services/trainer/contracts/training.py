@@ -17,6 +17,7 @@ from services.trainer.options import (
     ConversionOptions,
     EvaluationOptions,
     InspectionOptions,
+    RefitOptions,
     TrainingOptions,
     TuningOptions,
     parse_options,
@@ -126,8 +127,10 @@ def _options(request: pb.CreateRunRequest) -> Options:
         return parse_options(ConversionOptions, parse_object(request.conversion.options_json, "options_json"))
     if work == "evaluation":
         return parse_options(EvaluationOptions, parse_object(request.evaluation.options_json, "options_json"))
+    if work == "refit":
+        return parse_options(RefitOptions, parse_object(request.refit.options_json, "options_json"))
     raise InvalidInput(
-        "the request asks for no work; set training, tuning, conversion, evaluation or inspection", field="work"
+        "the request asks for no work; set training, tuning, conversion, evaluation, inspection or refit", field="work"
     )
 
 

@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,30 @@ class Blobs:
         if not _DIGEST.fullmatch(digest):
             raise InvalidInput(f"digest {digest[:100]!r} is not valid; give 64 hexadecimal digits")
         return self.folder / digest[:2] / digest[2:4] / digest
+
+    def has(self, digest: str) -> bool:
+        """Whether the blob is there."""
+        return self.path(digest).is_file()
+
+    def remove(self, digest: str) -> bool:
+        """Forget a blob; return whether it was there.
+
+        Only for one that no row refers to: look while no other transaction that asks to be alone goes on.
+        """
+        path = self.path(digest)
+        try:
+            path.unlink()
+        except FileNotFoundError:
+            return False
+        _sync(path.parent)
+        return True
+
+    def digests(self) -> Iterator[tuple[str, float]]:
+        """Yield all blobs with the times of their writing, seconds since 1970."""
+        for path in self.folder.glob("??/??/*"):
+            with contextlib.suppress(FileNotFoundError):
+                if _DIGEST.fullmatch(path.name):
+                    yield path.name, path.stat().st_mtime
 
     def put(self, data: bytes) -> str:
         """Store *data* and return its SHA-256; what is there already is left as it is. Survives a power cut.

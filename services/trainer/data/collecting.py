@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
+import structlog
 
 from services.common.errors import InvalidInput, NotReady
 from services.common.manifest import PreprocessSpec
@@ -11,14 +12,16 @@ from services.trainer.data import cifar10, slices
 from services.trainer.data.cifar_files import find_layout, read_batches
 from services.trainer.data.collection import OPEN, PARTS, Collection
 from services.trainer.data.folders import list_pictures
-from services.trainer.data.imported import list_picture_files, newest_sample
+from services.trainer.data.imported import count_judging, list_picture_files, newest_sample
 from services.trainer.data.models import find_model
 from services.trainer.data.pictures import check_spec
 from services.trainer.data.prepared import PictureFile, prepare_pictures
 from services.trainer.data.samples import Samples
 from services.trainer.data.sources import DataSources
 from services.trainer.options import Pixels, TrainingOptions
-from services.trainer.sets import FORMS, ModelSamples, is_folder
+from services.trainer.sets import FORMS, ModelSamples, is_folder, parse_snapshot
+
+log = structlog.get_logger(__name__)
 
 _CIFAR_SPEC = PreprocessSpec(input="image", width=32, height=32)
 
@@ -30,6 +33,7 @@ def collect(options: TrainingOptions, sources: DataSources) -> Collection:
         NotFound: There is no such set, or a file of it is missing.
         InvalidInput: The set is damaged, holds nothing, or lies outside of the roots.
         NotReady: The set is in the database, and there is none.
+        Conflict: The set is a snapshot that is no longer whole.
         Overloaded: The disk has no room for the decoded pictures.
     """
     name = options.dataset
@@ -40,6 +44,11 @@ def collect(options: TrainingOptions, sources: DataSources) -> Collection:
     samples = ModelSamples.parse(name)
     if samples is not None:
         return _imported(options, sources, samples)
+    snapshot = parse_snapshot(name)
+    if snapshot is not None:
+        from services.trainer.data.pinned import collect_snapshot  # its base is a whole data set, which is collected
+
+        return collect_snapshot(options, sources, snapshot)
     if os.sep not in name and not name.startswith(("~", ".")) and not is_folder(sources.data / name):
         raise InvalidInput(
             f"dataset {name!r} is unknown; use one of {FORMS}",
@@ -74,12 +83,17 @@ def _imported(options: TrainingOptions, sources: DataSources, samples: ModelSamp
     model = find_model(sources.database, samples.model)
     samples = samples.pinned(newest_sample(sources.database, model.name))
     files = list_picture_files(sources.database, sources.blobs, samples)
+    judging = count_judging(sources.database, samples)
     if not files:
         raise InvalidInput(
-            f"dataset {options.dataset!r} has no samples: none of the model's has such a number; name others",
+            f"dataset {options.dataset!r} has no samples: none of the model's has such a number"
+            + (f", but for {judging} that candidates are judged on" if judging else "")
+            + "; name others",
             reason="NO_SAMPLES",
             field="dataset",
         )
+    if judging:
+        log.info("samples that candidates are judged on are left out", dataset=options.dataset, samples=judging)
     return _pictures(options, sources, model.labels, model.spec, files)
 
 

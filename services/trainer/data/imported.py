@@ -4,12 +4,12 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import Select, func, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -17,9 +17,9 @@ from services.common.errors import InvalidInput
 from services.trainer.clock import now
 from services.trainer.data.blobs import Blobs
 from services.trainer.data.models import Model, find_model
-from services.trainer.data.pictures import read_picture
+from services.trainer.data.observing import Content, Role, State, VoteKind, Word, observe, observed, store_picture, vote
 from services.trainer.data.prepared import PictureFile
-from services.trainer.data.tables import SampleRow
+from services.trainer.data.tables import ObservationRow, SampleRow, VoteRow
 from services.trainer.sets import ModelSamples
 from services.trainer.storage.database import Database
 
@@ -33,7 +33,7 @@ MAX_TEXT = 200
 _TRIES = 5
 _TOKEN = re.compile(r"[0-9]{1,18}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-_Row = dict[str, Any]
+_Select = Select[*tuple[Any, ...]]
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,19 @@ class Sample:
     client_id: str
     source: str
     create_time: str
+    contributor: str
+    """Who gave it; empty for the owner."""
+    observation: int | None
+    """Picture that it is; none for one of an earlier release."""
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """One image that is stored, and has no row yet."""
+
+    sample: NewSample
+    content: Content
+    label: int
 
 
 @dataclass
@@ -91,14 +104,26 @@ class ImportCounts:
 class SampleImport:
     """One import into one model; each refused sample fails alone.
 
+    Args:
+        database: Where samples are kept.
+        blobs: Folder of their files.
+        model: Name of the model.
+        contributor: Who gives them; empty for the owner.
+        trusted: Whether their word decides, as the owner's and a reviewer's does. Others give new pictures to learn
+            from; on one that users have sent before, among them all that candidates are judged on, they add a word.
+
     Raises:
         NotFound: The model is unknown.
     """
 
-    def __init__(self, database: Database, blobs: Path, model: str) -> None:
+    def __init__(
+        self, database: Database, blobs: Path, model: str, contributor: str = "", *, trusted: bool = True
+    ) -> None:
         self._database = database
         self._blobs = Blobs(blobs)
         self._model = find_model(database, model)
+        self._contributor = contributor
+        self._trusted = trusted
         self._threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "import")
         self._seen = 0
         self.counts = ImportCounts()
@@ -124,66 +149,106 @@ class SampleImport:
             self._reject(self._seen + position, samples[position], refused[position])
         self._seen += len(samples)
 
-    def _take(self, sample: NewSample) -> _Row | InvalidInput:
+    def _take(self, sample: NewSample) -> _Taken | InvalidInput:
         """Check, strip and store one image; a blob that no row comes to name costs room and nothing else."""
         try:
             label = self._model.label_number(sample.label)
             for name, text in (("client_id", sample.client_id), ("source", sample.source)):
                 _check_text(name, text)
-            picture = read_picture(sample.image)
-            data, format_name = picture.without_metadata()
+            return _Taken(sample, store_picture(self._blobs, sample.image), label)
         except InvalidInput as error:
             return error
-        return {
-            "model": self._model.name,
-            "content_digest": self._blobs.put(data),
-            "pixel_digest": picture.pixel_digest,
-            "label": label,
-            "width": picture.image.width,
-            "height": picture.image.height,
-            "format": format_name,
-            "orientation": picture.orientation,
-            "client_id": sample.client_id,
-            "source": sample.source,
-            "create_time": now(),
-        }
 
-    def _insert(self, rows: Mapping[int, _Row]) -> dict[int, InvalidInput]:
+    def _insert(self, taken: Mapping[int, _Taken]) -> dict[int, InvalidInput]:
         """Write the rows of new pixels in one transaction; return, by position, those that contradict older ones."""
-        new: list[_Row] = []
+        made = 0
         refused: dict[int, InvalidInput] = {}
         for attempt in range(_TRIES):
             try:
                 # Alone, so that numbers rise as transactions end: whoever has seen a sample has seen all before it.
                 with self._database.begin(alone=True) as session:
-                    new, refused = self._sort_out(session, rows)
-                    if new:
-                        session.execute(insert(SampleRow), new)
+                    new, refused = self._sort_out(session, taken)
+                    made = self._add(session, new)
                 break
             except IntegrityError:  # another import has just added one of them: look again
                 if attempt == _TRIES - 1:
                     raise
-        self.counts.accepted += len(new)
-        self.counts.duplicates += len(rows) - len(new) - len(refused)
+        self.counts.accepted += made
+        self.counts.duplicates += len(taken) - made - len(refused)
         return refused
 
-    def _sort_out(self, session: Session, rows: Mapping[int, _Row]) -> tuple[list[_Row], dict[int, InvalidInput]]:
+    def _sort_out(self, session: Session, taken: Mapping[int, _Taken]) -> tuple[list[_Taken], dict[int, InvalidInput]]:
         statement = select(SampleRow.pixel_digest, SampleRow.label).where(
             SampleRow.model == self._model.name,
-            SampleRow.pixel_digest.in_([row["pixel_digest"] for row in rows.values()]),
+            SampleRow.pixel_digest.in_([each.content.pixel_digest for each in taken.values()]),
         )
         labels = dict(session.execute(statement).all())
         found = set(labels)
-        new: list[_Row] = []
+        new: list[_Taken] = []
         refused: dict[int, InvalidInput] = {}
-        for position, row in rows.items():
-            known = labels.setdefault(row["pixel_digest"], row["label"])
-            if known != row["label"]:
-                refused[position] = self._contradiction(row["label"], known)
-            elif row["pixel_digest"] not in found:
-                found.add(row["pixel_digest"])
-                new.append(row)
+        for position, each in taken.items():
+            digest = each.content.pixel_digest
+            known = labels.setdefault(digest, each.label)
+            if known != each.label:
+                refused[position] = self._contradiction(each.label, known)
+            elif digest not in found:
+                found.add(digest)
+                new.append(each)
         return new, refused
+
+    def _add(self, session: Session, new: Sequence[_Taken]) -> int:
+        """Make a sample of each, and an observation with a vote, so that it can be traced and deleted.
+
+        Who is not trusted only votes on pictures that are there: those are judged as any that users have sent.
+
+        Returns:
+            How many samples were made.
+        """
+        contents = [each.content for each in new]
+        for each in new:
+            if not self._blobs.has(each.content.content_digest):  # what nobody referred to was removed meanwhile
+                store_picture(self._blobs, each.sample.image)
+        known = set(observed(session, self._model.name, contents))
+        # They are meant to be learnt from; what came from users first keeps the role that it has.
+        pictures = observe(session, self._model.name, contents, lambda _: Role.TRAIN)
+        sampled = [each for each in new if self._trusted or each.content.pixel_digest not in known]
+        rows = [self._row(each, pictures[each.content.pixel_digest]) for each in sampled]
+        session.add_all(rows)
+        session.flush()
+        for each in new:
+            if not self._trusted and each.content.pixel_digest in known:
+                vote(session, pictures[each.content.pixel_digest], self._word(each))
+        for each, row in zip(sampled, rows, strict=True):
+            picture = pictures[each.content.pixel_digest]
+            word = self._word(each)
+            if picture.pixel_digest in known:
+                vote(session, picture, word)
+            else:
+                session.add(VoteRow(observation=picture.number, **asdict(word), time=row.create_time))
+            picture.state, picture.reason, picture.detail = State.ACCEPTED, "", ""
+            picture.label, picture.label_probability, picture.sample = each.label, 1.0, row.number
+        return len(sampled)
+
+    def _word(self, taken: _Taken) -> Word:
+        return Word(self._contributor, VoteKind.LABEL, trusted=self._trusted, label=taken.label)
+
+    def _row(self, taken: _Taken, picture: ObservationRow) -> SampleRow:
+        content = taken.content
+        return SampleRow(
+            model=self._model.name,
+            content_digest=picture.content_digest,
+            pixel_digest=content.pixel_digest,
+            label=taken.label,
+            width=picture.width,
+            height=picture.height,
+            format=picture.format,
+            orientation=picture.orientation,
+            client_id=taken.sample.client_id,
+            source=taken.sample.source,
+            create_time=now(),
+            contributor=self._contributor,
+            observation=picture.number,
+        )
 
     def _contradiction(self, label: int, known: int) -> InvalidInput:
         return InvalidInput(
@@ -271,14 +336,14 @@ def newest_sample(database: Database, model: str) -> int:
 
 
 def list_picture_files(database: Database, blobs: Path, samples: ModelSamples) -> list[PictureFile]:
-    """Return samples of a model as pictures to decode, in the order of their arrival."""
+    """Return samples of a model as pictures to decode, in the order of arrival; not those that only judge."""
     store = Blobs(blobs)
     columns = (
         SampleRow.number, SampleRow.client_id, SampleRow.content_digest, SampleRow.label, SampleRow.orientation,
     )  # fmt: skip
-    chosen = select(*columns).where(SampleRow.model == samples.model, SampleRow.number > samples.after)
-    if samples.last is not None:
-        chosen = chosen.where(SampleRow.number <= samples.last)
+    chosen = _with_roles(select(*columns), samples).where(
+        or_(ObservationRow.role.is_(None), ObservationRow.role != Role.JUDGE)
+    )
     with database.read() as session:
         rows = session.execute(chosen.order_by(SampleRow.number)).all()
     return [
@@ -293,6 +358,22 @@ def list_picture_files(database: Database, blobs: Path, samples: ModelSamples) -
     ]
 
 
+def count_judging(database: Database, samples: ModelSamples) -> int:
+    """Return how many of *samples* `list_picture_files` leaves out: what judges a model must not be learnt."""
+    chosen = _with_roles(select(func.count(SampleRow.number)), samples).where(ObservationRow.role == Role.JUDGE)
+    with database.read() as session:
+        return session.scalar(chosen) or 0
+
+
+def _with_roles(statement: _Select, samples: ModelSamples) -> _Select:
+    chosen = (
+        statement.select_from(SampleRow)
+        .outerjoin(ObservationRow, SampleRow.observation == ObservationRow.number)
+        .where(SampleRow.model == samples.model, SampleRow.number > samples.after)
+    )
+    return chosen if samples.last is None else chosen.where(SampleRow.number <= samples.last)
+
+
 def _sample(model: Model, row: SampleRow) -> Sample:
     return Sample(
         row.number,
@@ -305,6 +386,8 @@ def _sample(model: Model, row: SampleRow) -> Sample:
         row.client_id,
         row.source,
         row.create_time,
+        row.contributor,
+        row.observation,
     )
 
 

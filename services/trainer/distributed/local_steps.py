@@ -29,9 +29,9 @@ from services.trainer.options import TrainingOptions
 from services.trainer.training import checkpoints
 from services.trainer.training.batches import Batches
 from services.trainer.training.hardware import choose_precision
-from services.trainer.training.loop import ALONE, CPU, Interrupted, Watcher
+from services.trainer.training.loop import ALONE, CPU, Watcher
 from services.trainer.training.prediction import evaluate
-from services.trainer.training.results import EpochResult, StepResult
+from services.trainer.training.results import EpochResult, Interrupted, StepResult
 from services.trainer.training.schedules import rate_at
 from services.trainer.training.state import State
 

@@ -6,19 +6,20 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import onnxruntime
-import torch
 from numpy.typing import NDArray
 
 from services.common.errors import Conflict, Unsupported
 from services.common.manifest import Golden, GoldenTensor
 from services.trainer.data.samples import Samples
-from services.trainer.networks.classifier import Classifier
 from services.trainer.runs.folder import replacing
+
+if TYPE_CHECKING:  # torch takes seconds to import, and who only asks graphs does without
+    from services.trainer.networks.classifier import Classifier
 
 INPUT = "image"
 """UINT8 [batch, height, width, 3]: pixels as they come out of preprocessing."""
@@ -46,7 +47,9 @@ class Parity:
     label_mismatches: int
 
 
-def export_graph(model: Classifier, path: Path, image_shape: tuple[int, int, int], metadata: Mapping[str, str]) -> None:
+def export_graph(
+    model: "Classifier", path: Path, image_shape: tuple[int, int, int], metadata: Mapping[str, str]
+) -> None:
     """Write *model* to *path* as one self-contained ONNX file with a free batch dimension.
 
     Args:
@@ -58,6 +61,8 @@ def export_graph(model: Classifier, path: Path, image_shape: tuple[int, int, int
     Raises:
         Unsupported: The weights are more than one file of the format holds.
     """
+    import torch
+
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     if size > MOST_BYTES:
         raise Unsupported(
@@ -112,7 +117,7 @@ def run_graph(session: onnxruntime.InferenceSession, images: NDArray[np.uint8], 
 
 
 def check_parity(
-    model: Classifier,
+    model: "Classifier",
     session: onnxruntime.InferenceSession,
     images: NDArray[np.uint8],
     tolerance: float = PARITY_TOLERANCE,
@@ -133,6 +138,8 @@ def check_parity(
     Raises:
         Conflict: A label differs, or a probability differs by more than *tolerance*; the message has the figures.
     """
+    import torch
+
     with torch.inference_mode():
         model.eval()
         expected = np.concatenate([model(batch).numpy() for batch in torch.split(torch.from_numpy(images), 32)])

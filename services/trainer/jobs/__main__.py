@@ -5,6 +5,7 @@ can go on from its checkpoint.
 """
 
 import ctypes
+import importlib
 import os
 import signal
 import sys
@@ -12,32 +13,27 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from torch import distributed as dist
-
 from services.common.settings import load_settings
 from services.trainer.clock import now
-from services.trainer.jobs.conversion import run_conversion
-from services.trainer.jobs.evaluation import run_evaluation
 from services.trainer.jobs.failures import known_reason, reason
-from services.trainer.jobs.inspection import run_inspection
 from services.trainer.jobs.job import Job, StopRequest
 from services.trainer.jobs.priority import stand_back
 from services.trainer.jobs.reporting import Reporter, Silent
-from services.trainer.jobs.training import run_training
-from services.trainer.jobs.tuning import run_tuning
 from services.trainer.runs.folder import BEST_FILE, CHECKPOINT_FILE, OUTCOME_FILE, RunFolder, write_document
 from services.trainer.runs.launcher import INTERRUPTED
 from services.trainer.runs.record import Outcome, RunKind, RunState
 from services.trainer.settings import TrainerSettings
-from services.trainer.training.loop import Interrupted
+from services.trainer.training.results import Interrupted
 
-RUN: dict[RunKind, Callable[[Job], Outcome]] = {
-    RunKind.TRAINING: run_training,
-    RunKind.TUNING: run_tuning,
-    RunKind.CONVERSION: run_conversion,
-    RunKind.EVALUATION: run_evaluation,
-    RunKind.INSPECTION: run_inspection,
+RUN = {
+    RunKind.TRAINING: "services.trainer.jobs.training:run_training",
+    RunKind.TUNING: "services.trainer.jobs.tuning:run_tuning",
+    RunKind.CONVERSION: "services.trainer.jobs.conversion:run_conversion",
+    RunKind.EVALUATION: "services.trainer.jobs.evaluation:run_evaluation",
+    RunKind.INSPECTION: "services.trainer.jobs.inspection:run_inspection",
+    RunKind.REFIT: "services.trainer.jobs.refit:run_refit",
 }
+"""The functions of each kind, `module:function`; imported when needed, for not every kind needs torch."""
 _END_WITH_PARENT = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 
 
@@ -50,7 +46,8 @@ def main(path: Path, settings: TrainerSettings) -> int:
     request = folder.request()
     if request.trusted:
         sys.path.append(os.getcwd())  # where a network of the user's own may lie
-    first, together = dist.get_node_local_rank(0) == 0, dist.is_torchelastic_launched()
+    # What torch.distributed looks at too: torchrun sets both.
+    first, together = os.environ.get("LOCAL_RANK", "0") == "0", "TORCHELASTIC_RUN_ID" in os.environ
     if not together:
         folder.sign(os.getpid())  # the service may have died before it could
     else:
@@ -59,7 +56,7 @@ def main(path: Path, settings: TrainerSettings) -> int:
             return 0  # torchrun begins again because another worker has not ended well, as it had to
     with Reporter(folder) if first else Silent() as reporter:
         try:
-            outcome = RUN[request.kind](Job(folder, request, settings, reporter, stop))
+            outcome = job_function(request.kind)(Job(folder, request, settings, reporter, stop))
         except Interrupted:
             return INTERRUPTED
         except Exception as error:
@@ -73,6 +70,13 @@ def main(path: Path, settings: TrainerSettings) -> int:
             for name in (CHECKPOINT_FILE, BEST_FILE):
                 (folder / name).unlink(missing_ok=True)
     return 0
+
+
+def job_function(kind: RunKind) -> Callable[[Job], Outcome]:
+    """Import what does runs of *kind*."""
+    module, _, name = RUN[kind].partition(":")
+    function: Callable[[Job], Outcome] = getattr(importlib.import_module(module), name)
+    return function
 
 
 def _end_with_parent() -> None:

@@ -10,8 +10,7 @@ from services.trainer.export.quantization import choose_quantized, draw_calibrat
 from services.trainer.jobs.job import Job
 from services.trainer.jobs.origins import find_trained
 from services.trainer.jobs.product import PARITY_SAMPLES, describe_model, read_card, training_record
-from services.trainer.jobs.sources import load_samples, training_options
-from services.trainer.jobs.training import remember_samples
+from services.trainer.jobs.sources import load_samples, remember_samples, training_options
 from services.trainer.networks.weights import load_weights
 from services.trainer.options import ConversionOptions
 from services.trainer.runs.folder import CHOICE_FILE, WEIGHTS_FILE, write_document
@@ -65,5 +64,6 @@ def run_conversion(job: Job) -> Outcome:
         size=parent.network_size if parent else None,
         history=parent.history if parent else {},
         parent=parent,
+        before=source,
     )
     return Outcome(state=RunState.SUCCEEDED, dataset=described, metrics=metrics, finish_time=now())

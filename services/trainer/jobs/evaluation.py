@@ -13,8 +13,7 @@ from services.trainer.evaluation.robustness import Robustness, measure_robustnes
 from services.trainer.export.graph import open_graph, run_graph
 from services.trainer.jobs.job import Job
 from services.trainer.jobs.product import EVALUATION_BATCH, measure_graph, read_card, write_card
-from services.trainer.jobs.sources import find_run, load_samples, training_options
-from services.trainer.jobs.training import remember_samples
+from services.trainer.jobs.sources import find_run, load_samples, remember_samples, training_options
 from services.trainer.networks.weights import load_weights
 from services.trainer.options import EvaluationOptions
 from services.trainer.runs.folder import WEIGHTS_FILE, RunFolder

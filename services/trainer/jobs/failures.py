@@ -5,8 +5,6 @@ import re
 import shutil
 from pathlib import Path
 
-import torch
-
 from services.common.errors import ServiceError
 
 _NO_MEMORY = re.compile(
@@ -27,7 +25,7 @@ def known_reason(error: BaseException, folder: Path) -> str | None:
     """Return why the run in *folder* failed, where that is an error of ours or a want of memory or disk."""
     if isinstance(error, ServiceError):
         return error.message
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or _NO_MEMORY.search(str(error)):
+    if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
         return f"memory ran out ({_first_line(error)}); lower batch_size or take a smaller network"
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if full or _NO_DISK.search(str(error)):

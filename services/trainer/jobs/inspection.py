@@ -13,8 +13,7 @@ from services.trainer.data.mislabelled import find_mislabelled, out_of_fold_prob
 from services.trainer.data.report import describe, render_html
 from services.trainer.data.samples import Samples
 from services.trainer.jobs.job import Job
-from services.trainer.jobs.sources import data_sources
-from services.trainer.jobs.training import remember_samples
+from services.trainer.jobs.sources import data_sources, remember_samples
 from services.trainer.options import InspectionOptions
 from services.trainer.runs.folder import REPORT_DOCUMENT_FILE, REPORT_FILE, write_document, write_text
 from services.trainer.runs.record import Outcome, RunState

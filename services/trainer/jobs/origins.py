@@ -1,10 +1,17 @@
 """Which run trained a model, also where another one has converted it since."""
 
-from services.common.errors import NotFound
+import grpc
+
+from services.common.channels import SIBLING_OPTIONS
+from services.common.errors import NotFound, ServiceError
+from services.trainer.data.tables import SnapshotRow
+from services.trainer.jobs.served import find_stable
 from services.trainer.jobs.sources import find_run
 from services.trainer.options import ConversionOptions
 from services.trainer.runs.folder import RunFolder
+from services.trainer.sets import parse_snapshot
 from services.trainer.settings import TrainerSettings
+from services.trainer.storage.database import Database
 
 
 def find_trained(source: str, settings: TrainerSettings) -> RunFolder:
@@ -28,3 +35,31 @@ def find_trained(source: str, settings: TrainerSettings) -> RunFolder:
                 f"({error.message}); bring that run back, or name a model that was trained here"
             ) from error
     return folder
+
+
+def find_champion(dataset: str, settings: TrainerSettings) -> RunFolder | None:
+    """Return the run of the version that serves the model of a snapshot: what learns from it is to replace that.
+
+    Args:
+        dataset: Of a run.
+        settings: Where runs and inference are.
+
+    Returns:
+        The folder of the run; None where *dataset* is no snapshot, or that run is not known here and now.
+    """
+    digest = parse_snapshot(dataset)
+    if digest is None:
+        return None
+    database = Database(settings.database.get_secret_value())
+    try:
+        with database.read() as session:
+            row = session.get(SnapshotRow, digest)
+        if row is None:
+            return None
+        with grpc.insecure_channel(settings.inference_address, options=SIBLING_OPTIONS) as channel:
+            version = find_stable(channel, row.model)
+        return find_run(f"{row.model}@{version}", settings)
+    except (ServiceError, grpc.RpcError):  # the figures of the new model are worth having without the old one's
+        return None
+    finally:
+        database.close()

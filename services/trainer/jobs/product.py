@@ -3,12 +3,12 @@
 import json
 import platform
 from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime
-import torch
 
 from services.common import manifest
 from services.trainer.clock import now
@@ -20,10 +20,9 @@ from services.trainer.evaluation.card_page import render_card
 from services.trainer.evaluation.confusion import export_confusion_csv
 from services.trainer.evaluation.figures import Evaluation, evaluate_predictions
 from services.trainer.evaluation.latency import Latency, measure_latency
+from services.trainer.evaluation.robustness import spoilt_accuracy
 from services.trainer.export.graph import check_parity, export_graph, graph_metadata, make_golden, open_graph, run_graph
 from services.trainer.jobs.job import Job
-from services.trainer.networks.classifier import Classifier
-from services.trainer.networks.counting import count_multiply_adds
 from services.trainer.runs.folder import (
     CARD_DOCUMENT_FILE,
     CARD_FILE,
@@ -34,13 +33,16 @@ from services.trainer.runs.folder import (
     write_text,
 )
 
+if TYPE_CHECKING:  # torch takes seconds to import, and a graph is measured and described without
+    from services.trainer.networks.classifier import Classifier
+
 PARITY_SAMPLES = 2_000
 GOLDEN_SAMPLES = 8
 EVALUATION_BATCH = 100
 LATENCY_SECONDS = 1.0
 
 
-def export_model(job: Job, model: Classifier, dataset: Dataset) -> dict[str, float]:
+def export_model(job: Job, model: "Classifier", dataset: Dataset) -> dict[str, float]:
     """Write the graph of *model* to the run's folder, prove that it computes the same, and return how close it is.
 
     Raises:
@@ -73,8 +75,19 @@ def describe_model(
     size: NetworkSize | None,
     history: Mapping[int, Mapping[str, float]],
     parent: ModelCard | None = None,
+    before: RunFolder | None = None,
 ) -> dict[str, float]:
     """Measure the graph in the run's folder on the test samples; write manifest, figures and card.
+
+    Args:
+        job: The run.
+        dataset: Its samples.
+        training: Where the model comes from.
+        metrics: What is known of it.
+        size: Of its network, where that is known.
+        history: Figures by epoch.
+        parent: Card of the model that it was made from.
+        before: Run whose model it is to replace: its graph is measured on the same spoilt pictures, if it takes them.
 
     Returns:
         *metrics* and the figures on the test samples.
@@ -83,7 +96,7 @@ def describe_model(
     path = job.folder / manifest.GRAPH_FILE
     session = open_graph(path, job.threads)
     evaluation, latency = measure_graph(job, session, dataset)
-    metrics = {**metrics, **evaluation.metrics("test")}
+    metrics = {**metrics, **evaluation.metrics("test"), **_spoilt_figures(job, session, dataset, before)}
     data = path.read_bytes()
     document = manifest.Manifest(
         labels=dataset.labels,
@@ -120,6 +133,22 @@ def measure_graph(job: Job, session: onnxruntime.InferenceSession, dataset: Data
     return evaluate_predictions(probabilities, dataset.test.labels, dataset.labels), latency
 
 
+def _spoilt_figures(
+    job: Job, session: onnxruntime.InferenceSession, dataset: Dataset, before: RunFolder | None
+) -> dict[str, float]:
+    """Return the accuracy on spoilt test samples, of the model and of the one before, which guards compare."""
+    sessions = {"corrupted_accuracy": session}
+    if before is not None:
+        path = before / manifest.MANIFEST_FILE
+        described = manifest.Manifest.from_json(path.read_bytes(), str(path))
+        if (described.labels, described.preprocess) == (dataset.labels, dataset.spec):
+            sessions["source_corrupted_accuracy"] = open_graph(before / manifest.GRAPH_FILE, job.threads)
+    return {
+        name: spoilt_accuracy(partial(run_graph, each, batch_size=EVALUATION_BATCH), dataset.test)
+        for name, each in sessions.items()
+    }
+
+
 def write_card(folder: RunFolder, card: ModelCard, images: np.ndarray) -> None:
     """Write *card* to *folder* as JSON and as a page, its evaluation as JSON, and its confusion matrix as CSV."""
     write_document(folder / EVALUATION_FILE, card.evaluation)
@@ -136,8 +165,12 @@ def read_card(folder: RunFolder) -> ModelCard | None:
         return None
 
 
-def network_size(model: Classifier, dataset: Dataset) -> NetworkSize:
+def network_size(model: "Classifier", dataset: Dataset) -> NetworkSize:
     """Count *model*'s parameters and its multiply-adds for one image of *dataset*."""
+    import torch
+
+    from services.trainer.networks.counting import count_multiply_adds
+
     example = model.normalise(torch.from_numpy(np.array(dataset.test.images[:1])))
     return NetworkSize(
         parameters=sum(parameter.numel() for parameter in model.network.parameters()),

@@ -3,13 +3,14 @@
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Self
-
-from torch.utils.tensorboard import SummaryWriter
+from typing import TYPE_CHECKING, Self
 
 from services.trainer.runs.folder import PROGRESS_FILE, RunFolder
 from services.trainer.runs.progress import Progress, ProgressWriter, finite, read_epochs
 from services.trainer.training.results import EpochResult, StepResult
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 TENSORBOARD_FOLDER = "tensorboard"
 STAGE_SECONDS = 0.2
@@ -23,7 +24,8 @@ class Reporter:
         path = folder / PROGRESS_FILE
         self._newest = read_epochs(path)
         self._lines = ProgressWriter(path)
-        self._events = SummaryWriter(str(folder / TENSORBOARD_FOLDER))
+        self._events_path = folder / TENSORBOARD_FOLDER
+        self._events: SummaryWriter | None = None
         self._stage = ""
         self._told = 0.0
 
@@ -73,12 +75,16 @@ class Reporter:
                 eta_seconds=(epochs - result.epoch) * result.seconds,
             )
         )
-        self._scalars("epoch", figures, result.epoch)
-        self._events.flush()
+        self._scalars("epoch", figures, result.epoch).flush()
 
-    def _scalars(self, group: str, figures: Mapping[str, float], at: int) -> None:
+    def _scalars(self, group: str, figures: Mapping[str, float], at: int) -> "SummaryWriter":
+        if self._events is None:
+            from torch.utils.tensorboard import SummaryWriter  # takes seconds, and not every run has such figures
+
+            self._events = SummaryWriter(str(self._events_path))
         for name, value in figures.items():
             self._events.add_scalar(f"{group}/{name}", value, at)
+        return self._events
 
     def __enter__(self) -> Self:
         return self
@@ -87,7 +93,8 @@ class Reporter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._lines.close()
-        self._events.close()
+        if self._events is not None:
+            self._events.close()
 
 
 class Silent(Reporter):

@@ -10,7 +10,8 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from services.common.errors import Conflict, NotFound, NotReady
+from services.common import manifest
+from services.common.errors import Conflict, InvalidInput, NotFound, NotReady
 from services.common.manifest import GRAPH_FILE, MANIFEST_FILE, Manifest
 from services.trainer.data.collecting import collect
 from services.trainer.data.datasets import Dataset, load_dataset
@@ -18,12 +19,11 @@ from services.trainer.data.replay import add_replay, check_judged, contents_of, 
 from services.trainer.data.sources import DataSources
 from services.trainer.jobs.job import Job
 from services.trainer.jobs.served import find_version, parse_version
-from services.trainer.options import TrainingOptions, TuningOptions
-from services.trainer.runs.folder import RunFolder
+from services.trainer.options import RefitOptions, TrainingOptions, TuningOptions
+from services.trainer.runs.folder import DATASET_FILE, RunFolder, read_document, write_document
 from services.trainer.runs.record import check_run_id
 from services.trainer.settings import TrainerSettings
 from services.trainer.storage.database import Database
-from services.trainer.training.batches import check_augmentation
 
 LEARNT_FILE = "learnt.npy"
 """What stands for each picture that the model of a run has learnt, itself or before it was started from."""
@@ -52,12 +52,37 @@ def load_samples(job: Job, options: TrainingOptions) -> Dataset:
     """
     loaded = _load(options, data_sources(job), job.settings)
     if isinstance(job.request.options, TrainingOptions | TuningOptions):
+        from services.trainer.training.batches import check_augmentation  # torch comes with it
+
         check_augmentation(options.augmentation, loaded.dataset.spec.height, loaded.dataset.spec.width)
     if loaded.figures:
         job.reporter.stage("prepare", figures=loaded.figures)
     if job.request.kind.makes_model and not (job.folder / LEARNT_FILE).exists():
         _keep_learnt(job.folder / LEARNT_FILE, loaded.learnt)
     return loaded.dataset
+
+
+def remember_samples(job: Job, dataset: Dataset, *, first: bool = True) -> manifest.Dataset:
+    """Return the identity of *dataset*, which must stay the same for as long as the run lives.
+
+    Args:
+        job: The run, whose first life writes it down.
+        dataset: Of this life.
+        first: Whether this process writes; of several workers, one does.
+
+    Raises:
+        Conflict: The run was begun with other samples.
+    """
+    described = manifest.Dataset(name=dataset.name, digest=dataset.digest, counts=dataset.counts)
+    before = read_document(job.folder / DATASET_FILE, manifest.Dataset)
+    if before not in (None, described):
+        raise Conflict(
+            f"run {job.request.id!r} was begun with other samples of {dataset.name}; bring them back, or begin a "
+            "new run"
+        )
+    if before is None and first:
+        write_document(job.folder / DATASET_FILE, described)
+    return described
 
 
 @dataclass(frozen=True)
@@ -98,6 +123,45 @@ def _load(options: TrainingOptions, sources: DataSources, settings: TrainerSetti
     if known:
         check_judged(dataset, options.start_from)
     return _Loaded(dataset, before, figures | {"left_out_as_learnt": float(known)})
+
+
+def load_to_refit(job: Job, options: RefitOptions, source: RunFolder) -> tuple[Dataset, TrainingOptions]:
+    """Load what the last layer of *source* is fitted to anew and measured on; what it has learnt is not judged on.
+
+    What the new model has learnt is kept in the folder of its run. The validation part may be left empty, since nothing
+    but the temperature is chosen by it.
+
+    Returns:
+        The samples, and options by which the new model can be trained further: those of *source*, with these samples.
+
+    Raises:
+        ServiceError: As `load_dataset`.
+        Conflict: The samples have other labels or pixels than the source.
+        InvalidInput: The source has learnt all test samples.
+    """
+    sources = data_sources(job)
+    changes = {"dataset": options.dataset, "start_from": f"run:{source.path.name}", "replay": 0.0}
+    trained = training_options(source).model_copy(update=changes)
+    dataset = load_dataset(trained.model_copy(update={"threads": job.threads}), sources)
+    described = _manifest(source)
+    if (described.labels, described.preprocess) != (dataset.labels, dataset.spec):
+        raise Conflict(
+            f"data set {dataset.name!r} has other labels or pixels than {options.source}; fit it to one with "
+            f"{', '.join(described.labels[:10])}"
+        )
+    before = _learnt(source, sources, job.settings)
+    dataset, known = leave_out_learnt(dataset, before)
+    if not len(dataset.test):
+        raise InvalidInput(
+            f"{options.source} has learnt every test sample of data set {dataset.name!r}, so that nothing is left to "
+            "measure on; name a set with others",
+            reason="ALL_LEARNT",
+            field="dataset",
+        )
+    job.reporter.stage("prepare", 1.0, {"left_out_as_learnt": float(known)})
+    if not (job.folder / LEARNT_FILE).exists():
+        _keep_learnt(job.folder / LEARNT_FILE, np.union1d(before, contents_of(dataset.train)))
+    return dataset, trained
 
 
 def _are_the_same(source: TrainingOptions, options: TrainingOptions) -> bool:

@@ -20,21 +20,18 @@ from services.trainer.distributed.local_steps import train_with_local_steps
 from services.trainer.distributed.task import Task
 from services.trainer.evaluation.figures import fit_temperature
 from services.trainer.jobs.job import Job
-from services.trainer.jobs.origins import find_trained
+from services.trainer.jobs.origins import find_champion, find_trained
 from services.trainer.jobs.product import describe_model, export_model, network_size, read_card, training_record
 from services.trainer.jobs.reporting import Silent
-from services.trainer.jobs.sources import find_run, load_samples
+from services.trainer.jobs.sources import find_run, load_samples, remember_samples
 from services.trainer.jobs.teachers import open_teacher
 from services.trainer.networks.classifier import Classifier
 from services.trainer.networks.weights import load_weights, save_weights
 from services.trainer.options import TrainingOptions
 from services.trainer.runs.folder import (
     CHECKPOINT_FILE,
-    DATASET_FILE,
     WEIGHTS_FILE,
     RunFolder,
-    read_document,
-    write_document,
 )
 from services.trainer.runs.record import Outcome, RunState
 from services.trainer.settings import TrainerSettings
@@ -93,6 +90,7 @@ def finish_model(
 ) -> dict[str, float]:
     """Export and describe a trained *model*, and return all final figures."""
     seconds = sum(result.seconds for result in history)
+    source = find_run(options.start_from, job.settings) if options.start_from else None
     return describe_model(
         job,
         dataset,
@@ -104,7 +102,8 @@ def finish_model(
         },
         size=network_size(model, dataset),
         history={result.epoch: result.model_dump(exclude={"epoch"}) for result in history},
-        parent=read_card(find_run(options.start_from, job.settings)) if options.start_from else None,
+        parent=read_card(source) if source else None,
+        before=source or find_champion(options.dataset, job.settings),
     )
 
 
@@ -136,29 +135,6 @@ def task_in(folder: Path) -> Task:
     process = ExitStack()  # the teacher stays open for as long as this process lives
     atexit.register(process.close)
     return replace(task, loss=process.enter_context(training_loss(job, task.options, task.dataset)))
-
-
-def remember_samples(job: Job, dataset: Dataset, *, first: bool = True) -> manifest.Dataset:
-    """Return the identity of *dataset*, which must stay the same for as long as the run lives.
-
-    Args:
-        job: The run, whose first life writes it down.
-        dataset: Of this life.
-        first: Whether this process writes; of several workers, one does.
-
-    Raises:
-        Conflict: The run was begun with other samples.
-    """
-    described = manifest.Dataset(name=dataset.name, digest=dataset.digest, counts=dataset.counts)
-    before = read_document(job.folder / DATASET_FILE, manifest.Dataset)
-    if before not in (None, described):
-        raise Conflict(
-            f"run {job.request.id!r} was begun with other samples of {dataset.name}; bring them back, or begin a "
-            "new run"
-        )
-    if before is None and first:
-        write_document(job.folder / DATASET_FILE, described)
-    return described
 
 
 def starting_model(job: Job, options: TrainingOptions, dataset: Dataset) -> Classifier:

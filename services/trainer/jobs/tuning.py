@@ -15,12 +15,11 @@ from services.trainer.clock import now
 from services.trainer.data.datasets import Dataset
 from services.trainer.evaluation.figures import fit_temperature
 from services.trainer.jobs.job import Job
-from services.trainer.jobs.sources import load_samples
+from services.trainer.jobs.sources import load_samples, remember_samples
 from services.trainer.jobs.training import (
     check_disk,
     finish_model,
     kept_accuracy,
-    remember_samples,
     starting_model,
     training_loss,
 )

@@ -2,9 +2,13 @@
 
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
+
+from services.common.errors import InvalidInput, Unsupported
 
 Views = Literal[1, 2, 6]
 
@@ -30,6 +34,47 @@ class Network(nn.Module):
     def embed(self, images: Tensor) -> Tensor:
         """Return what the head decides on, (B, features)."""
         raise NotImplementedError
+
+    @property
+    def last_layer(self) -> nn.Linear:
+        """The layer that makes the logits.
+
+        Raises:
+            Unsupported: There is none that is fully connected.
+        """
+        layer = getattr(self, "head", None)
+        if not isinstance(layer, nn.Linear):
+            raise Unsupported(
+                f"{type(self).__name__} does not end in a fully connected layer, so it has no features to give; "
+                "use another network"
+            )
+        return layer
+
+    def set_head(self, weight: NDArray[np.float32], bias: NDArray[np.float32] | None) -> None:
+        """Give the last layer other numbers, so that it computes features · weightᵀ + bias.
+
+        Args:
+            weight: (classes, features).
+            bias: (classes,); None is none, also where the layer has one.
+
+        Raises:
+            Unsupported: There is no last layer that is fully connected.
+            InvalidInput: The layer is of another size, or has no bias and is given one.
+        """
+        layer = self.last_layer
+        own = tuple(layer.weight.shape)
+        if weight.shape != own or (bias is not None and (layer.bias is None or bias.shape != own[:1])):
+            shifts = "no bias" if bias is None else f"a bias of shape {bias.shape}"
+            raise InvalidInput(
+                f"weights of shape {weight.shape} and {shifts} do not fit a last layer of {own} "
+                f"{'without' if layer.bias is None else 'with'} a bias; fit them on the features of this network"
+            )
+        with torch.no_grad():
+            layer.weight.copy_(torch.from_numpy(weight))
+            if bias is not None:
+                layer.bias.copy_(torch.from_numpy(bias))
+            elif layer.bias is not None:
+                layer.bias.zero_()
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits."""

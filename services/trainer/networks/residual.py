@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -53,13 +55,20 @@ class ResidualNetwork(Network):
         features: Tensor = self.stages(x).amax(dim=(2, 3))
         return features
 
+    def set_head(self, weight: NDArray[np.float32], bias: NDArray[np.float32] | None) -> None:
+        """Give the last layer other numbers; they are what features are multiplied by."""
+        super().set_head(weight * np.float32(ScaledLinear.DIVISOR), bias)
+
 
 class ScaledLinear(nn.Linear):
     """A fully connected layer with small logits at the start, which keep the first steps at a high rate gentle."""
 
+    DIVISOR = 8
+    """Of the weights; a power of two changes none of their digits."""
+
     def forward(self, input: Tensor) -> Tensor:
         """Return (B, out_features)."""
-        return functional.linear(input, self.weight / 8, self.bias)
+        return functional.linear(input, self.weight / self.DIVISOR, self.bias)
 
 
 class Residual(nn.Module):

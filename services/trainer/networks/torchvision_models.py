@@ -3,7 +3,6 @@
 from difflib import get_close_matches
 from typing import Any
 
-import torchvision
 from torch import nn
 
 from services.common.errors import InvalidInput
@@ -18,6 +17,8 @@ _OURS = ("weights", "weights_backbone", "pretrained", "progress", "num_classes",
 
 def torchvision_names() -> list[str]:
     """Return the names of all models, without the prefix."""
+    import torchvision  # takes a second, and few networks are its
+
     return torchvision.models.list_models(module=torchvision.models)  # type: ignore[no-any-return]
 
 
@@ -37,6 +38,8 @@ def build_torchvision(
     Raises:
         InvalidInput: There is no such model, or an option would download weights or is ours to set.
     """
+    import torchvision
+
     known = torchvision_names()
     if name not in known:
         nearest = get_close_matches(name, known, n=1, cutoff=0.5)

@@ -14,13 +14,14 @@ from services.trainer.options import (
     ConversionOptions,
     EvaluationOptions,
     InspectionOptions,
+    RefitOptions,
     TrainingOptions,
     TuningOptions,
 )
 from services.trainer.recipes import make_options
 from services.trainer.runs.record import Options, RunState
 from services.trainer.runs.store import RunStore
-from services.trainer.sets import FORMS, NAMES, ModelSamples, is_folder, lies_in, resolve_places
+from services.trainer.sets import FORMS, NAMES, ModelSamples, is_folder, lies_in, parse_snapshot, resolve_places
 
 MODULES_OF_OURS = "torchvision"
 """The one module whose factories a request may name."""
@@ -40,6 +41,7 @@ class Admission:
         trusted: Whether requests come from this machine's command line. They may name code and any folder.
         newest_sample: Returns the number of the newest sample of a model, which the samples of a run end with, so that
             an import does not change them; without it they are taken as they are named.
+        find_snapshot: Raises where there is no snapshot of a digest; without it any is let pass.
     """
 
     def __init__(
@@ -49,10 +51,12 @@ class Admission:
         *,
         trusted: bool = False,
         newest_sample: Callable[[str], int] | None = None,
+        find_snapshot: Callable[[str], object] | None = None,
     ) -> None:
         self._store = store
         self._data_roots = data_roots
         self._newest_sample = newest_sample
+        self._find_snapshot = find_snapshot
         self.trusted = trusted
 
     def admit(self, options: Options) -> Options:
@@ -61,8 +65,8 @@ class Admission:
         Raises:
             InvalidInput: They name code or a folder that a request may not, samples that are not there, or a source
                 that is none.
-            NotFound: A data set, a model with samples or a run that they name does not exist.
-            Conflict: A run that they name has made no model.
+            NotFound: A data set, a model with samples, a snapshot or a run that they name does not exist.
+            Conflict: A run that they name has made no model, or pictures of a snapshot were deleted.
         """
         if isinstance(options, TuningOptions | InspectionOptions):
             if isinstance(options, TuningOptions):
@@ -79,7 +83,7 @@ class Admission:
             for value in values.choices:
                 self._check_names(options.trial({name: value}))
 
-    def _check_names(self, options: TrainingOptions | ConversionOptions | EvaluationOptions) -> None:
+    def _check_names(self, options: TrainingOptions | ConversionOptions | EvaluationOptions | RefitOptions) -> None:
         for field, source in _sources(options):
             self._check_source(field, source)
         if isinstance(options, TrainingOptions):
@@ -104,6 +108,11 @@ class Admission:
         samples = ModelSamples.parse(dataset)
         if samples is not None:
             return str(samples.pinned(self._newest_sample(samples.model))) if self._newest_sample else dataset
+        snapshot = parse_snapshot(dataset)
+        if snapshot is not None:
+            if self._find_snapshot:
+                self._find_snapshot(snapshot)
+            return dataset
         for place in resolve_places(dataset, [Path.cwd()] if self.trusted else self._data_roots):
             if not (self.trusted or lies_in(place, self._data_roots)):
                 raise InvalidInput(
@@ -174,7 +183,7 @@ def _check_storable(value: Any, field: str, depth: int = 1) -> None:
         raise InvalidInput(f"{field} has the number {value}; use finite ones", field=field)
 
 
-def _sources(options: TrainingOptions | ConversionOptions | EvaluationOptions) -> list[tuple[str, str]]:
+def _sources(options: TrainingOptions | ConversionOptions | EvaluationOptions | RefitOptions) -> list[tuple[str, str]]:
     if isinstance(options, TrainingOptions):
         named = [("start_from", options.start_from), ("distillation.teacher", options.distillation.teacher)]
         return [(field, source) for field, source in named if source]

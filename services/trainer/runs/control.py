@@ -10,6 +10,7 @@ from pathlib import Path
 import grpc
 from pydantic import BaseModel
 
+from services.common.channels import SIBLING_OPTIONS
 from services.common.errors import Conflict, InvalidInput, NotFound, NotReady, ServiceError
 from services.common.manifest import GRAPH_FILE, MANIFEST_FILE
 from services.trainer.clock import now
@@ -53,6 +54,8 @@ ARTIFACTS = (
 CHUNK_BYTES = 1024 * 1024
 MAX_CLIENT_ID = 128
 _KINDS = {kind.options: kind for kind in RunKind}
+_PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
+"""Statuses by which inference says nothing of the model that was sent."""
 
 
 class RunControl:
@@ -147,7 +150,9 @@ class RunControl:
         self._supervisor.wake()
         return run
 
-    async def publish(self, run_id: str, model: str, *, stable: bool = False, force: bool = False) -> int:
+    async def publish(
+        self, run_id: str, model: str, *, stable: bool = False, force: bool = False, publication_id: str = ""
+    ) -> int:
         """Send the model of a run to inference, and return the number of its version.
 
         Args:
@@ -155,6 +160,7 @@ class RunControl:
             model: Name under which inference serves it.
             stable: Whether the version gets the traffic.
             force: Publish also a conversion that was measured as not worth it.
+            publication_id: Whoever publishes again with the same one gets the version that is there.
 
         Raises:
             NotFound: There is no such run.
@@ -172,7 +178,7 @@ class RunControl:
                 "one all the same with force",
                 reason="NOT_CHOSEN",
             )
-        return await asyncio.to_thread(self._publish, folder.path, model, stable)
+        return await asyncio.to_thread(self._publish, folder.path, model, stable, publication_id)
 
     def artifact(self, run_id: str, name: str) -> Path:
         """Return the path of a file that a run has made.
@@ -247,10 +253,10 @@ class RunControl:
                 folder.forget_outcome()
             return self._store.resume(run_id, self._supervisor.queue)
 
-    def _publish(self, folder: Path, model: str, stable: bool) -> int:
+    def _publish(self, folder: Path, model: str, stable: bool, publication_id: str) -> int:
         try:
-            with grpc.insecure_channel(self._inference_address) as channel:
-                version = publish_version(channel, model, folder).version
+            with grpc.insecure_channel(self._inference_address, options=SIBLING_OPTIONS) as channel:
+                version = publish_version(channel, model, folder, publication_id=publication_id).version
                 if stable:
                     set_stable(channel, model, version)
                 return version
@@ -258,7 +264,7 @@ class RunControl:
             raise self._refusal(folder.name, error) from error
 
     def _refusal(self, run_id: str, error: grpc.RpcError) -> ServiceError:
-        if error.code() is grpc.StatusCode.UNAVAILABLE:
+        if error.code() in _PASSING:
             return NotReady(
                 f"inference at {self._inference_address} does not answer: {error.details()}; publish again when it does"
             )

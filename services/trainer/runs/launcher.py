@@ -12,7 +12,7 @@ from typing import Protocol
 
 from services.trainer.options import TrainingOptions
 from services.trainer.runs.folder import LOG_FILE, RunFolder
-from services.trainer.runs.record import Options, Request
+from services.trainer.runs.record import Options, Request, RunKind
 
 INTERRUPTED = 75
 """Exit code of a process that was told to stop and has left a checkpoint to go on from (EX_TEMPFAIL)."""
@@ -22,6 +22,8 @@ RESTARTS = 3
 RENDEZVOUS_FILE = "rendezvous"
 """Where several workers meet; of the present process only."""
 POLL_SECONDS = 0.1
+_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+"""For numpy's products: sums in another order have other last bits, and a refit shall give the same ones anywhere."""
 
 
 class Process(Protocol):
@@ -80,7 +82,7 @@ class LocalLauncher:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=self._environment,
+                env=self._environment | (_ONE_THREAD if request.kind is RunKind.REFIT else {}),
                 start_new_session=True,
                 pass_fds=(lock,),
             )

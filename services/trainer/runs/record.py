@@ -12,11 +12,12 @@ from services.trainer.options import (
     ConversionOptions,
     EvaluationOptions,
     InspectionOptions,
+    RefitOptions,
     TrainingOptions,
     TuningOptions,
 )
 
-Options = TrainingOptions | TuningOptions | ConversionOptions | EvaluationOptions | InspectionOptions
+Options = TrainingOptions | TuningOptions | ConversionOptions | EvaluationOptions | InspectionOptions | RefitOptions
 
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -29,6 +30,7 @@ class RunKind(StrEnum):
     CONVERSION = "CONVERSION"
     EVALUATION = "EVALUATION"
     INSPECTION = "INSPECTION"
+    REFIT = "REFIT"
 
     @property
     def makes_model(self) -> bool:
@@ -47,6 +49,7 @@ _OPTIONS: dict[RunKind, type[Options]] = {
     RunKind.CONVERSION: ConversionOptions,
     RunKind.EVALUATION: EvaluationOptions,
     RunKind.INSPECTION: InspectionOptions,
+    RunKind.REFIT: RefitOptions,
 }
 
 

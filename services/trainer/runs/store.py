@@ -21,6 +21,9 @@ from services.trainer.runs.record import Outcome, Request, RunKind, RunState
 from services.trainer.runs.table import FolderRow, RunRow
 from services.trainer.storage.database import Database
 
+SHORT_KINDS = frozenset({RunKind.REFIT})
+"""Kinds of runs that take seconds: one of them need not wait for the end of a long run."""
+LONG_KINDS = frozenset(RunKind) - SHORT_KINDS
 MOST_DEATHS = 3
 """Processes of a run that may die in a row without finishing a further epoch."""
 
@@ -166,9 +169,10 @@ class RunStore:
             counted = session.execute(select(RunRow.state, func.count()).group_by(RunRow.state))
             return {RunState(state): count for state, count in counted}
 
-    def waiting(self, queue: str) -> Sequence[str]:
-        """Return the ids of the queued runs, the one that was created first before the others."""
-        query = select(RunRow.id).where(RunRow.queue == queue, RunRow.state == RunState.QUEUED).order_by(RunRow.number)
+    def waiting(self, queue: str, kinds: Collection[RunKind]) -> Sequence[str]:
+        """Return the ids of the queued runs of these *kinds*, the one that was created first before the others."""
+        queued = (RunRow.queue == queue, RunRow.state == RunState.QUEUED, RunRow.kind.in_(kinds))
+        query = select(RunRow.id).where(*queued).order_by(RunRow.number)
         with self._database.read() as session:
             return session.scalars(query).all()
 
@@ -183,12 +187,17 @@ class RunStore:
     def claim(self, run_id: str, queue: str, limit: int) -> Run | None:
         """Make a queued run RUNNING, unless *limit* runs of *queue* are so already; its lock must be held.
 
+        Runs of `SHORT_KINDS` and all others are counted apart.
+
         Returns:
             The run, or None where that many are running or it is no longer queued.
         """
         with self._database.begin(alone=True) as session:
             row = _row(session, run_id, to_change=True)
-            running = select(func.count()).where(RunRow.queue == queue, RunRow.state == RunState.RUNNING)
+            counted = SHORT_KINDS if row.kind in SHORT_KINDS else LONG_KINDS
+            running = select(func.count()).where(
+                RunRow.queue == queue, RunRow.state == RunState.RUNNING, RunRow.kind.in_(counted)
+            )
             if (row.state, row.queue) != (RunState.QUEUED, queue) or session.scalars(running).one() >= limit:
                 return None
             row.state, row.reason = RunState.RUNNING, ""

@@ -2,7 +2,7 @@
 
 import asyncio
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -22,8 +22,8 @@ from services.trainer.runs.folder import (
 )
 from services.trainer.runs.launcher import INTERRUPTED, Launcher, Process
 from services.trainer.runs.progress import read_epochs
-from services.trainer.runs.record import Outcome, RunState
-from services.trainer.runs.store import Run, RunFilter, RunStore
+from services.trainer.runs.record import Outcome, RunKind, RunState
+from services.trainer.runs.store import LONG_KINDS, SHORT_KINDS, Run, RunFilter, RunStore
 
 log = structlog.get_logger(__name__)
 
@@ -32,6 +32,8 @@ LOOK_SECONDS = 1.0
 AGAIN_SECONDS = 0.05
 GLANCES = 3
 """How often a lock is tried, which somebody may only be glancing at."""
+SHORT_RUNS = 1
+"""How many runs of the short kinds may be at work beside those of the others."""
 OUT_OF_MEMORY = -9
 """Exit code of what the kernel kills when memory runs out."""
 
@@ -44,7 +46,7 @@ class Supervisor:
         launcher: Where their processes live.
         runs_dir: Where their folders lie.
         queue: Only its runs are started here.
-        most_parallel: Runs that may be at work at once.
+        most_parallel: Runs that may be at work at once; one of `SHORT_KINDS` more may be.
         min_free_bytes: With less disk space than this none is started.
         grace_seconds: How long a process that is told to stop may take to leave its checkpoint.
     """
@@ -238,14 +240,19 @@ class Supervisor:
             watches[run_id].stop()
 
     async def _start_queued(self) -> None:
-        for run_id in await asyncio.to_thread(self._store.waiting, self._queue):
-            if self._stopping is not None or len(self._watches) >= self._most_parallel:
+        await self._start_some(SHORT_KINDS, SHORT_RUNS)
+        await self._start_some(LONG_KINDS, self._most_parallel)
+
+    async def _start_some(self, kinds: Collection[RunKind], most: int) -> None:
+        """Start queued runs of these *kinds* as long as fewer than *most* of them are at work."""
+        for run_id in await asyncio.to_thread(self._store.waiting, self._queue, kinds):
+            if self._stopping is not None or sum(watch.kind in kinds for watch in self._watches.values()) >= most:
                 return
             try:
                 self.check_disk()
                 with self.folder(run_id).locked() as lock, ExitStack() as supervision:
                     supervision.enter_context(self.folder(run_id).supervised())
-                    run = await asyncio.to_thread(self._store.claim, run_id, self._queue, self._most_parallel)
+                    run = await asyncio.to_thread(self._store.claim, run_id, self._queue, most)
                     if run is None:
                         return
                     await self._launch(run, lock, supervision)
@@ -271,7 +278,7 @@ class Supervisor:
         self._watch(run, process, supervision.pop_all())
 
     def _watch(self, run: Run, process: Process, supervision: ExitStack) -> None:
-        watch = _Watch(process, supervision, self._grace_seconds)
+        watch = _Watch(run.kind, process, supervision, self._grace_seconds)
         watch.task = asyncio.create_task(self._see_through(run, watch))
         self._watches[run.id] = watch
 
@@ -313,7 +320,8 @@ class Supervisor:
 class _Watch:
     """A process that is watched."""
 
-    def __init__(self, process: Process, supervision: ExitStack, grace_seconds: float) -> None:
+    def __init__(self, kind: RunKind, process: Process, supervision: ExitStack, grace_seconds: float) -> None:
+        self.kind = kind
         self.process = process
         self.supervision = supervision
         """Says that we see the run through, until it is closed."""

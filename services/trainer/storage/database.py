@@ -3,7 +3,7 @@
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from services.common.errors import InvalidInput, NotReady
 MIGRATIONS = Path(__file__).parent / "migrations"
 LOCK_SECONDS = 30
 """How long one process waits until another's transaction is over."""
+_LAST_READER_SECONDS = 5
+"""How long `truncate_log` waits for those that still read what was deleted; writers wait meanwhile."""
 _POSTGRESQL_DISK_FULL = "53100"
 _READING = "reading"
 _MIGRATING = threading.Lock()
@@ -93,6 +95,29 @@ class Database:
         with _answering(self._place), Session(self._reading, expire_on_commit=False) as session, session.begin():
             yield session
 
+    def truncate_log(self) -> None:
+        """Leave nothing in SQLite's write-ahead log, which has pages as they were before something was deleted.
+
+        What was deleted is then in no file of the database. PostgreSQL sees to that itself, when it vacuums.
+
+        Raises:
+            NotReady: Somebody still reads, or the database cannot be reached.
+        """
+        if self._engine.dialect.name != "sqlite":
+            return
+        with _answering(self._place), closing(self._engine.raw_connection()) as connection:
+            cursor = connection.cursor()
+            cursor.execute(f"PRAGMA busy_timeout = {_LAST_READER_SECONDS * 1000}")
+            try:
+                (busy, _, _) = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            finally:
+                cursor.execute(f"PRAGMA busy_timeout = {LOCK_SECONDS * 1000}")
+        if busy:
+            raise NotReady(
+                f"what was deleted is still read in the trainer's database after {_LAST_READER_SECONDS} seconds; try "
+                "again when that has ended"
+            )
+
     def close(self) -> None:
         """Close the connections."""
         self._engine.dispose()
@@ -127,6 +152,7 @@ def _prepare_sqlite(engine: Engine) -> None:
         cursor.execute("PRAGMA journal_mode = WAL")  # readers do not wait for a writer
         cursor.execute("PRAGMA synchronous = FULL")  # what was acknowledged survives a power cut
         cursor.execute("PRAGMA foreign_keys = ON")
+        cursor.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten, not only unlinked
         cursor.close()
 
     @event.listens_for(engine, "begin")

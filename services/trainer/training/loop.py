@@ -16,16 +16,12 @@ from services.trainer.training.batches import Batches
 from services.trainer.training.group import Alone, Group
 from services.trainer.training.hardware import choose_precision, computing_in
 from services.trainer.training.prediction import evaluate
-from services.trainer.training.results import EpochResult, StepResult
+from services.trainer.training.results import EpochResult, Interrupted, StepResult
 from services.trainer.training.schedules import momentum_at, rate_at
 from services.trainer.training.state import State
 
 CPU = torch.device("cpu")
 ALONE = Alone()
-
-
-class Interrupted(Exception):
-    """The run was asked to stop; its checkpoint is safe."""
 
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -3,6 +3,10 @@
 from pydantic import BaseModel, ConfigDict
 
 
+class Interrupted(Exception):
+    """The run was asked to stop; its checkpoint is safe."""
+
+
 class EpochResult(BaseModel):
     """What one pass over the training samples came to."""
 

@@ -756,6 +756,9 @@ TABLE = [
 ]
 
 ELSEWHERE = {
+    "needs a key with scope": "tests/gateway/test_access: inference knows no keys",
+    "has the scopes": "tests/gateway/test_access: inference knows no keys",
+    "which has another graph; use a new one": "tests/inference/models/test_serving: a publication that is repeated",
     "a new version of model {…} is gone": "nowhere: another process must remove the folder while it is written",
     "there is no room on the disk": "nowhere: it takes a full disk",
     "cannot be written: {…}; see to the repository": "nowhere: it takes a disk that fails",

@@ -12,6 +12,12 @@ def test_a_new_stable_version_keeps_the_one_before_as_previous():
     assert Traffic().moved_to(1).moved_to(2) == Traffic(2, stable_version=2, previous_version=1)
 
 
+def test_a_previous_version_can_be_forgotten():
+    forgotten = Traffic(2, stable_version=2, previous_version=1).moved_to(3, forget_previous=True)
+
+    assert forgotten == Traffic(3, stable_version=3, previous_version=0)
+
+
 def test_a_change_beside_the_stable_version_keeps_the_previous_one():
     moved = Traffic(1, 2, 1).moved_to(2, canary_version=3, canary_share=0.5)
 

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 from aimass.inference.v1.lifecycle_pb2 import ModelVersion
 from aimass.open_inference.model_config_pb2 import ModelConfig
 from services.common.errors import Conflict, InvalidInput, NotFound, NotReady, Overloaded
-from services.common.manifest import Manifest
+from services.common.manifest import Graph, Manifest
 from services.inference.models.serving import ModelServer
 from tests.end_to_end.suite import eventually
 
@@ -246,6 +246,53 @@ async def test_version_that_fails_adds_nothing(start, model_repository):
     server.discard(staging)
     assert server.states() == before
     assert {path.name for path in model_repository.iterdir()} == {"tiny"}
+
+
+def named(tiny_classifier, publication_id: str) -> Manifest:
+    return tiny_classifier.manifest.model_copy(update={"publication_id": publication_id})
+
+
+async def publish_as(server: ModelServer, tiny_classifier, publication_id: str) -> ModelVersion:
+    staging = server.stage("tiny")
+    shutil.copy(tiny_classifier.path, staging / "model.onnx")
+    return await server.publish("tiny", staging, named(tiny_classifier, publication_id))
+
+
+async def test_publishing_again_with_the_same_identity_gives_the_version_that_is_there(start, tiny_classifier):
+    server = await start()
+    first = await publish_as(server, tiny_classifier, "cycle-0001")
+
+    again = await publish_as(server, tiny_classifier, "cycle-0001")
+    other = await publish_as(server, tiny_classifier, "cycle-0002")
+
+    assert (again, other.version) == (first, first.version + 1)
+    assert first.publication_id == "cycle-0001"
+    assert server.published("tiny", named(tiny_classifier, "cycle-0001")) == first
+
+
+async def test_publishing_at_the_same_time_with_the_same_identity_makes_one_version(start, tiny_classifier):
+    server = await start()
+
+    versions = await asyncio.gather(*(publish_as(server, tiny_classifier, "cycle-0001") for _ in range(4)))
+
+    assert {version.version for version in versions} == {versions[0].version}
+    assert len(server.states()["tiny"].versions) == 2
+
+
+async def test_an_identity_is_known_after_a_restart_and_by_another_replica(start, tiny_classifier):
+    first = await publish_as(await start(), tiny_classifier, "cycle-0001")
+
+    assert await publish_as(await start(), tiny_classifier, "cycle-0001") == first
+
+
+async def test_another_graph_with_the_same_identity_is_refused(start, tiny_classifier):
+    server = await start()
+    await publish_as(server, tiny_classifier, "cycle-0001")
+    other = named(tiny_classifier, "cycle-0001")
+    other = other.model_copy(update={"graph": Graph(size_bytes=1, sha256=f"sha256:{'0' * 64}")})
+
+    with pytest.raises(Conflict, match="'cycle-0001' is that of version 2 of model 'tiny', which has another graph"):
+        server.published("tiny", other)
 
 
 async def test_publisher_that_goes_away_leaves_a_whole_version_or_none(start, tiny_classifier, model_repository):

@@ -10,14 +10,18 @@ import numpy as np
 import pytest
 from PIL import Image
 from prometheus_client.registry import Collector
+from sqlalchemy import select
 
 from aimass.trainer.v1 import data_pb2 as pb
 from aimass.trainer.v1.data_pb2_grpc import DataServiceStub, add_DataServiceServicer_to_server
+from services.common.identity import LOCAL, Caller, Scope, caller_metadata
 from services.common.manifest import PreprocessSpec
 from services.common.server import Service, StopSignal
 from services.trainer.contracts import data
 from services.trainer.contracts.data import DataServicer
 from services.trainer.data.sources import DataSources
+from services.trainer.data.tables import VoteRow
+from services.trainer.feedback.contributors import create_key, set_contributor
 from services.trainer.storage.database import Database
 from tests.conftest import Serve, Served
 from tests.trainer.data.conftest import encoded, write_classes
@@ -54,6 +58,12 @@ class Component:
 @pytest.fixture
 async def served(serve: Serve, tmp_path: Path) -> Served:
     return await serve(lambda stop: Component(tmp_path, stop))
+
+
+@pytest.fixture
+def component(served: Served) -> Component:
+    assert isinstance(served.component, Component)
+    return served.component
 
 
 @pytest.fixture
@@ -145,6 +155,42 @@ async def test_samples_are_imported_counted_and_listed(stub: DataServiceStub) ->
     assert (listed[1].label, listed[1].width, listed[1].height, listed[1].format) == ("dog", 7, 9, "PNG")
     assert listed[1].content_digest.startswith("sha256:")
     assert listed[1].create_time.seconds > 0
+
+
+async def test_samples_tell_who_gave_them_and_which_pictures_they_are(stub: DataServiceStub) -> None:
+    await stub.CreateModel(PETS)
+    first, second = noise(2)
+    ann = caller_metadata(Caller("ann", frozenset(Scope)))
+
+    await stub.ImportSamples(iter([header(), sample(first, "cat")]), metadata=[ann])
+    await stub.ImportSamples(iter([header(), sample(second, "dog")]))
+
+    listed = (await stub.ListSamples(pb.ListSamplesRequest(model="pets"))).samples
+    assert [each.contributor for each in listed] == ["ann", ""]
+    assert 0 < listed[0].observation_id < listed[1].observation_id
+
+
+async def test_only_the_word_of_the_trusted_decides_in_an_import(component: Component, stub: DataServiceStub) -> None:
+    await stub.CreateModel(PETS)
+    create_key(component.database, "rex", [Scope.TRAIN], trusted=True)
+    create_key(component.database, "eve", [Scope.TRAIN], trusted=False)
+    callers = [
+        None,
+        caller_metadata(Caller("rex", frozenset({Scope.TRAIN}), trusted=True)),
+        caller_metadata(Caller("eve", frozenset({Scope.TRAIN}), trusted=True)),  # not any more: the table decides
+        caller_metadata(LOCAL),
+    ]
+
+    for image, caller in zip(noise(4), callers, strict=True):
+        await stub.ImportSamples(iter([header(), sample(image, "cat")]), metadata=[caller] if caller else [])
+
+    with component.database.read() as session:
+        words = session.execute(select(VoteRow.contributor, VoteRow.trusted).order_by(VoteRow.number)).all()
+    assert words == [("", True), ("rex", True), ("eve", False), ("anonymous", False)]
+    set_contributor(component.database, "eve", blocked=True)
+    code, sentence = await refused(stub.ImportSamples(iter([header(), sample(b"", "cat")]), metadata=[callers[2]]))
+    assert code is grpc.StatusCode.PERMISSION_DENIED
+    assert "what eve says is not taken" in sentence
 
 
 @pytest.mark.parametrize(

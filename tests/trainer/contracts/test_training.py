@@ -243,6 +243,18 @@ async def test_runs_are_listed_newest_first_by_filters_and_pages(stub: TrainingS
     assert await ids(dataset="model:pets") == ([], "")
 
 
+async def test_a_refit_is_created_and_listed_by_its_kind(stub: TrainingServiceStub) -> None:
+    work = pb.Refit(options_json='{"source": "pets@1", "dataset": "cifar10-slice", "pull": 0.5}')
+
+    created = (await stub.CreateRun(pb.CreateRunRequest(id="r", refit=work))).run
+
+    assert (created.kind, created.dataset) == (Run.KIND_REFIT, "cifar10-slice")
+    options = json.loads(created.options_json)
+    assert (options["source"], options["pull"], options["smoothing"]) == ("pets@1", 0.5, 0.05)
+    listed = (await stub.ListRuns(pb.ListRunsRequest(kind=Run.KIND_REFIT))).runs
+    assert [run.id for run in listed] == ["r"]
+
+
 REFUSED = [
     (pb.CreateRunRequest(), "INVALID_ARGUMENT", "the request asks for no work", "work"),
     (pb.CreateRunRequest(training=pb.Training(recipe="slow")), "NOT_FOUND", "recipe 'slow' is unknown; use one of", ""),
@@ -273,6 +285,10 @@ REFUSED = [
     (
         pb.CreateRunRequest(evaluation=pb.Evaluation(options_json='{"source": "x", "samples": 0}')),
         "INVALID_ARGUMENT", "samples is 0", "samples",
+    ),
+    (
+        pb.CreateRunRequest(refit=pb.Refit(options_json='{"source": "pets@1", "dataset": "cifar10", "rounds": 0}')),
+        "INVALID_ARGUMENT", "rounds is 0", "rounds",
     ),
     (
         pb.CreateRunRequest(id="../a", training=pb.Training(recipe="quick")),

@@ -176,7 +176,7 @@ def test_a_picture_that_leads_outside_of_the_roots_is_not_opened(
 @pytest.mark.parametrize(
     ("name", "kind", "words"),
     [
-        ("mnist", InvalidInput, "dataset 'mnist' is unknown; use one of cifar10, cifar10-slice, model:<name> or the"),
+        ("mnist", InvalidInput, "dataset 'mnist' is unknown; use one of cifar10, cifar10-slice, model:<name>, snap"),
         ("{root}/nothing", NotFound, "nothing does not exist; create it, or name cifar10, cifar10-slice"),
         ("{root}", InvalidInput, "holds no data set: neither batches of CIFAR's layout"),
         ("~nobody-of-this-name/x", InvalidInput, "outside of the folders that data may come from"),

@@ -3,7 +3,7 @@
 import pytest
 
 from services.common.errors import InvalidInput
-from services.trainer.sets import ModelSamples
+from services.trainer.sets import ModelSamples, parse_snapshot
 
 
 @pytest.mark.parametrize(
@@ -64,3 +64,16 @@ def test_samples_that_are_to_come_are_refused(name: str) -> None:
     assert samples is not None
     with pytest.raises(InvalidInput, match=r"the newest of model 'pets' is number 7; name a number up to that"):
         samples.pinned(7)
+
+
+def test_a_snapshot_is_named_by_its_digest() -> None:
+    assert parse_snapshot("snapshot:" + "0a" * 32) == "0a" * 32
+    assert parse_snapshot("cifar10") is parse_snapshot("model:snapshot:") is None
+
+
+@pytest.mark.parametrize(
+    "name", ["snapshot:", "snapshot:" + "0A" * 32, "snapshot:" + "0" * 63, "snapshot:../" + "0" * 61]
+)
+def test_what_is_no_digest_is_refused(name: str) -> None:
+    with pytest.raises(InvalidInput, match="names no snapshot; write snapshot: and its digest, 64 hexadecimal digits"):
+        parse_snapshot(name)

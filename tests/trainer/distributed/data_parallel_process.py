@@ -12,7 +12,8 @@ from torch.distributed import run as elastic
 from services.trainer.distributed.data_parallel import joined
 from services.trainer.runs.launcher import RENDEZVOUS_FILE, torchrun
 from services.trainer.training.hardware import prepare
-from services.trainer.training.loop import Interrupted, Watcher, train
+from services.trainer.training.loop import Watcher, train
+from services.trainer.training.results import Interrupted
 from tests.trainer.distributed.task import make_task, tell
 
 INTERRUPTED = 75

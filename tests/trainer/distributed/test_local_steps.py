@@ -14,8 +14,8 @@ from services.trainer.distributed.local_steps import train_with_local_steps
 from services.trainer.distributed.task import Task
 from services.trainer.options import TrainingOptions
 from services.trainer.training.hardware import prepare
-from services.trainer.training.loop import Interrupted, Watcher, train
-from services.trainer.training.results import EpochResult, StepResult
+from services.trainer.training.loop import Watcher, train
+from services.trainer.training.results import EpochResult, Interrupted, StepResult
 from tests.trainer.distributed import local_steps_process
 from tests.trainer.distributed.task import make_task, plain_options, read_until, started, task_of
 

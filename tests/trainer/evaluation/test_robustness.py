@@ -12,6 +12,7 @@ from services.trainer.evaluation.robustness import (
     Robustness,
     corrupt,
     measure_robustness,
+    spoilt_accuracy,
 )
 
 
@@ -160,3 +161,16 @@ def test_unknown_corruptions_and_severities_are_rejected(corruption: str, severi
 def test_no_samples_are_rejected(predict: Predict, unseen: Samples) -> None:
     with pytest.raises(InvalidInput, match="at least one sample"):
         measure_robustness(predict, unseen[:0], 0)
+
+
+def test_models_are_compared_on_spoilt_pictures_of_all_classes() -> None:
+    ordered = Samples(np.full((1000, 8, 8, 3), 128, np.uint8), np.arange(1000) // 100)
+    seen = []
+
+    def last_class(images: np.ndarray) -> np.ndarray:
+        seen.append(len(images))
+        return np.eye(10)[np.full(len(images), 9)]
+
+    assert spoilt_accuracy(last_class, ordered) == pytest.approx(0.1)
+    assert set(seen) == {300}
+    assert spoilt_accuracy(last_class, ordered[990:]) == 1.0

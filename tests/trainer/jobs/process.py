@@ -1,5 +1,6 @@
 """The process of a run, for tests: forked where everything is imported already, which saves seconds each time."""
 
+import importlib
 import os
 import resource
 import shutil
@@ -12,11 +13,14 @@ from types import SimpleNamespace
 from services.common.settings import load_settings
 from services.trainer.export import comparison
 from services.trainer.jobs import evaluation, product
-from services.trainer.jobs.__main__ import _end_with_parent, main
+from services.trainer.jobs.__main__ import RUN, _end_with_parent, job_function, main
 from services.trainer.runs.folder import LOG_FILE
 from services.trainer.settings import TrainerSettings
 
 HURRY_SECONDS = 0.01
+importlib.import_module("torch.utils.tensorboard")
+for each in RUN:
+    job_function(each)
 
 
 def run(path: Path, environment: dict[str, str], more_memory: int, free_disk: int) -> None:

@@ -195,6 +195,17 @@ def test_a_card_compares_a_model_with_the_one_that_it_started_from(finished: Run
     assert (parent.title, parent.accuracy) == ("finished", card_of(finished).evaluation.accuracy)
 
 
+def test_a_model_is_measured_on_spoilt_pictures_beside_the_one_that_it_started_from(
+    finished: RunFolder, child: RunFolder
+) -> None:
+    before, after = manifest_of(finished).metrics, manifest_of(child).metrics
+
+    assert "source_corrupted_accuracy" not in before
+    assert 1 / 3 < before["corrupted_accuracy"] <= 1
+    assert after["source_corrupted_accuracy"] == before["corrupted_accuracy"]
+    assert after["corrupted_accuracy"] == pytest.approx(before["corrupted_accuracy"], abs=0.1)
+
+
 @pytest.fixture(scope="module")
 def pruned(runs: Runs, make: Make, finished: RunFolder) -> RunFolder:
     """A run that makes the finished one's network smaller, and repairs it."""

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from services.trainer.clock import now
+from services.trainer.options import RefitOptions
 from services.trainer.recipes import make_options
 from services.trainer.runs import supervisor as supervision
 from services.trainer.runs.folder import RunFolder
@@ -63,6 +64,17 @@ def create(store: RunStore) -> Create:
 
     def create(run_id: str, epochs: int = 3, queue: str = QUEUE, **behaviour: Any) -> Run:
         return store.create(make_request(run_id, epochs, **behaviour), queue)
+
+    return create
+
+
+@pytest.fixture
+def create_refit(store: RunStore) -> Callable[[str, str], Run]:
+    """A function that queues a refit, whose job never ends by itself where its data set is "held"."""
+
+    def create(run_id: str, dataset: str) -> Run:
+        options = RefitOptions(source="run:a", dataset=dataset)
+        return store.create(Request(id=run_id, kind=RunKind.REFIT, options=options, create_time=now()), QUEUE)
 
     return create
 

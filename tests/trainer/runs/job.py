@@ -16,9 +16,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from services.trainer.clock import now
-from services.trainer.options import TrainingOptions
+from services.trainer.options import RefitOptions, TrainingOptions
 from services.trainer.runs.folder import CHECKPOINT_FILE, OUTCOME_FILE, PROGRESS_FILE, RunFolder, write_document
 from services.trainer.runs.launcher import INTERRUPTED
 from services.trainer.runs.progress import Progress, ProgressWriter, read_epochs
@@ -31,8 +32,8 @@ def main(path: str) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # before that, it ends the process
     folder = RunFolder(Path(path))
     options = folder.request().options
-    assert isinstance(options, TrainingOptions)
-    does = options.network_options
+    assert isinstance(options, TrainingOptions | RefitOptions)
+    epochs, does = _behaviour(options)
     checkpoint = folder / CHECKPOINT_FILE
     done = int(checkpoint.read_text()) if checkpoint.exists() else 0
     if "children" in does:
@@ -41,11 +42,11 @@ def main(path: str) -> None:
     told = read_epochs(folder / PROGRESS_FILE)
     with ProgressWriter(folder / PROGRESS_FILE) as progress:
         for epoch in range(told + 1, done + 1):  # killed when the checkpoint was safe and nobody knew yet
-            progress.append(_entry("epoch", epoch, options.epochs))
-        progress.append(Progress(time=time.time(), kind="stage", stage="train", fraction=done / options.epochs))
-        for epoch in range(done + 1, options.epochs + 1):
+            progress.append(_entry("epoch", epoch, epochs))
+        progress.append(Progress(time=time.time(), kind="stage", stage="train", fraction=done / epochs))
+        for epoch in range(done + 1, epochs + 1):
             if epoch == does.get("hold_at"):
-                progress.append(_entry("step", epoch - 1, options.epochs))
+                progress.append(_entry("step", epoch - 1, epochs))
                 while signal.sigwait({signal.SIGTERM}) and does.get("stubborn"):
                     continue
                 sys.exit(INTERRUPTED)
@@ -56,13 +57,20 @@ def main(path: str) -> None:
             aside = checkpoint.with_suffix(".part")
             aside.write_text(str(epoch))
             aside.replace(checkpoint)
-            progress.append(_entry("epoch", epoch, options.epochs))
+            progress.append(_entry("epoch", epoch, epochs))
             if "die_after_each" in does:
                 os.kill(os.getpid(), signal.SIGKILL)
     if "exit_code" in does:
         print("a last word", flush=True)
         sys.exit(does["exit_code"])
     write_document(folder / OUTCOME_FILE, _outcome(does.get("fail")))
+
+
+def _behaviour(options: TrainingOptions | RefitOptions) -> tuple[int, dict[str, Any]]:
+    """Return how many epochs the job counts, and what it does beside."""
+    if isinstance(options, RefitOptions):
+        return 1, {"hold_at": 1} if options.dataset == "held" else {}
+    return options.epochs, options.network_options
 
 
 def _entry(kind: str, epoch: int, epochs: int) -> Progress:

@@ -12,6 +12,7 @@ from services.trainer.options import (
     EvaluationOptions,
     InspectionOptions,
     Range,
+    RefitOptions,
     TrainingOptions,
     TuningOptions,
     parse_options,
@@ -77,6 +78,32 @@ def test_samples_of_a_model_end_with_those_that_are_there(store: RunStore, roots
         admission.admit(training(dataset="model:pets@10"))
 
 
+def test_a_snapshot_is_let_pass_where_it_is_there(store: RunStore, admission: Admission, succeeded: str) -> None:
+    there, missing = ("snapshot:" + digit * 64 for digit in "ab")
+
+    def find(digest: str) -> None:
+        if digest not in there:
+            raise NotFound(f"there is no snapshot {digest!r}; name one that the loop has made")
+
+    asking = Admission(store, [], find_snapshot=find)
+    for options in (training(dataset=there), RefitOptions(source=f"run:{succeeded}", dataset=there)):
+        assert asking.admit(options) == options
+    with pytest.raises(NotFound, match="there is no snapshot 'bbbb"):
+        asking.admit(training(dataset=missing))
+    assert admission.admit(training(dataset=missing)) == training(dataset=missing)
+    with pytest.raises(InvalidInput, match="dataset 'snapshot:x' names no snapshot"):
+        admission.admit(training(dataset="snapshot:x"))
+
+
+def test_a_refit_needs_a_model_and_a_set(admission: Admission, succeeded: str) -> None:
+    with pytest.raises(NotFound, match="run 'nothing' is unknown"):
+        admission.admit(RefitOptions(source="run:nothing", dataset="cifar10"))
+    with pytest.raises(InvalidInput, match="source 'x' is not the name of a model"):
+        admission.admit(RefitOptions(source="x", dataset="cifar10"))
+    with pytest.raises(InvalidInput, match="dataset is missing"):
+        parse_options(RefitOptions, {"source": f"run:{succeeded}"})
+
+
 def test_a_folder_is_found_in_each_root_and_named_in_full(admission: Admission, roots: tuple[Path, Path]) -> None:
     first, second = roots
     (second / "both").mkdir()
@@ -101,7 +128,9 @@ def test_what_is_no_path_is_refused(admission: Admission, dataset: str) -> None:
 
 
 def test_a_folder_that_does_not_exist_is_not_found(admission: Admission) -> None:
-    with pytest.raises(NotFound, match="dataset 'nothing' does not exist; use cifar10, cifar10-slice, model:<name> or"):
+    with pytest.raises(
+        NotFound, match="dataset 'nothing' does not exist; use cifar10, cifar10-slice, model:<name>, sna"
+    ):
         admission.admit(training(dataset="nothing"))
 
 

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer.options import ConversionOptions
+from services.trainer.clock import now
+from services.trainer.options import ConversionOptions, RefitOptions
 from services.trainer.recipes import make_options
 from services.trainer.runs.folder import LOG_FILE, RunFolder
 from services.trainer.runs.launcher import LocalLauncher
-from services.trainer.runs.record import Options
+from services.trainer.runs.record import Options, Request, RunKind
 from services.trainer.settings import TrainerSettings
 from tests.trainer.runs.conftest import CountingLauncher, Create, Follower, make_request
 
@@ -69,6 +70,22 @@ async def test_a_process_has_its_own_session_our_settings_and_a_log(
     for variable in (f"'TRAINER_RUNS': '{tmp_path / 'r'}'", "'TRAINER_NICE': '3'", "'TRAINER_DATA_ROOTS': '/a,/b'"):
         assert variable in printed
     assert "AIMASS_SUPERVISED" not in printed
+
+
+async def test_a_refit_multiplies_with_one_thread_and_others_as_they_like(tmp_path: Path) -> None:
+    options = {RunKind.REFIT: RefitOptions(source="run:a", dataset="cifar10"), RunKind.TRAINING: make_options("quick")}
+    printed = {}
+    for kind, each in options.items():
+        folder = RunFolder(tmp_path / kind)
+        folder.create(Request(id=kind, kind=kind, options=each, create_time=now()))
+        with folder.locked() as lock:
+            process = await PrintingLauncher({"OMP_NUM_THREADS": "7"}).start(folder, folder.request(), lock)
+        assert await process.wait() == 0
+        printed[kind] = (folder / LOG_FILE).read_text()
+
+    assert "'OPENBLAS_NUM_THREADS': '1'" in printed[RunKind.REFIT]
+    assert "'OMP_NUM_THREADS': '1'" in printed[RunKind.REFIT]
+    assert "'OMP_NUM_THREADS': '7'" in printed[RunKind.TRAINING]
 
 
 def test_a_process_reads_the_settings_that_it_is_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

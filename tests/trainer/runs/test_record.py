@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from services.common.errors import InvalidInput
 from services.trainer.clock import now
-from services.trainer.options import ConversionOptions, EvaluationOptions, Range, TuningOptions
+from services.trainer.options import ConversionOptions, EvaluationOptions, Range, RefitOptions, TuningOptions
 from services.trainer.recipes import make_options
 from services.trainer.runs.folder import write_document
 from services.trainer.runs.record import Options, Outcome, Request, RunKind, RunState, check_run_id
@@ -16,6 +16,7 @@ ALL_OPTIONS = {
     RunKind.TUNING: TuningOptions(training=make_options("fast"), space={"learning_rate": Range(low=0.1, high=1)}),
     RunKind.CONVERSION: ConversionOptions(source="run:a"),
     RunKind.EVALUATION: EvaluationOptions(source="run:a", dataset="cifar10"),
+    RunKind.REFIT: RefitOptions(source="run:a", dataset="cifar10"),
 }
 
 

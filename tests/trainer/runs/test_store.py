@@ -1,5 +1,6 @@
 """The table of runs, on the database that migrations make."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -9,7 +10,7 @@ from services.trainer.clock import now
 from services.trainer.options import ConversionOptions, Range, TuningOptions
 from services.trainer.recipes import make_options
 from services.trainer.runs.record import Outcome, Request, RunKind, RunState
-from services.trainer.runs.store import RunFilter, RunStore
+from services.trainer.runs.store import LONG_KINDS, SHORT_KINDS, Run, RunFilter, RunStore
 from tests.trainer.runs.conftest import Create, make_request
 
 
@@ -147,6 +148,23 @@ def test_runs_of_another_queue_neither_are_claimed_nor_count(store: RunStore, cr
     assert store.claim("b", "service", 1) is not None
 
 
+def test_a_refit_is_claimed_beside_a_long_run_and_one_at_a_time(
+    store: RunStore, create: Create, create_refit: Callable[[str, str], Run]
+) -> None:
+    create("long")
+    create("other")
+    create_refit("refit", "slice")
+    create_refit("next", "slice")
+    assert store.claim("long", "service", 1) is not None
+
+    assert store.claim("refit", "service", 1) is not None
+    assert (store.claim("next", "service", 1), store.claim("other", "service", 1)) == (None, None)
+    store.finish("long", succeeded())
+    assert store.claim("next", "service", 1) is None
+    assert store.claim("other", "service", 1) is not None
+    assert (store.waiting("service", SHORT_KINDS), store.waiting("service", LONG_KINDS)) == (["next"], [])
+
+
 def test_the_end_of_a_run_is_taken_over_once(store: RunStore, create: Create) -> None:
     create("a")
     store.claim("a", "service", 1)
@@ -167,7 +185,7 @@ def test_a_requeued_run_keeps_its_place_and_its_start(store: RunStore, create: C
     run = store.requeue("a")
 
     assert (run.state, run.start_time, run.finish_time) == (RunState.QUEUED, started.start_time, None)
-    assert store.waiting("service") == ["a", "b"]
+    assert store.waiting("service", LONG_KINDS) == ["a", "b"]
 
 
 def test_deaths_count_from_the_last_epoch_that_was_finished(store: RunStore, create: Create) -> None:

@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from services.common.errors import Conflict, Overloaded
 from services.trainer.runs.folder import RunFolder
 from services.trainer.runs.progress import Progress, finished_epochs
 from services.trainer.runs.record import RunState
-from services.trainer.runs.store import RunStore
+from services.trainer.runs.store import Run, RunStore
 from tests.trainer.runs.conftest import CountingLauncher, Create, Follower, Supervise
 
 SERVICE = Path(__file__).with_name("supervisor_process.py")
@@ -187,6 +188,31 @@ async def test_no_more_runs_than_allowed_are_at_work_and_the_oldest_comes_first(
     store.request_cancel("a")
     await follow.entry("c", "step")
     assert set(supervisor.running) == {"b", "c"}
+
+
+async def test_a_refit_starts_beside_a_long_run_and_before_those_that_wait_for_its_end(
+    create: Create,
+    create_refit: Callable[[str, str], Run],
+    supervise: Supervise,
+    follow: Follower,
+    store: RunStore,
+) -> None:
+    create("long", hold_at=1)
+    create("waiting")
+    create_refit("refit", "slice")
+    create_refit("held", "held")
+    create_refit("after", "slice")
+    supervisor = await supervise()
+    await follow.entry("long", "step")
+
+    assert (await follow.end("refit"))[0].state is RunState.SUCCEEDED
+    await follow.entry("held", "step")
+    assert set(supervisor.running) == {"long", "held"}
+    assert {store.get(name).state for name in ("waiting", "after")} == {RunState.QUEUED}
+
+    store.request_cancel("held")
+    assert (await follow.end("after"))[0].state is RunState.SUCCEEDED
+    assert store.get("waiting").state is RunState.QUEUED
 
 
 async def test_two_supervisors_of_one_queue_start_each_run_once(

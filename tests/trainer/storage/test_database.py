@@ -138,3 +138,31 @@ def test_what_is_no_database_is_refused_without_telling_a_password(url: str, wor
         Database(url)
 
     assert "secret" not in caught.value.message
+
+
+def test_what_was_deleted_is_in_no_file(database: Database, path: Path) -> None:
+    with database.begin() as session:
+        session.execute(text("CREATE TABLE words (word TEXT)"))
+        session.execute(text("INSERT INTO words VALUES ('a secret of ann'), ('a word of ben')"))
+    database.truncate_log()
+    with database.begin() as session:
+        session.execute(text("DELETE FROM words WHERE word LIKE '%ann'"))
+
+    database.truncate_log()
+
+    files = b"".join(each.read_bytes() for each in path.parent.iterdir())
+    assert b"a word of ben" in files
+    assert b"a secret of ann" not in files
+
+
+def test_what_is_still_read_cannot_be_truncated_yet(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database_module, "_LAST_READER_SECONDS", 0)
+    add(database, 1)
+    with database.read() as session:
+        session.execute(text("SELECT number FROM numbers")).all()
+        add(database, 2)
+        with pytest.raises(NotReady, match="what was deleted is still read in the trainer's database"):
+            database.truncate_log()
+
+    database.truncate_log()
+    assert numbers(database) == [1, 2]

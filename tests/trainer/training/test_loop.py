@@ -8,10 +8,10 @@ import torch
 from services.common.errors import Conflict, InvalidInput
 from services.trainer.data.datasets import Dataset
 from services.trainer.options import TrainingOptions
-from services.trainer.training.loop import Interrupted, Watcher, train
+from services.trainer.training.loop import Watcher, train
 from services.trainer.training.model import build_model
 from services.trainer.training.prediction import predict
-from services.trainer.training.results import EpochResult, StepResult
+from services.trainer.training.results import EpochResult, Interrupted, StepResult
 
 STEPS_PER_EPOCH = 4
 

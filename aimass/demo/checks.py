@@ -1,0 +1,83 @@
+"""What must hold when the demonstration is over, read from the suite's database and from outside."""
+
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Select, func, select
+from sqlalchemy.orm import Session
+
+from aimass.demo.record import Record
+from aimass.demo.referee import Referee
+from aimass.demo.users import LIAR, Crowd
+from services.trainer.data.observing import Role
+from services.trainer.data.tables import ObservationRow, PredictionRow, SampleRow, SnapshotSampleRow, VoteRow
+from services.trainer.storage.database import Database
+
+
+def check(home: Path, record: Record, crowd: Crowd, referee: Referee, refused: int) -> dict[str, bool]:
+    """Return what must hold, as sentences, and whether it does.
+
+    Args:
+        home: Folder of the suite, which still runs.
+        record: What has happened.
+        crowd: The users.
+        referee: Has measured all versions that served.
+        refused: Version that was proposed and is worse.
+    """
+    first, best = referee.accuracies[1], max(referee.accuracies[version] for _, version in record.serving)
+    proposed = [each.cycle for each in record.events if each.payload.get("candidate") == refused]
+    decided = [each.payload for each in record.events if each.kind == "gate.decided" and each.cycle in proposed]
+    return {
+        f"no request failed ({crowd.counts['answered']} answered, {crowd.counts['retried']} tried again)": (
+            crowd.counts["failed"] == 0
+        ),
+        f"accuracy on pictures that nobody sent rose, {first:.1%} to {best:.1%}": best > first,
+        "the worse candidate was refused, by a rule that the suite names": (
+            len(decided) == 1 and decided[0]["outcome"] == "REFUSED" and bool(decided[0]["ruling"].get("rule"))
+        ),
+        f"version {refused}, which is worse, never served": all(version != refused for _, version in record.serving),
+        "one call rolled back": any(event.kind == "rolled_back" for event in record.events),
+        **invariants(home, record),
+    }
+
+
+def invariants(home: Path, record: Record) -> dict[str, bool]:
+    """Return what must hold whatever dies meanwhile, as sentences, and whether it does."""
+    passed: set[int] = set()
+    unproved = 0
+    for event in record.events:
+        if event.kind == "gate.decided" and event.payload["outcome"] == "PASSED":
+            passed.add(event.cycle)
+        if event.kind == "promotion.intended" and event.cycle and event.cycle not in passed:
+            unproved += 1
+    database = Database(f"sqlite:///{home / 'trainer.db'}")
+    try:
+        with database.read() as session:
+            kept, samples = _count(session, select(PredictionRow)), _count(session, select(SampleRow))
+            learnt = select(SnapshotSampleRow, ObservationRow.pixel_digest).join(
+                ObservationRow, ObservationRow.number == SnapshotSampleRow.observation
+            )
+            judged = _count(session, learnt.where(ObservationRow.role == Role.JUDGE))
+            contents = select(SnapshotSampleRow.snapshot, ObservationRow.pixel_digest).join(
+                ObservationRow, ObservationRow.number == SnapshotSampleRow.observation
+            )
+            twice = _count(session, contents) - _count(session, contents.distinct())
+            lies = (
+                select(SnapshotSampleRow.observation)
+                .join(VoteRow, VoteRow.observation == SnapshotSampleRow.observation)
+                .where(VoteRow.contributor == LIAR, VoteRow.label == SnapshotSampleRow.label)
+                .distinct()
+            )
+            lied = _count(session, lies)
+    finally:
+        database.close()
+    return {
+        "nothing was promoted that had not passed the gate": unproved == 0,
+        f"no judged picture was learnt from ({kept} predictions kept, {samples} samples)": judged == 0,
+        "no picture is in a snapshot twice": twice == 0,
+        f"lies that were learnt: {lied}": lied == 0,
+    }
+
+
+def _count(session: Session, statement: Select[*tuple[Any, ...]]) -> int:
+    return session.scalar(select(func.count()).select_from(statement.subquery())) or 0

@@ -1,0 +1,304 @@
+"""Keeps predictions for the trainer: decides before the answer leaves, sends them beside it, loses none unsaid.
+
+What waits for the trainer's receipt is held here, within bounds, and is sent again where a stream breaks. No answer
+ever waits for the trainer.
+"""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterable, AsyncIterator, Callable
+from dataclasses import dataclass
+from functools import partial
+
+import grpc
+import structlog
+
+from aimass.trainer.v1.capture_pb2 import (
+    CapturedLabel,
+    CapturedPrediction,
+    CaptureHeader,
+    CapturePolicies,
+    CaptureReceipt,
+    CaptureRequest,
+    CaptureResponse,
+)
+from aimass.trainer.v1.capture_pb2 import CapturePolicy as PolicyMessage
+from gateway.access import UNTOLD
+from gateway.capture_figures import CaptureFigures
+from gateway.sampling import NOT_CHOSEN, CapturePolicy, Decision, Dropped, Sampler, Strategy
+from services.common.identity import bound_caller
+from services.common.statuses import status_of
+
+log = structlog.get_logger(__name__)
+
+Connect = Callable[[AsyncIterator[CaptureRequest]], AsyncIterable[CaptureResponse]]
+"""Opens the stream to the trainer."""
+RECONNECT_SECONDS = 0.2
+"""Wait before a stream that broke is opened again; doubled by each that brings nothing, up to the longest."""
+LONGEST_RECONNECT_SECONDS = 5.0
+COUNTS_SECONDS = 1.0
+"""How often the trainer is told of what was answered and captured."""
+MARGIN_BYTES = 64 * 1024
+"""What a message has room for beside its image."""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One prediction as it was answered."""
+
+    prediction_id: str
+    model: str
+    version: int
+    traffic_generation: int
+    preprocess_digest: str
+    """`sha256:<hex>` of the spec by which the image became pixels."""
+    image: bytes
+    """As it came."""
+    labels: tuple[tuple[str, float], ...]
+    """With their probabilities, by falling probability."""
+    contributor: str
+    """Who asked, as `Caller.contributor`."""
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A prediction until the trainer's receipt."""
+
+    request: CaptureRequest
+    size: int
+    strategy: Strategy
+
+    def has(self, prediction_id: str) -> bool:
+        """Whether it is that one."""
+        return self.request.prediction.prediction_id == prediction_id
+
+
+class Capture:
+    """Captured predictions between the answer and the trainer's disk.
+
+    Args:
+        connect: Opens the stream to the trainer; called again whenever that ends.
+        figures: Counts what becomes of predictions.
+        max_bytes: Of images that wait; those that would be beyond are not captured.
+        max_message_bytes: Largest message that the trainer takes.
+    """
+
+    def __init__(self, connect: Connect, figures: CaptureFigures, *, max_bytes: int, max_message_bytes: int) -> None:
+        self._connect = connect
+        self._figures = figures
+        self._max_bytes = max_bytes
+        self._max_image_bytes = min(max_bytes, max_message_bytes - MARGIN_BYTES)
+        self._header = CaptureRequest(header=CaptureHeader(gateway_id=uuid.uuid4().hex))
+        self._samplers: dict[str, Sampler] = {}
+        self._kept: dict[int, _Kept] = {}
+        self._newest = self._settled = 0  # sequences: of the newest prediction, of the newest with a receipt
+        self._sender = _Sender(0)
+        self._moved = asyncio.Event()
+        """Set and replaced at each receipt, and when the stream ends."""
+        self._connected = self._closing = False
+        self._task: asyncio.Task[None] | None = None
+
+    def decide(self, model: str, version: int, label: str, confidence: float, size: Callable[[], int]) -> Decision:
+        """Decide on one prediction; it must be offered, where it is captured, before anything is awaited.
+
+        Args:
+            model: Model that answers.
+            version: Its version.
+            label: Best label.
+            confidence: Probability of that.
+            size: Gives the bytes of the image; asked where it matters.
+        """
+        sampler = self._samplers.get(model)
+        if sampler is None:
+            return NOT_CHOSEN
+        hindrance = partial(self._hindrance, sampler.policy, size)
+        decision = sampler.decide(label, confidence, time.monotonic(), hindrance)
+        self._figures.add_decision(model, version, decision)
+        return decision
+
+    def offer(self, answered: Answered, decision: Decision) -> None:
+        """Take in a prediction of which *decision* says that it is captured."""
+        assert decision.strategy is not None
+        self._newest += 1
+        prediction = CapturedPrediction(
+            sequence=self._newest,
+            prediction_id=answered.prediction_id,
+            model=answered.model,
+            version=answered.version,
+            traffic_generation=answered.traffic_generation,
+            preprocess_digest=answered.preprocess_digest,
+            image=answered.image,
+            labels=[CapturedLabel(label=label, probability=probability) for label, probability in answered.labels],
+            contributor=answered.contributor,
+            strategy=CapturedPrediction.Strategy.Value(f"STRATEGY_{decision.strategy}"),
+            probability=decision.probability,
+        )
+        prediction.time.GetCurrentTime()
+        size = len(answered.image)
+        self._kept[self._newest] = _Kept(CaptureRequest(prediction=prediction), size, decision.strategy)
+        self._figures.queue_bytes += size
+        self._sender.news.set()
+
+    async def settle(self, prediction_id: str) -> None:
+        """Return when a prediction is not on its way to the trainer any more, or the trainer is away."""
+        while self._connected and any(kept.has(prediction_id) for kept in self._kept.values()):
+            await self._moved.wait()
+
+    def _move(self) -> None:
+        self._moved.set()
+        self._moved = asyncio.Event()
+
+    def start(self) -> None:
+        """Begin to follow the trainer's policies, and to send it what is captured."""
+        self._task = asyncio.create_task(self._run())
+
+    async def close(self, seconds: float) -> None:
+        """Capture nothing more, wait at most *seconds* for receipts of what is kept, and count the rest as dropped."""
+        if self._task is None:
+            return
+        self._samplers.clear()
+        self._closing = True
+        self._sender.news.set()
+        if self._kept or self._connected:
+            await asyncio.wait((self._task,), timeout=seconds)
+        self._task.cancel()
+        await asyncio.wait((self._task,))
+        if self._kept:
+            log.warning("captured predictions are lost, the trainer is away", count=len(self._kept))
+        for sequence in list(self._kept):
+            self._drop(sequence, Dropped.TRAINER_AWAY)
+
+    def _hindrance(self, policy: CapturePolicy, size: Callable[[], int]) -> Dropped | None:
+        if policy.paused_reason:
+            return Dropped.PAUSED
+        if bound_caller() is UNTOLD:  # in whose name, the trainer has not told yet
+            return Dropped.TRAINER_AWAY
+        if (image := size()) > self._max_image_bytes:
+            return Dropped.TOO_LARGE
+        if self._figures.queue_bytes + image > self._max_bytes:
+            return Dropped.QUEUE_FULL if self._connected else Dropped.TRAINER_AWAY
+        return None
+
+    async def _run(self) -> None:
+        wait = RECONNECT_SECONDS
+        while True:
+            failure = await self._stream()
+            if self._connected:
+                wait = RECONNECT_SECONDS
+                log.info("lost the stream to the trainer", waiting=len(self._kept), reason=_words(failure))
+            self._connected = False
+            self._move()
+            if self._closing and not self._kept:
+                return
+            await asyncio.sleep(RECONNECT_SECONDS if self._closing else wait)
+            wait = min(2 * wait, LONGEST_RECONNECT_SECONDS)
+
+    async def _stream(self) -> Exception | None:
+        """Talk to the trainer until that ends; return what ended it."""
+        sender = self._sender = _Sender(self._settled)
+        try:
+            async for response in self._connect(self._requests(sender)):
+                self._connected = True
+                if response.HasField("policies"):
+                    self._follow(response.policies)
+                else:
+                    self._settle(response.receipt)
+        except Exception as error:  # whatever it was, answers must go on
+            self._drop_what_is_too_large(error, sender)
+            return error
+        finally:
+            sender.end()
+        return None
+
+    async def _requests(self, sender: "_Sender") -> AsyncIterator[CaptureRequest]:
+        """Yield what the trainer does not have yet, until the stream of *sender* or all of it has ended."""
+        yield self._header
+        told = -COUNTS_SECONDS
+        while not sender.ended:
+            sender.news.clear()
+            while sender.sent < self._newest and not sender.ended:
+                sender.sent += 1
+                if (kept := self._kept.get(sender.sent)) is not None:
+                    yield kept.request
+            last = self._closing and not self._kept
+            if self._figures.changed and (last or time.monotonic() - told >= COUNTS_SECONDS):
+                told = time.monotonic()
+                yield CaptureRequest(counts=self._figures.message())
+            if last:
+                return
+            await sender.wait(COUNTS_SECONDS)
+
+    def _follow(self, policies: CapturePolicies) -> None:
+        if self._closing:
+            return
+        wanted = {each.model: _policy_of(each) for each in policies.policies}
+        self._samplers = {name: self._samplers.get(name) or Sampler(policy) for name, policy in wanted.items()}
+        for name, policy in wanted.items():
+            self._samplers[name].follow(policy)
+
+    def _settle(self, receipt: CaptureReceipt) -> None:
+        refused = {each.sequence: each.reason for each in receipt.refused}
+        newest = min(receipt.sequence, self._newest)
+        for sequence in range(self._settled + 1, newest + 1):
+            if sequence in refused:
+                self._drop(sequence, refused[sequence])
+            elif (kept := self._kept.pop(sequence, None)) is not None:
+                prediction = kept.request.prediction
+                self._figures.add_captured(prediction.model, prediction.version, kept.strategy)
+                self._figures.queue_bytes -= kept.size
+        self._settled = max(self._settled, newest)
+        self._move()
+        if self._closing:
+            self._sender.news.set()
+
+    def _drop_what_is_too_large(self, error: Exception, sender: "_Sender") -> None:
+        """Drop what can have ended the stream by its size: sent again, it would do so again, for ever."""
+        if isinstance(error, grpc.aio.AioRpcError) and "larger than max" in (error.details() or ""):
+            sent = [sequence for sequence in self._kept if sequence <= sender.sent]
+            self._drop(max(sent, key=lambda each: self._kept[each].size, default=0), Dropped.TOO_LARGE)
+
+    def _drop(self, sequence: int, reason: str) -> None:
+        if (kept := self._kept.pop(sequence, None)) is not None:
+            prediction = kept.request.prediction
+            self._figures.add_dropped(prediction.model, prediction.version, reason)
+            self._figures.queue_bytes -= kept.size
+
+
+class _Sender:
+    """The way out of one stream; grpc may still ask for requests when the stream has ended."""
+
+    def __init__(self, sent: int) -> None:
+        self.sent = sent
+        """Sequence of the newest prediction that was sent."""
+        self.ended = False
+        self.news = asyncio.Event()
+        """Set where there is something to send."""
+
+    def end(self) -> None:
+        self.ended = True
+        self.news.set()
+
+    async def wait(self, seconds: float) -> None:
+        """Wait for news, at most *seconds*."""
+        waiting = asyncio.ensure_future(self.news.wait())
+        await asyncio.wait((waiting,), timeout=seconds)
+        waiting.cancel()
+
+
+def _policy_of(policy: PolicyMessage) -> CapturePolicy:
+    return CapturePolicy(
+        random_share=policy.random_share,
+        least_random_share=policy.least_random_share,
+        low_confidence_share=policy.low_confidence_share,
+        confidence_below=policy.confidence_below,
+        rare_class_share=policy.rare_class_share,
+        rare_labels=frozenset(policy.rare_labels),
+        samples_per_second=policy.samples_per_second,
+        burst=policy.burst,
+        paused_reason=policy.paused_reason,
+    )
+
+
+def _words(failure: Exception | None) -> str:
+    return "the trainer ended it" if failure is None else status_of(failure).message

@@ -1,0 +1,191 @@
+"""Feedback and reviews over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Request, Response
+from pydantic_core import to_json
+
+from aimass.gateway.v1 import gateway_pb2 as pb
+from aimass.trainer.v1 import feedback_pb2
+from gateway import schemas
+from gateway.bodies import BodyBudget, is_form, read_form
+from gateway.callers import TIMEOUT_HEADER, backend_metadata, stated_timeout, unless_disconnected
+from gateway.compression import read_body
+from gateway.documents import member, parse_object, quoted
+from gateway.feedback import Feedback
+from gateway.message_json import plain
+from gateway.prediction import Deadline, Predictor
+from services.common.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from aimass.trainer.v1.feedback_pb2_grpc import FeedbackServiceAsyncStub
+
+Order, State, Role = (
+    feedback_pb2.ListObservationsRequest.Order,
+    feedback_pb2.Observation.State,
+    feedback_pb2.Observation.Role,
+)
+NumberInPath = Annotated[int, Path(ge=1, le=2**63 - 1)]
+_REVIEWS = ("undecidable", "reject", "release")
+_PICTURE_HEADERS = {
+    # What strangers have sent is shown, never run, and kept in no cache: it can be deleted.
+    "Content-Security-Policy": "default-src 'none'; sandbox",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
+
+
+class FeedbackRoutes:
+    """The paths of feedback.
+
+    Args:
+        feedback: Sends what users say.
+        stub: The trainer's feedback, for reviews.
+        predictor: Knows how long a request may take.
+        bodies: Room for what is sent.
+        max_body_bytes: Largest body.
+    """
+
+    def __init__(
+        self,
+        feedback: Feedback,
+        stub: FeedbackServiceAsyncStub,
+        predictor: Predictor,
+        bodies: BodyBudget,
+        max_body_bytes: int,
+    ) -> None:
+        self._feedback = feedback
+        self._stub = stub
+        self._predictor = predictor
+        self._bodies = bodies
+        self._max_body_bytes = max_body_bytes
+
+    def router(self) -> APIRouter:
+        """Return the routes."""
+        router = APIRouter()
+        router.add_api_route(
+            "/v1/predictions/{prediction_id}/feedback",
+            self._send,
+            methods=["POST"],
+            response_model=schemas.FeedbackAnswer,
+            openapi_extra=schemas.FEEDBACK_BODY,
+        )
+        router.add_api_route("/v1/models/{model}/observations", self._list, methods=["GET"])
+        router.add_api_route("/v1/observations/{number}/image", self._image, methods=["GET"], response_model=None)
+        router.add_api_route(
+            "/v1/observations/{number}/review", self._review, methods=["POST"], openapi_extra=schemas.REVIEW_BODY
+        )
+        return router
+
+    async def _send(self, request: Request, prediction_id: str) -> Response:
+        """Say what a prediction should have been: JSON, or a form that brings the image again."""
+        deadline = self._deadline(request)
+        with self._bodies.holding() as take:
+            async with asyncio.timeout(deadline.remaining()):
+                if is_form(request):
+                    document, images = await read_form(request, self._max_body_bytes, 1, take)
+                    message = _verdict(prediction_id, _typed(document), images)
+                else:
+                    body = await read_body(request, self._max_body_bytes, take)
+                    message = _verdict(prediction_id, parse_object(body, "the feedback"), [])
+            answer = await unless_disconnected(request, self._feedback.send(message, deadline.remaining()))
+        return _json(plain(answer))
+
+    async def _list(
+        self,
+        request: Request,
+        model: str,
+        order: Annotated[str, Query(description="newest, uncertain, disagreement or drawn.")] = "newest",
+        state: Annotated[list[str] | None, Query(description="Only in these states.")] = None,
+        role: Annotated[str, Query(description="Only to train on, or to judge by.")] = "",
+        label: str = "",
+        contributor: str = "",
+        page_size: Annotated[int, Query(ge=0, le=200)] = 0,
+        page_token: str = "",
+    ) -> Response:
+        """List pictures that users have sent: the queue of reviews."""
+        message = feedback_pb2.ListObservationsRequest(
+            model=model,
+            states=[_number(State, "STATE", each) for each in state or ()],
+            order=_number(Order, "ORDER", order),
+            label=label,
+            contributor=contributor,
+            role=_number(Role, "ROLE", role) if role else Role.ROLE_UNSPECIFIED,
+            page_size=page_size,
+            page_token=page_token,
+        )
+        return _json(plain(await self._call(request, self._stub.ListObservations, message)))
+
+    async def _image(self, request: Request, number: NumberInPath) -> Response:
+        """Return the picture of an observation; `Image-Orientation` says how to turn it, as EXIF numbers it."""
+        message = feedback_pb2.GetObservationImageRequest(id=number)
+        picture = await self._call(request, self._stub.GetObservationImage, message)
+        headers = {**_PICTURE_HEADERS, "Image-Orientation": str(picture.orientation or 1)}
+        return Response(picture.image, headers=headers, media_type=f"image/{picture.format.lower()}")
+
+    async def _review(self, request: Request, number: NumberInPath) -> Response:
+        """Decide on an observation: its label, that nobody can tell, that it is not wanted, or that it is right."""
+        message = feedback_pb2.ReviewObservationRequest(id=number)
+        with self._bodies.holding() as take:
+            document = parse_object(await read_body(request, self._max_body_bytes, take), "the review")
+        given = [name for name in ("label", *_REVIEWS) if name in document]
+        if len(given) != 1:
+            raise InvalidInput(
+                f"the review has {', '.join(given) or 'none'} of label, undecidable, reject and release; give one"
+            )
+        if given == ["label"]:
+            message.label = member(document, "label", str, "the review")
+        else:
+            setattr(message, given[0], member(document, given[0], bool, "the review"))
+        return _json(plain(await self._call(request, self._stub.ReviewObservation, message)))
+
+    async def _call(self, request: Request, call: Any, message: Any) -> Any:
+        timeout = self._deadline(request).remaining()
+        return await unless_disconnected(request, call(message, timeout=timeout, metadata=backend_metadata()))
+
+    def _deadline(self, request: Request) -> Deadline:
+        return self._predictor.deadline(stated_timeout(request.headers.get(TIMEOUT_HEADER)))
+
+
+def _verdict(prediction_id: str, document: dict[str, Any], images: list[bytes]) -> pb.SendFeedbackRequest:
+    given = [name for name in ("label", "correct") if name in document]
+    if len(given) != 1:
+        raise InvalidInput(
+            f"the feedback has {' and '.join(given) or 'neither'} of label and correct; give one of them"
+        )
+    message = pb.SendFeedbackRequest(
+        prediction_id=prediction_id,
+        comment=member(document, "comment", str, "the feedback", ""),
+        model=member(document, "model", str, "the feedback", ""),
+        image=images[0] if images else b"",
+    )
+    if given == ["label"]:
+        message.label = member(document, "label", str, "the feedback")
+    else:
+        message.correct = member(document, "correct", bool, "the feedback")
+    return message
+
+
+def _typed(fields: Mapping[str, str]) -> dict[str, Any]:
+    """Return the fields of a form, whose values all are text, as JSON would have them."""
+    correct = fields.get("correct")
+    if correct is None:
+        return dict(fields)
+    if correct not in ("true", "false"):
+        raise InvalidInput(f"the field 'correct' of the form is {quoted(correct)}; give true or false")
+    return {**fields, "correct": correct == "true"}
+
+
+def _number(words: Any, prefix: str, word: str) -> Any:
+    names = [name.removeprefix(f"{prefix}_").lower() for name in words.keys()[1:]]
+    if word not in names:
+        raise InvalidInput(f"{prefix.lower()} is {quoted(word)}; give one of {', '.join(names)}")
+    return words.Value(f"{prefix}_{word.upper()}")
+
+
+def _json(document: Any) -> Response:
+    return Response(to_json(document), media_type="application/json")

@@ -1,0 +1,199 @@
+"""Does the work that there is for a model, piece by piece."""
+
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import structlog
+from sqlalchemy import func, select
+from sqlalchemy.exc import IntegrityError
+
+from services.common.errors import Conflict, InvalidInput, NotReady
+from services.trainer.analyst.answering import answer_observations, answer_set
+from services.trainer.analyst.drift import Judge, measure_errors, measure_shifts
+from services.trainer.analyst.embedding import embed_observations
+from services.trainer.analyst.placing import place
+from services.trainer.analyst.quality import measure_quality
+from services.trainer.analyst.screening import screen
+from services.trainer.analyst.stopping import Stopped
+from services.trainer.analyst.stored import StoredPictures
+from services.trainer.analyst.surroundings import Surroundings
+from services.trainer.analyst.work import Answer, Drift, Embed, Screen, Sift, Wanted, Work, find_work
+from services.trainer.data.blobs import Blobs
+from services.trainer.data.models import find_model
+from services.trainer.data.tables import ObservationRow, PredictionRow
+from services.trainer.feedback.sifting import Sifter
+from services.trainer.loop.policy import LoopPolicy
+from services.trainer.settings import TrainerSettings
+from services.trainer.storage.database import Database
+
+POLL_SECONDS = 0.5
+LOOK_SECONDS = 5.0
+"""How often all is looked through where no row has come, for what time alone makes due."""
+
+log = structlog.get_logger(__name__)
+
+
+class Analyst:
+    """The analyst of one model; one thread uses it.
+
+    Args:
+        database: Migrated.
+        settings: Where things lie.
+        model: Name of the model.
+        policy_of: How often to look, whom to trust.
+        stop: Set where the process is to end: a long piece of work is broken off.
+        clock: Gives seconds.
+
+    Raises:
+        NotFound: There is no such model.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        settings: TrainerSettings,
+        model: str,
+        policy_of: Callable[[str], LoopPolicy],
+        stop: threading.Event,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._database = database
+        self._task = find_model(database, model)
+        self._policy_of = policy_of
+        self._stop = stop
+        self._clock = clock
+        self._pictures = StoredPictures(Blobs(settings.blobs))
+        self._surroundings = Surroundings(database, settings, self._task, clock)
+        self._sifter = Sifter(database, policy_of)
+        self._seen: tuple[object, ...] = ()
+        self._seen_until = -1.0
+
+    def run(self, idle_seconds: float) -> None:
+        """Work until there was nothing to do for so long, or the process is to end.
+
+        Raises:
+            ServiceError: Something is in the way that waiting does not help, such as a full disk.
+        """
+        idle_since = self._clock()
+        while not self._stop.is_set():
+            try:
+                if self.step():
+                    idle_since = self._clock()
+                    continue
+            except Stopped:
+                return
+            except NotReady as error:
+                log.warning("the analyst waits", reason=error.message)
+            if self._clock() - idle_since >= idle_seconds:
+                return
+            self._stop.wait(POLL_SECONDS)
+
+    def step(self) -> bool:
+        """Do one piece of work; return whether there was any.
+
+        Raises:
+            Stopped: The process is to end; what was not finished is found again.
+            ServiceError: As `run`, and NotReady where the database does not answer.
+        """
+        work = self.find()
+        if work is None:
+            return False
+        begin = self._clock()
+        try:
+            self._do(work)
+        except IntegrityError:  # what it was about was deleted meanwhile
+            self._stop.wait(POLL_SECONDS)
+        log.debug("work done", work=type(work).__name__, seconds=round(self._clock() - begin, 3))
+        return True
+
+    def find(self) -> Work | None:
+        """Return the next piece of work."""
+        policy = self._policy_of(self._task.name)
+        wanted = self._surroundings.look(policy.judging.holdout)
+        with self._database.read() as session:
+            rows = select(func.max(ObservationRow.changed_number)).where(ObservationRow.model == self._task.name)
+            draws = select(func.max(PredictionRow.draw)).where(PredictionRow.model == self._task.name)
+            seen = (session.scalar(rows), session.scalar(draws), wanted)
+            if seen == self._seen and self._clock() < self._seen_until:
+                return None
+            work = find_work(session, self._task.name, wanted, policy.alarm, datetime.now(UTC))
+        if work is None:
+            self._seen, self._seen_until = seen, self._clock() + LOOK_SECONDS
+        return work
+
+    def close(self) -> None:
+        """Close the channel to inference."""
+        self._surroundings.close()
+
+    def _do(self, work: Work) -> None:
+        match work:
+            case Embed():
+                self._embed(work)
+            case Answer():
+                self._answer(work)
+            case Sift():
+                if work.observations:
+                    self._place(work)
+                self._sifter.sift(self._task.name)
+            case Screen():
+                ground = self._surroundings.ground(self._go_on)
+                screen(self._database, ground, self._surroundings.encoder, work.changed_number, self._go_on)
+                self._sifter.sift(self._task.name)
+            case Drift():
+                self._look_for_drift(work)
+
+    def _embed(self, work: Embed) -> None:
+        try:
+            problems = embed_observations(
+                self._database, self._pictures, self._task.spec, self._surroundings.encoder, work.observations
+            )
+        except InvalidInput as error:
+            self._surroundings.does_not_fit(error.message)
+            return
+        self._surroundings.cannot_read(problems)
+
+    def _place(self, work: Sift) -> None:
+        ground = self._surroundings.ground(self._go_on)
+        neighbours = self._policy_of(self._task.name).trust.neighbours
+        place(self._database, self._pictures, ground, work.observations, neighbours)
+
+    def _answer(self, work: Answer) -> None:
+        version = self._surroundings.version(work.version)
+        inference = self._surroundings.inference
+        try:
+            if work.set_digest:
+                basis = self._surroundings.holdout(self._policy_of(self._task.name).judging.holdout)
+                assert basis is not None, "its digest was told"
+                holdout = work.set_digest, basis.test.images
+                answer_set(self._database, inference, self._task, version, holdout, self._go_on)
+                return
+            learnt = self._surroundings.learnt_by(work.version)
+            problems = answer_observations(
+                self._database, self._pictures, inference, self._task, version, work.observations, learnt
+            )
+        except Conflict as error:
+            self._surroundings.refuses(work.version, error.message)
+        except NotReady as error:
+            self._surroundings.is_away(error.message)
+        else:
+            self._surroundings.cannot_read(problems)
+
+    def _look_for_drift(self, work: Drift) -> None:
+        policy = self._policy_of(self._task.name)
+        wanted: Wanted = self._surroundings.look(policy.judging.holdout)
+        if work.windows is not None and wanted.champion:
+            holdout = self._surroundings.holdout(policy.judging.holdout)
+            labels = holdout.test.labels if holdout is not None else None
+            judge = Judge(wanted.champion, wanted.holdout, labels)
+            measure_shifts(self._database, self._task, wanted.encoder, judge, work.windows, policy.alarm)
+        if wanted.champion:
+            learnt = self._surroundings.learnt_pictures(wanted.champion)
+            measure_errors(self._database, self._task, wanted.champion, learnt, policy.alarm, datetime.now(UTC))
+        last_draw = work.windows.recent.last if work.windows is not None else 0
+        measure_quality(self._database, self._pictures, self._task, last_draw, work.changed_number, self._go_on)
+
+    def _go_on(self) -> None:
+        if self._stop.is_set():
+            raise Stopped

@@ -1,0 +1,254 @@
+"""What work on a model depends on beside the rows: versions, encoder and public sets, each kept while it is good."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from services.common.errors import NotReady, ServiceError
+from services.common.manifest import PreprocessSpec
+from services.trainer.analyst.answering import Inference, ServedVersions
+from services.trainer.analyst.basis import Basis, BasisFeatures, embed_basis, load_basis
+from services.trainer.analyst.encoders import Encoders, OpenedEncoder
+from services.trainer.analyst.holdouts import publish_holdout
+from services.trainer.analyst.placing import Ground
+from services.trainer.analyst.spaces import FeatureSpace
+from services.trainer.analyst.stopping import GoOn
+from services.trainer.analyst.stored import find_observations
+from services.trainer.analyst.work import Wanted
+from services.trainer.clock import now
+from services.trainer.data.models import Model
+from services.trainer.data.observing import mark_changed
+from services.trainer.data.sources import DataSources
+from services.trainer.feedback.tables import FindingRow, LoopModelRow
+from services.trainer.loop.cycle_payloads import CandidatePublished, CycleEnded, CycleStarted
+from services.trainer.loop.origins import Origins
+from services.trainer.loop.streams import UNREADABLE
+from services.trainer.loop.tables import EventRow
+from services.trainer.runs.store import RunStore
+from services.trainer.settings import TrainerSettings
+from services.trainer.storage.database import Database
+
+LISTED_SECONDS = 1.0
+"""How long a list of versions is believed."""
+AWAY_SECONDS = 5.0
+"""After which inference that was away is asked again."""
+LEARNT_FILE = "learnt.npy"
+"""In the folder of a run: what stands for the pixels that its model has learnt, itself or before."""
+MISSING_SECONDS = 60.0
+"""After which a set that could not be read is looked for again."""
+
+_NOTHING = ServedVersions(0, {}, {})
+_OF_VERSIONS = (CycleStarted.kind, CandidatePublished.kind, CycleEnded.kind)
+"""Kinds of events by which it changes which versions are judged."""
+
+log = structlog.get_logger(__name__)
+
+
+class Surroundings:
+    """Of one model.
+
+    Args:
+        database: Migrated.
+        settings: Where things lie.
+        task: The model.
+        clock: Gives seconds.
+    """
+
+    def __init__(self, database: Database, settings: TrainerSettings, task: Model, clock: Callable[[], float]) -> None:
+        self.task = task
+        self.inference = Inference(settings.inference_address)
+        self._database = database
+        self._clock = clock
+        self._sources = DataSources(settings.data, tuple(map(Path, settings.data_roots)), database, settings.blobs)
+        self._encoders = Encoders(database, settings.runs)
+        self._origins = Origins(database, RunStore(database), settings.runs)
+        self._encoder: OpenedEncoder | None = None
+        self._served = _NOTHING
+        self._listed_until = -1.0
+        self._heeded = -1
+        self._judged: tuple[int, int] | None = None
+        self._sets: dict[str, tuple[float, Basis | None]] = {}
+        self._features: tuple[tuple[str, str], BasisFeatures] | None = None
+        self._space: FeatureSpace | None = None
+        self._unreadable: set[int] = set()
+        self._refused: set[int] = set()
+        self._learnt: dict[str, NDArray[np.uint64]] = {}
+        self._unusable: set[str] = set()
+
+    def look(self, holdout: str) -> Wanted:
+        """Return what work depends on now.
+
+        Args:
+            holdout: Name of the set whose test part versions are measured on; empty for the model's base set.
+
+        Raises:
+            NotReady: The database does not answer.
+        """
+        self._list_versions()
+        self._encoder = self._encoders.current(self.task)
+        if self._encoder is not None and self._encoder.digest in self._unusable:
+            self._encoder = None
+        judging = self.holdout(holdout)
+        there = self._served is not _NOTHING
+        champion, candidate = (there and self._read_judged()) or (self._served.champion, 0)
+        return Wanted(
+            encoder=self._encoder.digest if self._encoder is not None else "",
+            champion=champion,
+            candidate=candidate,
+            ready=frozenset(self._served.specs) - self._refused,
+            holdout=judging.holdout_digest if judging is not None else "",
+            without=frozenset(self._unreadable),
+        )
+
+    @property
+    def encoder(self) -> OpenedEncoder:
+        """The encoder that the last look has found."""
+        assert self._encoder is not None, "work with an encoder is found only where there is one"
+        return self._encoder
+
+    def version(self, number: int) -> tuple[int, PreprocessSpec]:
+        """Return a version that is ready, and what pixels it takes."""
+        return number, self._served.specs[number]
+
+    def learnt_pictures(self, version: int) -> set[int]:
+        """Return the numbers of the users' pictures that a version has learnt."""
+        run = self._origins.run_of(self.task.name, version, self._served.graph_digests.get(version, ""))
+        return self._origins.learnt(run)
+
+    def learnt_by(self, version: int) -> NDArray[np.uint64]:
+        """Return what stands for the pixels that a version has learnt; nothing where no run here made it."""
+        digest = self._served.graph_digests[version]
+        if digest not in self._learnt:
+            folder = self._encoders.folder_of(digest)
+            self._learnt[digest] = np.empty(0, np.uint64)
+            if folder is not None and (folder / LEARNT_FILE).is_file():
+                self._learnt[digest] = np.load(folder / LEARNT_FILE, allow_pickle=False)
+        return self._learnt[digest]
+
+    def holdout(self, name: str) -> Basis | None:
+        """Return the set that versions are measured on; None where there is none or it cannot be read."""
+        return self._set(name or self._base_name())
+
+    def ground(self, go_on: GoOn) -> Ground:
+        """Return what pictures are placed on, up to date with the rows.
+
+        Raises:
+            NotReady: The database does not answer.
+            Overloaded: The disk has no room for the features of the base set.
+        """
+        encoder = self.encoder
+        if self._space is None or self._space.encoder != encoder.digest:
+            self._space = FeatureSpace(self.task.name, encoder.digest, encoder.width)
+        with self._database.read() as session:
+            self._space.refresh(session)
+        basis = self._set(self._base_name())
+        if basis is None:
+            return Ground(self.task, self._space, None, None)
+        key = (encoder.digest, basis.digest)
+        if self._features is None or self._features[0] != key:
+            self._features = key, embed_basis(basis, encoder, self._sources.prepared, go_on)
+        return Ground(self.task, self._space, basis, self._features[1])
+
+    def cannot_read(self, problems: dict[int, str]) -> None:
+        """Leave pictures alone from now on, by number why; the streams of judged pictures pass over them."""
+        if not problems:
+            return
+        for number, reason in problems.items():
+            log.warning("a picture cannot be read", observation=number, reason=reason)
+        self._unreadable |= problems.keys()
+        detail = "its file is gone or damaged"
+        with self._database.begin(alone=True) as session:
+            there = [row.number for row in find_observations(session, list(problems))]
+            for number in there:
+                session.merge(FindingRow(observation=number, kind=UNREADABLE, level=1.0, detail=detail, time=now()))
+            session.flush()
+            mark_changed(session, there)
+
+    def refuses(self, version: int, reason: str) -> None:
+        """Do not ask a version again."""
+        log.warning("a version does not answer", version=version, reason=reason)
+        self._refused.add(version)
+
+    def does_not_fit(self, reason: str) -> None:
+        """Do without the present encoder from now on."""
+        log.warning("the encoder does not fit the pictures", encoder=self.encoder.digest, reason=reason)
+        self._unusable.add(self.encoder.digest)
+
+    def is_away(self, reason: str) -> None:
+        """Do without inference for a while."""
+        if self._served is not _NOTHING:
+            log.info("inference is away", reason=reason)
+        self._served, self._listed_until = _NOTHING, self._clock() + AWAY_SECONDS
+
+    def close(self) -> None:
+        """Close the channel."""
+        self.inference.close()
+
+    def _list_versions(self) -> None:
+        if self._clock() < self._listed_until:
+            return
+        try:
+            self._served = self.inference.versions(self.task)
+        except NotReady as error:
+            self.is_away(error.message)
+            return
+        self._listed_until = self._clock() + LISTED_SECONDS
+        digest = self._served.graph_digests.get(self._served.champion)
+        if digest is not None:
+            self._encoders.ensure(self.task, digest)
+
+    def _read_judged(self) -> tuple[int, int] | None:
+        """Return champion and candidate of the cycle under way, as the gate judges them; None between two cycles."""
+        with self._database.read() as session:
+            last = session.scalar(select(func.max(EventRow.number)).where(EventRow.model == self.task.name)) or 0
+            if last != self._heeded:
+                self._judged = find_judged(session, self.task.name)
+                self._heeded = last
+        return self._judged
+
+    def _base_name(self) -> str:
+        with self._database.read() as session:
+            row = session.get(LoopModelRow, self.task.name)
+        return row.base if row is not None else ""
+
+    def _set(self, name: str) -> Basis | None:
+        if not name:
+            return None
+        until, basis = self._sets.get(name, (-1.0, None))
+        if basis is None and self._clock() >= until:
+            try:
+                basis = load_basis(name, self.task, self._sources)
+                with self._database.begin(alone=True) as session:
+                    publish_holdout(session, self.task.name, basis)
+            except NotReady:
+                raise
+            except ServiceError as error:
+                log.warning("a set cannot be compared with", set=name, reason=error.message)
+            self._sets[name] = self._clock() + MISSING_SECONDS, basis
+        return basis
+
+
+def find_judged(session: Session, model: str) -> tuple[int, int] | None:
+    """Return champion and candidate of the cycle of a model that is under way, the candidate 0 before there is one.
+
+    None where no cycle is under way.
+    """
+    statement = (
+        select(EventRow.kind, EventRow.payload)
+        .where(EventRow.model == model, EventRow.kind.in_(_OF_VERSIONS))
+        .order_by(EventRow.number.desc())
+        .limit(2)
+    )
+    candidate = 0
+    for kind, payload in session.execute(statement):
+        if kind == CycleEnded.kind:
+            return None
+        if kind == CycleStarted.kind:
+            return int(payload["champion"]), candidate or int(payload["candidate"])
+        candidate = int(payload["version"])
+    return None

@@ -1,0 +1,171 @@
+"""Messages of the loop contract, made from what the loop is."""
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from itertools import pairwise
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from aimass.trainer.v1 import loop_pb2 as pb
+from services.common.durations import duration_of
+from services.trainer.loop.events import Event
+from services.trainer.loop.overview import Overview
+from services.trainer.loop.payloads import AlarmRaised
+from services.trainer.loop.policy import LoopPolicy
+from services.trainer.loop.reading import ACCURACY_ERROR
+from services.trainer.loop.state import Cycle, Gate, LoopState
+from services.trainer.loop.values import Outcome, Paired, Ruling
+from services.trainer.statistics.intervals import Interval
+
+_SECOND_NS = 1e9
+
+
+def pack_loop(state: LoopState, overview: Overview, policy: LoopPolicy, disabled_reason: str) -> pb.GetLoopResponse:
+    """Return how a loop stands, but for what inference is asked for."""
+    gate = state.cycle.gate if state.cycle else None
+    disabled_reason = disabled_reason or _stuck(state)
+    return pb.GetLoopResponse(
+        enabled=not disabled_reason,
+        disabled_reason=disabled_reason,
+        cycle=pack_cycle(state.cycle) if state.cycle else None,
+        last_cycle=pack_cycle(state.last_cycle) if state.last_cycle else None,
+        reported_accuracy=overview.agreed or 0.0,
+        accepted_count=overview.accepted,
+        accepted_since_snapshot=overview.accepted_since,
+        pending_count=overview.states.get("PENDING", 0),
+        quarantined_count=overview.states.get("QUARANTINED", 0),
+        proposed_count=overview.states.get("PROPOSED", 0),
+        to_judge_count=gate.figures.labels_wanted if gate else overview.waiting,
+        next_trigger="" if state.cycle else _next_trigger(overview, policy),
+        policy_json=policy.model_dump_json(),
+        policy_digest=policy.digest,
+    )
+
+
+def pack_cycle(cycle: Cycle) -> pb.Cycle:
+    """Return a cycle as the contract has it."""
+    attempt = cycle.attempt
+    ruling = cycle.ending.ruling if cycle.ending else cycle.ruling
+    ended = cycle.outcome is not None or cycle.ending is not None
+    refused = ended and cycle.outcome != Outcome.PROMOTED
+    return pb.Cycle(
+        number=cycle.number,
+        stage=pb.Cycle.Stage.Value(f"STAGE_{cycle.stage}"),
+        goal=pb.Cycle.Goal.Value(f"GOAL_{cycle.goal}"),
+        reason=cycle.reason,
+        strategy=(attempt.strategy if attempt else cycle.wished_strategy) or "",
+        snapshot=cycle.snapshot,
+        run_id=attempt.run_id if attempt else "",
+        champion_version=cycle.champion,
+        candidate_version=cycle.candidate,
+        gate=_gate(cycle.gate) if cycle.gate else None,
+        refusal=_refusal(ruling) if refused else None,
+        promoted=cycle.promoted,
+        start_time=_timestamp(cycle.start_time),
+        end_time=_timestamp(cycle.end_time) if cycle.end_time else None,
+        stage_durations={
+            stage.lower(): duration_of(int((end - begin).total_seconds() * _SECOND_NS))
+            for (stage, begin), (_, end) in pairwise(cycle.entered)
+        },
+    )
+
+
+def pack_accuracy(version: int, interval: Interval, overview: Overview) -> pb.Accuracy:
+    """Return the accuracy of a version on its traffic."""
+    return pb.Accuracy(
+        version=version,
+        estimate=interval.estimate,
+        low=interval.low,
+        high=interval.high,
+        confidence=1 - ACCURACY_ERROR,
+        draw_count=interval.count,
+        lost_draw_count=overview.lost.get(version, 0),
+    )
+
+
+def pack_event(event: Event) -> pb.Event:
+    """Return an event as the contract has it."""
+    return pb.Event(
+        number=event.number,
+        cycle=event.cycle,
+        kind=event.kind,
+        time=_timestamp(event.time),
+        payload_json=json.dumps(event.payload.model_dump(mode="json", exclude_defaults=True)),
+    )
+
+
+def pack_alarms(events: Sequence[Event]) -> list[pb.Alarm]:
+    """Return the alarms among *events*."""
+    return [
+        pb.Alarm(
+            kind=event.payload.detector,
+            time=_timestamp(event.time),
+            level=event.payload.level,
+            threshold=event.payload.threshold,
+            message=f"{event.payload.detector} is at {event.payload.level:.3g}, and its threshold is "
+            f"{event.payload.threshold:.3g}",
+        )
+        for event in events
+        if isinstance(event.payload, AlarmRaised)
+    ]
+
+
+def _stuck(state: LoopState) -> str:
+    """Return that nothing can take the place of a version that must go; empty where something can."""
+    stuck = next((each for each in state.deletions if each.stuck), None)
+    if stuck is None or state.cycle is not None:
+        return ""
+    return (
+        f"the deadline of deletion {stuck.id} has passed, and no version can take the place of the one that has learnt "
+        f"what must be forgotten ({stuck.stuck}); publish a version that has not, and let it serve"
+    )
+
+
+def _next_trigger(overview: Overview, policy: LoopPolicy) -> str:
+    if not overview.has_holdout:
+        return (
+            "a hold-out, without which no candidate can be judged: bring the set that the champion has learnt onto "
+            "this machine, or name one with the model's labels in judging.holdout"
+        )
+    trigger = policy.trigger
+    parts = [f"{overview.accepted_since} of {trigger.accepted} new samples"]
+    parts += ["an alarm of drift"] if trigger.drift else []
+    parts += [f"an accuracy below {trigger.accuracy_below:g}"] if trigger.accuracy_below is not None else []
+    parts += [f"every {trigger.every_days:g} days"] if trigger.every_days is not None else []
+    return ", or ".join(parts)
+
+
+def _gate(gate: Gate) -> pb.GateFigures:
+    return pb.GateFigures(
+        candidate_count=gate.begun.candidate_count,
+        error_share=gate.begun.error_share,
+        holdout=_paired(gate.figures.holdout),
+        live=_paired(gate.figures.live),
+        log_e=gate.figures.log_e,
+        log_e_bound=gate.begun.log_e_bound,
+        labels_wanted=gate.figures.labels_wanted,
+    )
+
+
+def _paired(paired: Paired) -> pb.Paired:
+    return pb.Paired(**paired.model_dump())
+
+
+def _refusal(ruling: Ruling) -> pb.Refusal:
+    about = f" ({ruling.subject})" if ruling.subject else ""
+    compared = ""
+    if ruling.figure is not None and ruling.bound is not None:
+        compared = f": {ruling.figure:.4g} against {ruling.bound:.4g}"
+    return pb.Refusal(
+        rule=ruling.rule,
+        figure=ruling.figure or 0.0,
+        bound=ruling.bound or 0.0,
+        message=f"{ruling.rule or 'no rule'}{about}{compared}",
+    )
+
+
+def _timestamp(time: datetime) -> Timestamp:
+    timestamp = Timestamp()
+    timestamp.FromDatetime(time)
+    return timestamp

@@ -1,0 +1,249 @@
+"""Takes in what the gateway has captured: each picture once, each answer once, draws in the order of their arrival."""
+
+import os
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from services.common.errors import InvalidInput, NotReady, Overloaded
+from services.trainer.clock import now
+from services.trainer.data.blobs import Blobs
+from services.trainer.data.observing import Content, observe, store_picture
+from services.trainer.data.tables import ModelRow, ObservationRow, PredictionRow
+from services.trainer.feedback.forgotten import forgotten_until
+from services.trainer.feedback.policy import PolicyOf
+from services.trainer.feedback.roles import role_of
+from services.trainer.feedback.tables import LoopModelRow
+from services.trainer.storage.database import Database
+
+MOST_ITEMS = 64
+"""Of one call, which is one transaction."""
+
+_PREDICTION_ID = re.compile(r"[0-9a-f]{32}")
+_CONTRIBUTOR_DELETED = "CONTRIBUTOR_DELETED"
+_DISK_FULL = "DISK_FULL"
+_MALFORMED = "MALFORMED"
+_UNKNOWN_MODEL = "UNKNOWN_MODEL"
+
+
+class Strategy(StrEnum):
+    """Why a prediction was captured."""
+
+    RANDOM = "RANDOM"
+    LOW_CONFIDENCE = "LOW_CONFIDENCE"
+    RARE_CLASS = "RARE_CLASS"
+
+
+@dataclass(frozen=True)
+class CapturedItem:
+    """One answer with its picture."""
+
+    prediction_id: str
+    """32 hexadecimal digits."""
+    model: str
+    version: int
+    generation: int
+    """Of the traffic that chose the version."""
+    preprocess_digest: str
+    image: bytes
+    """File as it came."""
+    labels: tuple[tuple[str, float], ...]
+    """With their probabilities, by falling probability."""
+    contributor: str
+    """Empty for a caller from elsewhere without a key."""
+    time: str
+    """RFC 3339, UTC, to the millisecond."""
+    strategy: str
+    probability: float
+    """With which any prediction was drawn at random at that moment."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What became of an item."""
+
+    observation: int
+    """Number of its picture; 0 where it was refused."""
+    new: bool
+    """Whether the prediction was not there before."""
+    refusal: str
+    """Empty, or a stable word such as NOT_AN_IMAGE, UNKNOWN_MODEL, MALFORMED, CONTRIBUTOR_DELETED or DISK_FULL."""
+
+
+class Intake:
+    """Takes captured predictions in; any number of threads may.
+
+    Args:
+        database: Migrated.
+        blobs: Folder of pictures.
+        policy_of: Says which share of the contents is to judge by.
+    """
+
+    def __init__(self, database: Database, blobs: Path, policy_of: PolicyOf) -> None:
+        self._database = database
+        self._blobs = Blobs(blobs)
+        self._policy_of = policy_of
+        self._threads = ThreadPoolExecutor(min(2, os.cpu_count() or 1), "capture")
+
+    def take(self, items: Sequence[CapturedItem]) -> list[Taken]:
+        """Take in at most `MOST_ITEMS`, in one transaction; what is taken survives a power cut when this returns.
+
+        An item whose prediction is there already changes nothing. One that cannot be kept is refused for good.
+
+        Raises:
+            NotReady: The database does not answer; send all of them again.
+        """
+        assert len(items) <= MOST_ITEMS
+        with self._database.read() as session:
+            known = _known_predictions(session, items)
+            models = set(session.scalars(select(ModelRow.name)))
+            forgotten = _forgotten(session, items)
+        stored = list(self._threads.map(partial(self._store, known=known, models=models, forgotten=forgotten), items))
+        try:
+            with self._database.begin(alone=True) as session:
+                return self._insert(session, items, stored)
+        except NotReady as error:
+            if error.reason != _DISK_FULL:
+                raise
+            return [Taken(known.get(item.prediction_id, 0), False, _refusal(item, known)) for item in items]
+
+    def close(self) -> None:
+        """End the threads."""
+        self._threads.shutdown(wait=False)
+
+    def _store(
+        self, item: CapturedItem, known: Mapping[str, int], models: set[str], forgotten: Mapping[str, datetime]
+    ) -> Content | str:
+        """Return the stored content of an item or why it is refused; of one that is there already, nothing is done."""
+        if item.prediction_id in known:
+            return ""
+        if item.model not in models:
+            return _UNKNOWN_MODEL
+        if not _is_well_formed(item):
+            return _MALFORMED
+        if _is_forgotten(item, forgotten):
+            return _CONTRIBUTOR_DELETED
+        try:
+            return store_picture(self._blobs, item.image)
+        except InvalidInput as error:
+            return error.reason
+        except Overloaded as error:
+            return error.reason
+
+    def _insert(self, session: Session, items: Sequence[CapturedItem], stored: Sequence[Content | str]) -> list[Taken]:
+        known = _known_predictions(session, items)  # again, now that nobody else writes
+        forgotten = _forgotten(session, items)
+        stored = [
+            _CONTRIBUTOR_DELETED if isinstance(each, Content) and _is_forgotten(item, forgotten) else each
+            for item, each in zip(items, stored, strict=True)
+        ]
+        pictures: dict[tuple[str, str], ObservationRow] = {}
+        pairs = [(item, each) for item, each in zip(items, stored, strict=True) if isinstance(each, Content)]
+        for item, picture in pairs:
+            if not self._blobs.has(picture.content_digest):  # what nobody referred to was removed meanwhile
+                store_picture(self._blobs, item.image)
+        for model, group in groupby(sorted(pairs, key=lambda pair: pair[0].model), lambda pair: pair[0].model):
+            contents = [picture for _, picture in group]
+            salt = ensure_loop_model(session, model).salt
+            share = self._policy_of(model).judging.share
+            rows = observe(session, model, contents, partial(role_of, salt=salt, judge_share=share))
+            pictures |= {(model, digest): row for digest, row in rows.items()}
+        draws = _last_draws(session, {item.model for item, _ in pairs})
+        taken = []
+        for item, content in zip(items, stored, strict=True):
+            if item.prediction_id in known:
+                taken.append(Taken(known[item.prediction_id], False, ""))
+            elif isinstance(content, str):
+                taken.append(Taken(0, False, content))
+            else:
+                number = pictures[item.model, content.pixel_digest].number
+                session.add(_prediction(item, number, draws))
+                known[item.prediction_id] = number
+                taken.append(Taken(number, True, ""))
+        return taken
+
+
+def ensure_loop_model(session: Session, model: str) -> LoopModelRow:
+    """Return the row that has the model's salt, which is drawn when it is first asked for.
+
+    The session's transaction must be alone, and there must be such a model.
+    """
+    row = session.get(LoopModelRow, model)
+    if row is None:
+        row = LoopModelRow(model=model, salt=secrets.token_hex(16), base="", create_time=now())
+        session.add(row)
+        session.flush()
+    return row
+
+
+def _known_predictions(session: Session, items: Sequence[CapturedItem]) -> dict[str, int]:
+    statement = select(PredictionRow.id, PredictionRow.observation).where(
+        PredictionRow.id.in_([item.prediction_id for item in items])
+    )
+    return dict(session.execute(statement).all())
+
+
+def _forgotten(session: Session, items: Sequence[CapturedItem]) -> dict[str, datetime]:
+    return forgotten_until(session, {item.contributor for item in items})
+
+
+def _is_forgotten(item: CapturedItem, forgotten: Mapping[str, datetime]) -> bool:
+    until = forgotten.get(item.contributor)
+    return until is not None and datetime.fromisoformat(item.time) < until
+
+
+def _last_draws(session: Session, models: set[str]) -> dict[str, int]:
+    statement = (
+        select(PredictionRow.model, func.max(PredictionRow.draw))
+        .where(PredictionRow.model.in_(sorted(models)))
+        .group_by(PredictionRow.model)
+    )
+    return {model: last or 0 for model, last in session.execute(statement)}
+
+
+def _prediction(item: CapturedItem, observation: int, draws: dict[str, int]) -> PredictionRow:
+    draw = None
+    if item.strategy == Strategy.RANDOM:
+        draw = draws[item.model] = draws.get(item.model, 0) + 1
+    return PredictionRow(
+        id=item.prediction_id,
+        model=item.model,
+        version=item.version,
+        generation=item.generation,
+        preprocess_digest=item.preprocess_digest,
+        observation=observation,
+        contributor=item.contributor,
+        strategy=item.strategy,
+        probability=item.probability,
+        draw=draw,
+        labels=[list(pair) for pair in item.labels],
+        time=item.time,
+    )
+
+
+def _is_well_formed(item: CapturedItem) -> bool:
+    probable = 0 < item.probability <= 1 if item.strategy == Strategy.RANDOM else item.probability == 0
+    return (
+        bool(_PREDICTION_ID.fullmatch(item.prediction_id))
+        and item.strategy in set(Strategy)
+        and probable
+        and bool(item.labels)
+        and item.version > 0
+        and 0 < len(item.time) <= 32
+        and len(item.contributor) <= 64
+        and len(item.preprocess_digest) <= 80
+    )
+
+
+def _refusal(item: CapturedItem, known: Mapping[str, int]) -> str:
+    return "" if item.prediction_id in known else _DISK_FULL

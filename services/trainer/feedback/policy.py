@@ -1,0 +1,106 @@
+"""What is captured, what it may be used for, and when what users say of it becomes a sample."""
+
+from collections.abc import Callable
+from typing import Annotated, Protocol, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Duration = Annotated[float, Field(gt=0)]
+
+
+class PolicyGroup(BaseModel):
+    """Values that belong together; unknown ones are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class CapturePolicy(PolicyGroup):
+    """Which predictions are kept with their pictures."""
+
+    random_share: Share = 0.1
+    """Of all predictions, drawn at random; fewer under pressure. Accuracy is measured on these alone."""
+    least_random_share: Share = 0.005
+    """Below it none are drawn, rather than ever fewer."""
+    low_confidence_share: Share = 0.5
+    confidence_below: Share = 0.6
+    """Of those whose best label has less probability than this, `low_confidence_share` are kept."""
+    rare_class_share: Share = 0.5
+    rare_below: Share = 0.3
+    """Of those answered with a class that has less than this part of an even share among the accepted samples,
+    `rare_class_share` are kept."""
+    samples_per_second: Duration = 2.0
+    """Budget of all kinds together."""
+    burst: Count = 50
+    max_bytes: Count = 2 * 1024**3
+    """Of all pictures of a model that are kept."""
+    least_free_bytes: Annotated[int, Field(ge=0)] = 2 * 1024**3
+    """Room that the disk must keep; with less, nothing is captured, and no picture is taken with feedback."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.least_random_share > self.random_share:
+            raise ValueError(
+                f"least_random_share {self.least_random_share} must not be above random_share {self.random_share}"
+            )
+        return self
+
+
+class JudgingPolicy(PolicyGroup):
+    """Which contents candidates are judged on, and never learn."""
+
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """Of all contents, by their digests; what is judged on once is judged on for ever."""
+    holdout: str = ""
+    """Set whose test part is the hold-out; empty is the model's base set."""
+
+
+class TrustPolicy(PolicyGroup):
+    """When what users say becomes a sample."""
+
+    quorum: Count = 1
+    """Contributors who must agree where the label fits the neighbours, if all of them are known: others, or a reviewer,
+    have confirmed five of their labels."""
+    quorum_unknown: Count = 2
+    """Contributors who must agree where there are no neighbours to ask, or where fewer than `quorum` of them are known:
+    one voice of a stranger alone never makes a sample."""
+    neighbours: Count = 15
+    posterior: Share = 0.8
+    """Least probability of the label, by all votes and how right their contributors were before."""
+    cap_share: Share = 0.1
+    """Of a class, that one contributor may have in a snapshot."""
+    cap_least: Count = 20
+    """Samples of a class that a contributor may have in any case."""
+    votes_per_minute: Count = 60
+
+
+class RetentionPolicy(PolicyGroup):
+    """How long captured pictures are kept that no snapshot holds."""
+
+    days: Duration = 180.0
+    most_observations: Count = 200_000
+
+
+class Policy(Protocol):
+    """What this package reads of a model's policy."""
+
+    @property
+    def capture(self) -> CapturePolicy:
+        """Which predictions are kept."""
+
+    @property
+    def judging(self) -> JudgingPolicy:
+        """Which contents candidates are judged on."""
+
+    @property
+    def trust(self) -> TrustPolicy:
+        """When what users say becomes a sample."""
+
+    @property
+    def retention(self) -> RetentionPolicy:
+        """How long pictures are kept."""
+
+
+PolicyOf = Callable[[str], Policy]
+"""Returns the policy of a model, by its name, as it is now."""

@@ -1,0 +1,121 @@
+"""Tables of who gives feedback, and of what is known of the pictures beside what was said."""
+
+from sqlalchemy import JSON, Boolean, Double, ForeignKey, Integer, LargeBinary, String, Text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from services.trainer.data.tables import FindingRow as FindingRow  # lies below, with all that a snapshot asks for
+from services.trainer.data.tables import Number
+from services.trainer.storage.database import Base
+
+
+class ContributorRow(Base):
+    """Somebody whose word is known again."""
+
+    __tablename__ = "contributors"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    trusted: Mapped[bool] = mapped_column(Boolean)
+    """Whether the word decides by itself."""
+    blocked: Mapped[bool] = mapped_column(Boolean)
+    """Whether it counts for nothing."""
+    create_time: Mapped[str] = mapped_column(String(32))
+
+
+class KeyRow(Base):
+    """A key of a contributor; its secret is kept by nobody."""
+
+    __tablename__ = "keys"
+
+    id: Mapped[str] = mapped_column(String(16), primary_key=True)
+    digest: Mapped[str] = mapped_column(String(64), unique=True)
+    """SHA-256 of the secret, which has 256 random bits: nothing is to be guessed."""
+    contributor: Mapped[str] = mapped_column(ForeignKey("contributors.name"))
+    scopes: Mapped[list[str]] = mapped_column(JSON)
+    create_time: Mapped[str] = mapped_column(String(32))
+    revoke_time: Mapped[str | None] = mapped_column(String(32))
+
+
+class CaptureCountRow(Base):
+    """What a process of the gateway has answered, captured and dropped of one version."""
+
+    __tablename__ = "capture_counts"
+
+    gateway: Mapped[str] = mapped_column(String(64), primary_key=True)
+    model: Mapped[str] = mapped_column(String(128), primary_key=True)
+    version: Mapped[int] = mapped_column(Number, primary_key=True, autoincrement=False)
+    answered: Mapped[int] = mapped_column(Number)
+    captured: Mapped[dict[str, int]] = mapped_column(JSON)
+    """By strategy."""
+    dropped: Mapped[dict[str, int]] = mapped_column(JSON)
+    """By reason."""
+    time: Mapped[str] = mapped_column(String(32))
+
+
+class EncoderRow(Base):
+    """A graph that makes features of pictures: a model without its last layer."""
+
+    __tablename__ = "encoders"
+
+    model: Mapped[str] = mapped_column(ForeignKey("models.name"), primary_key=True)
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    """Of the graph; models whose last layers alone differ share it."""
+    run: Mapped[str] = mapped_column(String(128))
+    """In whose folder the graph lies."""
+    features: Mapped[int] = mapped_column(Integer)
+    create_time: Mapped[str] = mapped_column(String(32))
+
+
+class EmbeddingRow(Base):
+    """The features of one picture."""
+
+    __tablename__ = "embeddings"
+
+    encoder: Mapped[str] = mapped_column(String(64), primary_key=True)
+    """Digest."""
+    observation: Mapped[int] = mapped_column(ForeignKey("observations.number"), primary_key=True)
+    vector: Mapped[bytes] = mapped_column(LargeBinary)
+    """Float16, little-endian."""
+
+
+class NeighbourhoodRow(Base):
+    """What lies next to a picture among the base set and the accepted samples."""
+
+    __tablename__ = "neighbourhoods"
+
+    observation: Mapped[int] = mapped_column(ForeignKey("observations.number"), primary_key=True)
+    encoder: Mapped[str] = mapped_column(String(64))
+    """By whose features."""
+    lifts: Mapped[dict[str, float]] = mapped_column(JSON)
+    """By the number of a label: its share among the neighbours, of its share among all; 0 where it is not there."""
+    members: Mapped[dict[str, int]] = mapped_column(JSON)
+    """By the number of a label: how many there are of it; of each label that was voted for or that neighbours have."""
+    time: Mapped[str] = mapped_column(String(32))
+
+
+class LoopModelRow(Base):
+    """A model whose traffic is collected."""
+
+    __tablename__ = "loop_models"
+
+    model: Mapped[str] = mapped_column(ForeignKey("models.name"), primary_key=True)
+    salt: Mapped[str] = mapped_column(String(32))
+    """Gives every content its role."""
+    base: Mapped[str] = mapped_column(Text)
+    """Set that users' samples are added to; empty for none."""
+    create_time: Mapped[str] = mapped_column(String(32))
+
+
+class AnswerRow(Base):
+    """What a version answers to one picture of the users."""
+
+    __tablename__ = "answers"
+
+    model: Mapped[str] = mapped_column(ForeignKey("models.name"), primary_key=True)
+    version: Mapped[int] = mapped_column(Number, primary_key=True, autoincrement=False)
+    observation: Mapped[int] = mapped_column(ForeignKey("observations.number"), primary_key=True)
+    best: Mapped[int] = mapped_column(Integer)
+    best_probability: Mapped[float] = mapped_column(Double)
+    probabilities: Mapped[bytes] = mapped_column(LargeBinary)
+    """Float16, little-endian."""
+    learnt: Mapped[bool] = mapped_column(default=False)
+    """Whether the version has learnt these pixels, as far as the run that made it says: it is not judged by them."""

@@ -1,0 +1,70 @@
+"""The figures of the gate, from the outcomes of both streams."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.trainer.evaluation.figures import evaluate_predictions
+from services.trainer.loop.gate import joint_log_e, pair
+from services.trainer.loop.policy import LoopPolicy
+from services.trainer.loop.streams import Holdout, LiveStream
+from services.trainer.loop.values import GateFigures, GuardFigures
+from services.trainer.statistics.betting import highest_log_e
+
+_NONE = np.empty(0, np.int8)
+
+
+def measure(
+    holdout: Holdout | None,
+    live: LiveStream,
+    margin: float,
+    policy: LoopPolicy,
+    labels: tuple[str, ...],
+    guards: GuardFigures,
+) -> GateFigures:
+    """Return all that the gate decides by.
+
+    Args:
+        holdout: None before both versions have answered the whole of it; then no guard is measured either.
+        live: Of the traffic.
+        margin: By how much the candidate may be worse, as it was when the gate began.
+        policy: Of the model.
+        labels: Of the model.
+        guards: What was measured beside the answers: times, bytes, accuracy on spoiled pictures.
+    """
+    outcomes = _NONE if holdout is None else holdout.outcomes
+    return GateFigures(
+        holdout=pair(outcomes, margin),
+        live=pair(live.outcomes, margin),
+        log_e=joint_log_e(outcomes, live.outcomes, margin, policy),
+        labels_wanted=live.labels_wanted,
+        champion_errors=0 if holdout is None else int((holdout.champion != holdout.labels).sum()),
+        guards=GuardFigures() if holdout is None else _guards(holdout, policy, labels, guards),
+    )
+
+
+def _guards(holdout: Holdout, policy: LoopPolicy, labels: tuple[str, ...], guards: GuardFigures) -> GuardFigures:
+    drop = policy.guard.class_drop
+    worst, evidence = None, None
+    if drop is not None:
+        of_classes = _class_evidence(holdout.outcomes, holdout.labels, drop, len(labels))
+        worst = int(of_classes.argmax())
+        evidence = float(of_classes[worst])
+    errors = [
+        evaluate_predictions(probabilities, holdout.labels, labels).calibration_error
+        for probabilities in (holdout.champion_probabilities, holdout.candidate_probabilities)
+    ]
+    figures = {
+        "class_count": len(labels),
+        "worst_class": worst,
+        "class_log_e": evidence,
+        "calibration_rise": errors[1] - errors[0],
+        "holdout_drop": float(-holdout.outcomes.mean(dtype=np.float64)),
+    }
+    return guards.model_copy(update=figures)
+
+
+def _class_evidence(
+    outcomes: NDArray[np.int8], labels: NDArray[np.int64], drop: float, classes: int
+) -> NDArray[np.float64]:
+    """Return the evidence, for each class, that it has lost more than *drop* of its accuracy."""
+    return np.array([highest_log_e(-outcomes[labels == each], -drop) for each in range(classes)])

@@ -1,0 +1,95 @@
+"""The loop over HTTP, before a trainer that writes down what it is asked."""
+
+import pytest
+
+from aimass.trainer.v1 import loop_pb2
+
+LOOP = "/v1/models/tiny/loop"
+
+
+def heard(door):
+    (one,) = door.trainer.heard
+    return one.request
+
+
+async def test_how_the_loop_stands_is_told_in_words(door):
+    document = (await door.http.get(LOOP)).json()
+
+    assert heard(door) == loop_pb2.GetLoopRequest(model="tiny")
+    assert (document["enabled"], document["cycle"]["stage"], document["last_cycle"]) == (True, "run", None)
+    assert document["policy"] == {"a": 1}
+
+
+async def test_events_come_after_a_number_with_what_they_hold(door):
+    answer = await door.http.get(f"{LOOP}/events", params={"after": 7, "page_size": 3, "kind": "promoted"})
+
+    assert heard(door) == loop_pb2.ListEventsRequest(model="tiny", after=7, page_size=3, kind="promoted")
+    (event,) = answer.json()["events"]
+    assert (event["number"], event["kind"], event["payload"]) == (8, "promoted", {"version": 3})
+
+
+async def test_the_analysis_is_a_document_or_a_page(door):
+    document = await door.http.get("/v1/models/tiny/analysis")
+    page = await door.http.get("/v1/models/tiny/analysis", headers={"Accept": "text/html,*/*"})
+
+    assert document.json() == {"accuracy": 1}
+    assert page.text == "<p>fine</p>"
+    assert page.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+
+
+@pytest.mark.parametrize(
+    ("path", "document", "request_", "member"),
+    [
+        (
+            "trigger",
+            {"reason": "now", "strategy": "refit", "request_id": "x"},
+            loop_pb2.TriggerCycleRequest(model="tiny", reason="now", strategy="refit", request_id="x"),
+            "cycle",
+        ),
+        ("trigger", None, loop_pb2.TriggerCycleRequest(model="tiny"), "cycle"),
+        (
+            "promote",
+            {"version": 3, "request_id": "x"},
+            loop_pb2.PromoteCandidateRequest(model="tiny", version=3, request_id="x"),
+            "event",
+        ),
+        (
+            "reject",
+            {"version": 3, "reason": "no", "request_id": "x"},
+            loop_pb2.RejectCandidateRequest(model="tiny", version=3, reason="no", request_id="x"),
+            "event",
+        ),
+        (
+            "rollback",
+            {"reason": "worse", "request_id": "x"},
+            loop_pb2.RollBackRequest(model="tiny", reason="worse", request_id="x"),
+            "stable_version",
+        ),
+    ],
+)
+async def test_a_hand_on_the_loop_reaches_the_trainer(door, path, document, request_, member):
+    answer = (
+        await door.http.post(f"{LOOP}/{path}", json=document) if document else await door.http.post(f"{LOOP}/{path}")
+    )
+
+    assert answer.status_code == 200
+    assert member in answer.json()
+    assert heard(door) == request_
+
+
+@pytest.mark.parametrize(
+    ("path", "document", "words"),
+    [
+        ("promote", {}, "'version' is missing; give an integer"),
+        ("promote", {"version": 0}, "version is 0; give 1 to"),
+        ("reject", {"version": "3"}, "'version' is \"3\"; give an integer"),
+        ("rollback", {"reason": 3}, "'reason' is 3; give a string"),
+    ],
+)
+async def test_what_is_malformed_is_refused(door, path, document, words):
+    answer = await door.http.post(f"{LOOP}/{path}", json=document)
+
+    assert answer.status_code == 400
+    assert words in answer.json()["error"]["message"]
+    assert door.trainer.heard == []

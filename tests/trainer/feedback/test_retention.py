@@ -1,0 +1,111 @@
+"""What is too old or too much is forgotten; what is learnt from is not."""
+
+import os
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import select, update
+
+from services.trainer.data.blobs import Blobs
+from services.trainer.data.imported import NewSample, SampleImport
+from services.trainer.data.models import create_model
+from services.trainer.data.observing import VoteKind, Word, store_picture, vote
+from services.trainer.data.tables import (
+    ObservationRow,
+    PredictionRow,
+    SnapshotRow,
+    SnapshotSampleRow,
+    VoteRow,
+)
+from services.trainer.feedback.observations import Intake
+from services.trainer.feedback.policy import RetentionPolicy
+from services.trainer.feedback.retention import ExpiredCounts, expire, sweep
+from services.trainer.feedback.sifting import Sifter
+from services.trainer.feedback.tables import AnswerRow, FindingRow
+from services.trainer.storage.database import Database
+from tests.trainer.data.test_imported import noise
+from tests.trainer.feedback.conftest import SPEC, captured, pictures
+
+NOW = datetime.now(UTC)
+MONTH = RetentionPolicy(days=30)
+TIME = "2026-01-02T03:04:05.000Z"
+
+
+@pytest.fixture
+def six(intake: Intake, database: Database, sifter: Sifter) -> None:
+    """Pictures 1 to 6: 1 is a sample, 2 is in a snapshot, 3 and 4 are captured, all of them 40 days old; 5, 6 new."""
+    intake.take([captured(number, image) for number, image in enumerate(pictures(6))])
+    with database.begin(alone=True) as session:
+        for number, word in ((1, Word("rex", VoteKind.LABEL, True, 0)), (3, Word("ann", VoteKind.LABEL, label=1))):
+            vote(session, session.get_one(ObservationRow, number), word)
+    sifter.sift("pets")
+    with database.begin() as session:
+        old = (NOW - timedelta(days=40)).isoformat(timespec="milliseconds")
+        session.execute(update(ObservationRow).where(ObservationRow.number <= 4).values(create_time=old))
+        fields = {"model": "pets", "base": "", "base_digest": "", "base_drawn": [], "counts": {}, "create_time": TIME}
+        session.add(SnapshotRow(digest="d" * 64, **fields))
+        session.flush()
+        session.add(SnapshotSampleRow(snapshot="d" * 64, observation=2, sample=9, label=0, part="train"))
+        session.add(FindingRow(observation=3, kind="NEAR_COPY", level=1.0, detail="", time=TIME))
+        answer = {"best": 0, "best_probability": 0.5, "probabilities": b""}
+        session.add(AnswerRow(model="pets", version=1, observation=3, **answer))
+
+
+def left(database: Database) -> list[int]:
+    with database.read() as session:
+        return list(session.scalars(select(ObservationRow.number).order_by(ObservationRow.number)))
+
+
+@pytest.mark.usefixtures("six")
+def test_old_pictures_go_with_all_that_is_known_of_them(database: Database, blobs: Blobs) -> None:
+    counts = expire(database, blobs.folder, "pets", MONTH, NOW)
+
+    assert counts == ExpiredCounts(2, 2)
+    assert left(database) == [1, 2, 5, 6]
+    assert len(list(blobs.digests())) == 4
+    with database.read() as session:
+        assert sorted(session.scalars(select(PredictionRow.observation))) == [1, 2, 5, 6]
+        assert list(session.scalars(select(VoteRow.observation))) == [1]
+        assert list(session.scalars(select(FindingRow))) == list(session.scalars(select(AnswerRow))) == []
+    assert expire(database, blobs.folder, "pets", MONTH, NOW) == ExpiredCounts(0, 0)
+
+
+@pytest.mark.usefixtures("six")
+def test_of_too_many_the_oldest_go(database: Database, blobs: Blobs) -> None:
+    counts = expire(database, blobs.folder, "pets", RetentionPolicy(days=1000, most_observations=1), NOW)
+
+    assert counts.observations == 3
+    assert left(database) == [1, 2, 6]
+
+
+@pytest.mark.usefixtures("six")
+def test_a_file_that_another_model_has_too_stays(
+    database: Database, blobs: Blobs, intake: Intake, policies: dict[str, object]
+) -> None:
+    create_model(database, "birds", ["tit", "owl"], SPEC.canonical_json())
+    policies["birds"] = policies["pets"]
+    intake.take([captured(20, pictures(3)[2], model="birds")])
+
+    assert expire(database, blobs.folder, "pets", MONTH, NOW) == ExpiredCounts(2, 1)
+
+
+def test_files_that_nobody_names_are_swept_when_they_are_old(database: Database, blobs: Blobs, intake: Intake) -> None:
+    with SampleImport(database, blobs.folder, "pets") as taking:
+        taking.add([NewSample(image, "cat") for image in noise(3, 4)])
+    intake.take([captured(1, pictures(1)[0])])
+    orphans = [store_picture(blobs, image).content_digest for image in noise(2, 9)]
+    for digest, _ in list(blobs.digests()):
+        if digest != orphans[1]:
+            os.utime(blobs.path(digest), (0, 0))
+
+    assert sweep(database, blobs.folder, NOW) == 1
+    assert [blobs.has(digest) for digest in orphans] == [False, True]
+    assert len(list(blobs.digests())) == 5
+
+
+def test_a_blob_is_removed_once(blobs: Blobs) -> None:
+    digest = blobs.put(b"something")
+
+    assert [blobs.has(digest), blobs.remove(digest), blobs.has(digest), blobs.remove(digest)] == [
+        True, True, False, False,
+    ]  # fmt: skip

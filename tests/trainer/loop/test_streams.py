@@ -1,0 +1,181 @@
+"""What counts for and against a candidate, and in which order."""
+
+import pytest
+
+from services.trainer.data.models import Model
+from services.trainer.data.observing import Role, VoteKind
+from services.trainer.feedback.tables import AnswerRow, FindingRow
+from services.trainer.loop.streams import UNREADABLE, read_holdout, read_judged_draws, read_live_stream
+from services.trainer.storage.database import Database
+from tests.trainer.loop.conftest import MODEL
+from tests.trainer.loop.rows import (
+    SET,
+    TIME,
+    add_answers,
+    add_draws,
+    add_holdout,
+    add_pictures,
+    add_review,
+    add_set_answers,
+)
+
+RED, GREEN, BLUE = 0, 1, 2
+CHAMPION, CANDIDATE = 1, 2
+pytestmark = pytest.mark.usefixtures("task")
+
+
+def live(database: Database) -> tuple[list[int], int, int]:
+    with database.read() as session:
+        stream = read_live_stream(session, MODEL, CHAMPION, CANDIDATE)
+    return stream.outcomes.tolist(), stream.undecided, stream.labels_wanted
+
+
+def drawn(database: Database, count: int, champion: int = RED, candidate: int = GREEN) -> list[int]:
+    """Add pictures to judge by, each drawn once and answered by both versions."""
+    pictures = add_pictures(database, count)
+    add_draws(database, pictures)
+    add_answers(database, CHAMPION, dict.fromkeys(pictures, champion))
+    add_answers(database, CANDIDATE, dict.fromkeys(pictures, candidate))
+    return pictures
+
+
+def test_a_judged_difference_is_a_win_a_loss_or_a_tie(database: Database) -> None:
+    won, lost, both_wrong, unknown = drawn(database, 4)
+    for picture, label in ((won, GREEN), (lost, RED), (both_wrong, BLUE)):
+        add_review(database, picture, label)
+    add_review(database, unknown, None, VoteKind.PROPOSAL)
+
+    assert live(database) == ([1, -1, 0, 0], 0, 0)
+
+
+def test_answers_that_agree_are_ties_without_a_label(database: Database) -> None:
+    drawn(database, 3, RED, RED)
+
+    assert live(database) == ([0, 0, 0], 0, 0)
+
+
+def test_the_first_difference_without_a_trusted_label_ends_the_stream(database: Database) -> None:
+    first, second, third, fourth = drawn(database, 4)
+    add_review(database, first, GREEN)
+    add_review(database, second, GREEN, by="anybody", trusted=False)
+    add_review(database, third, GREEN)
+
+    assert live(database) == ([1], 0, 2)
+
+    add_review(database, second, RED)
+    assert live(database) == ([1, -1, 1], 0, 1)
+    add_review(database, fourth, None, VoteKind.WRONG)  # does not say what it is
+    assert live(database) == ([1, -1, 1], 0, 1)
+
+
+def test_a_content_that_a_version_has_not_answered_ends_the_stream(database: Database) -> None:
+    drawn(database, 1, RED, RED)
+    waiting = add_pictures(database, 1)
+    add_draws(database, waiting)
+    add_answers(database, CHAMPION, {waiting[0]: RED})
+    drawn(database, 1, RED, RED)
+
+    assert live(database) == ([0], 0, 0)
+
+
+def test_contents_that_a_version_has_learnt_are_passed_over(database: Database) -> None:
+    by_candidate, by_champion, fresh = drawn(database, 3)
+    for picture in (by_candidate, by_champion, fresh):
+        add_review(database, picture, GREEN)
+    with database.begin() as session:
+        session.get_one(AnswerRow, (MODEL, CANDIDATE, by_candidate)).learnt = True
+        session.get_one(AnswerRow, (MODEL, CHAMPION, by_champion)).learnt = True
+
+    assert live(database) == ([1], 0, 0)
+
+
+def test_pictures_that_cannot_be_read_are_passed_over(database: Database, task: Model) -> None:
+    (lost,) = add_pictures(database, 1)
+    add_draws(database, [lost], answer=RED)
+    (following,) = drawn(database, 1)
+    add_review(database, following, GREEN)
+    assert live(database) == ([], 0, 0)
+    with database.begin() as session:
+        session.add(FindingRow(observation=lost, kind=UNREADABLE, level=1.0, detail="", time=TIME))
+
+    assert live(database) == ([1], 0, 0)
+    with database.read() as session:
+        assert read_judged_draws(session, task, CHAMPION, ()).draw.tolist() == [2]
+
+
+def test_contents_count_once_in_the_order_of_their_first_draws(database: Database) -> None:
+    later, first = add_pictures(database, 2)
+    add_draws(database, [first, later, first, first])
+    for version, answer in ((CHAMPION, RED), (CANDIDATE, GREEN)):
+        add_answers(database, version, {first: answer, later: answer})
+    add_review(database, first, GREEN)
+    add_review(database, later, RED)
+
+    assert live(database) == ([1, -1], 0, 0)
+
+
+def test_contents_to_learn_from_and_captures_that_were_not_drawn_do_not_count(database: Database) -> None:
+    for picture in (*add_pictures(database, 1, Role.TRAIN), *add_pictures(database, 1)):
+        add_answers(database, CHAMPION, {picture: RED})
+        add_answers(database, CANDIDATE, {picture: RED})
+        if picture == 1:
+            add_draws(database, [picture])
+
+    assert live(database) == ([], 0, 0)
+
+
+def test_what_reviewers_cannot_settle_is_left_out_and_counted(database: Database) -> None:
+    undecidable, rejected, disputed, told = drawn(database, 4)
+    add_review(database, undecidable, None, VoteKind.UNDECIDABLE)
+    add_review(database, rejected, None, VoteKind.REJECT)
+    add_review(database, disputed, RED)
+    add_review(database, disputed, GREEN, by="second")
+    add_review(database, told, None, VoteKind.UNDECIDABLE)
+    add_review(database, told, GREEN, by="second")  # who cannot tell does not contradict who can
+
+    assert live(database) == ([1], 3, 0)
+
+
+def test_a_blocked_reviewer_does_not_count(database: Database) -> None:
+    (picture,) = drawn(database, 1)
+    add_review(database, picture, GREEN, by="gone", blocked=True)
+
+    assert live(database) == ([], 0, 1)
+
+
+def test_the_holdout_counts_in_its_order_once_both_have_answered_all_of_it(database: Database) -> None:
+    add_holdout(database, [RED, GREEN, BLUE, RED], order=[2, 0, 3, 1])
+    add_set_answers(database, CHAMPION, [RED, RED, RED, BLUE])
+    with database.read() as session:
+        assert read_holdout(session, MODEL, SET, CHAMPION, CANDIDATE) is None
+
+    add_set_answers(database, CANDIDATE, [GREEN, GREEN, BLUE, BLUE])
+    with database.read() as session:
+        found = read_holdout(session, MODEL, SET, CHAMPION, CANDIDATE)
+        assert read_holdout(session, MODEL, "another", CHAMPION, CANDIDATE) is None
+
+    assert found is not None
+    assert found.labels.tolist() == [BLUE, RED, RED, GREEN]
+    assert found.outcomes.tolist() == [1, -1, 0, 1]
+    assert (
+        found.candidate_probabilities.argmax(axis=1).tolist() == found.candidate.tolist() == [BLUE, GREEN, BLUE, GREEN]
+    )
+
+
+def test_the_accuracy_comes_from_draws_of_the_version_up_to_the_first_without_a_label(
+    database: Database, task: Model
+) -> None:
+    right, wrong, learnt, undecidable, unknown, waiting, late = add_pictures(database, 7, Role.TRAIN)
+    add_draws(database, [right, wrong, learnt, undecidable, unknown, right], answer=RED, share=0.5)
+    add_draws(database, [wrong], answer=RED, version=CANDIDATE)
+    add_draws(database, [waiting, late], answer=RED)
+    for picture, label in ((right, RED), (wrong, GREEN), (late, RED)):
+        add_review(database, picture, label)
+    add_review(database, undecidable, None, VoteKind.UNDECIDABLE)
+    add_review(database, unknown, None, VoteKind.PROPOSAL)
+
+    with database.read() as session:
+        draws = read_judged_draws(session, task, CHAMPION, {learnt})
+
+    assert draws.correct.tolist() == [True, False, False, True]
+    assert draws.probability.tolist() == [0.5] * 4

@@ -1,0 +1,117 @@
+"""Every hour, what is too old goes, with files of nobody and rows that no loop removes."""
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from services.trainer.data.observing import store_picture
+from services.trainer.feedback import retention
+from services.trainer.feedback.policy import RetentionPolicy
+from services.trainer.provenance import upkeep
+from services.trainer.provenance.upkeep import Upkeep
+from services.trainer.service import TrainerComponent
+from services.trainer.settings import TrainerSettings
+from tests.trainer.feedback.conftest import Groups, pictures
+from tests.trainer.provenance.conftest import House
+
+LONG_AGO = "2020-01-01T00:00:00.000Z"
+
+
+@pytest.fixture
+def keeping(house: House, policies: dict[str, Groups]) -> Upkeep:
+    return Upkeep(
+        house.database, house.folders.blobs, lambda name: policies[name], house.deletions, house.erasure, house.clock
+    )
+
+
+def test_what_is_too_old_goes_with_files_of_nobody(house: House, keeping: Upkeep) -> None:
+    old, new = house.capture(2, "ann", seed=1)
+    house.age(old, LONG_AGO)
+    orphan = store_picture(house.blobs, pictures(1, seed=9)[0]).content_digest
+    os.utime(house.blobs.path(orphan), (0, 0))
+
+    keeping.tidy()
+
+    assert [house.picture(number) is None for number in (old, new)] == [True, False]
+    assert len(list(house.blobs.digests())) == 1
+
+
+def test_rows_go_an_hour_later_where_no_loop_removes_them(house: House, keeping: Upkeep) -> None:
+    (picture,) = house.capture(1, "ann", seed=1)
+    house.forget(picture)
+    keeping.tidy()
+    assert house.picture(picture) is not None
+    house.clock.passed = 3601
+
+    keeping.tidy()
+
+    assert house.picture(picture) is None
+    assert list(house.blobs.digests()) == []
+
+
+def test_what_fails_for_one_model_is_done_for_the_rest(
+    house: House, keeping: Upkeep, policies: dict[str, Groups]
+) -> None:
+    (old,) = house.capture(1, "ann", seed=1)
+    house.age(old, LONG_AGO)
+    del policies["pets"]
+    orphan = store_picture(house.blobs, pictures(1, seed=9)[0]).content_digest
+    os.utime(house.blobs.path(orphan), (0, 0))
+
+    keeping.tidy()
+
+    assert not house.blobs.has(orphan)
+    assert house.picture(old) is not None
+
+
+async def test_it_goes_on_turn_after_turn_until_it_is_stopped(
+    house: House, keeping: Upkeep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "EVERY_SECONDS", 0.0)
+    house.capture(1, "ann", seed=1)
+    turns = asyncio.Semaphore(0)
+    loop = asyncio.get_running_loop()
+
+    def policy_of(name: str) -> Groups:
+        loop.call_soon_threadsafe(turns.release)
+        return Groups(retention=RetentionPolicy())
+
+    going = Upkeep(house.database, house.folders.blobs, policy_of, house.deletions, house.erasure)
+    going.start()
+    async with asyncio.timeout(60):
+        for _ in range(3):
+            await turns.acquire()
+        await going.stop()
+    assert going._task is not None
+    assert going._task.done()
+
+
+async def test_the_service_does_so_from_its_start(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, swept = asyncio.get_running_loop(), asyncio.Event()
+
+    def sweep(*given: Any) -> int:
+        try:
+            return retention.sweep(*given)
+        finally:
+            loop.call_soon_threadsafe(swept.set)
+
+    monkeypatch.setattr(upkeep, "sweep", sweep)
+    orphan = store_picture(house.blobs, pictures(1, seed=9)[0]).content_digest
+    os.utime(house.blobs.path(orphan), (0, 0))
+    settings = TrainerSettings(
+        database=SecretStr(f"sqlite:///{tmp_path / 'trainer.db'}"), blobs=house.folders.blobs, data=tmp_path / "data",
+        runs=tmp_path / "runs", inference_address="127.0.0.1:1", loop=False,
+    )  # fmt: skip
+    component = TrainerComponent(settings)
+    await component.start()
+    async with asyncio.timeout(60):
+        await swept.wait()
+    await component.close()
+
+    assert not house.blobs.has(orphan)
