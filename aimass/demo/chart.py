@@ -25,7 +25,7 @@ def draw(record: Record, accuracies: Mapping[int, float], *paths: Path) -> None:
         accuracies: Of each version that has served, 0 to 1.
         paths: Files to write, in the form that their names say.
     """
-    end = max([each.seconds for each in record.events], default=0.0) + 5
+    end = max([each.seconds for each in record.events], default=0.0) * 1.1 + 5
     times = [seconds for seconds, _ in record.serving] + [end]
     values = [accuracies[version] for _, version in record.serving]
     figure = Figure(figsize=(10, 5), layout="constrained")
@@ -37,8 +37,7 @@ def draw(record: Record, accuracies: Mapping[int, float], *paths: Path) -> None:
     told: set[str] = set()
     for event in record.events:
         if event.kind in _MARKS:
-            word, colour = _MARKS[event.kind]
-            colour = "#d62728" if _is_refusal(event) else colour
+            word, colour = ("refused", "#000000") if _is_refusal(event) else _MARKS[event.kind]
             axes.axvline(event.seconds, color=colour, alpha=0.45, linewidth=1, label=None if word in told else word)
             told.add(word)
     axes.set(xlabel="seconds", ylabel="accuracy on pictures that nobody sent", xlim=(0, end))
