@@ -92,6 +92,17 @@ def caller_of(context: _Call) -> Caller:
     return OWNER
 
 
+def allowed_caller(context: _Call, scope: Scope) -> Caller:
+    """Return who makes the call of *context*, where they may.
+
+    Raises:
+        ServiceError: As `Caller.require`.
+    """
+    caller = caller_of(context)
+    caller.require(scope)
+    return caller
+
+
 def caller_metadata(caller: Caller) -> tuple[str, bytes]:
     """Return the metadata by which a service behind the gateway knows *caller*."""
     fields = {"contributor": caller.contributor, "scopes": sorted(caller.scopes), "trusted": caller.trusted}

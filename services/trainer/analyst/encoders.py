@@ -15,11 +15,9 @@ from services.trainer.data.models import Model
 from services.trainer.export.encoder import Encoder
 from services.trainer.export.tail import cut_encoder, find_tail
 from services.trainer.feedback.tables import EncoderRow
+from services.trainer.runs.folder import ENCODER_FILE
 from services.trainer.statistics.heads import Head
 from services.trainer.storage.database import Database
-
-ENCODER_FILE = "encoder.onnx"
-"""Beside the graph that it was cut off, in a run's folder."""
 
 log = structlog.get_logger(__name__)
 

@@ -29,6 +29,7 @@ from services.trainer.loop.cycle_payloads import CandidatePublished, CycleEnded,
 from services.trainer.loop.origins import Origins
 from services.trainer.loop.streams import UNREADABLE
 from services.trainer.loop.tables import EventRow
+from services.trainer.runs.folder import LEARNT_FILE
 from services.trainer.runs.store import RunStore
 from services.trainer.settings import TrainerSettings
 from services.trainer.storage.database import Database
@@ -37,8 +38,6 @@ LISTED_SECONDS = 1.0
 """How long a list of versions is believed."""
 AWAY_SECONDS = 5.0
 """After which inference that was away is asked again."""
-LEARNT_FILE = "learnt.npy"
-"""In the folder of a run: what stands for the pixels that its model has learnt, itself or before."""
 MISSING_SECONDS = 60.0
 """After which a set that could not be read is looked for again."""
 

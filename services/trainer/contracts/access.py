@@ -6,13 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from aimass.trainer.v1 import access_pb2 as pb
 from aimass.trainer.v1.access_pb2_grpc import AccessServiceServicer
 from services.common.errors import InvalidInput
 from services.common.identity import Scope, caller_of
 from services.common.server import StopSignal
+from services.trainer.contracts.timestamps import timestamp_of
 from services.trainer.feedback import contributors
 from services.trainer.storage.database import Database
 
@@ -104,12 +103,6 @@ def _key(key: contributors.Key) -> pb.Key:
         scopes=sorted(_NUMBERS[scope] for scope in key.scopes),
         trusted=key.trusted,
         blocked=key.blocked,
-        create_time=_timestamp(key.create_time),
-        revoke_time=_timestamp(key.revoke_time) if key.revoke_time else None,
+        create_time=timestamp_of(key.create_time),
+        revoke_time=timestamp_of(key.revoke_time) if key.revoke_time else None,
     )
-
-
-def _timestamp(text: str) -> Timestamp:
-    timestamp = Timestamp()
-    timestamp.FromJsonString(text)
-    return timestamp

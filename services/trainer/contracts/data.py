@@ -6,13 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from aimass.trainer.v1 import data_pb2 as pb
 from aimass.trainer.v1.data_pb2_grpc import DataServiceServicer
 from services.common.errors import DeadlineExceeded, InvalidInput
 from services.common.identity import caller_of
 from services.common.server import StopSignal
+from services.trainer.contracts.timestamps import timestamp_of
 from services.trainer.data import imported, models, report
 from services.trainer.data.sources import DataSources
 from services.trainer.feedback import contributors
@@ -69,7 +68,7 @@ class DataServicer(DataServiceServicer):
             labels=model.labels,
             preprocess_spec=model.spec.canonical_json(),
             preprocess_digest=model.spec.digest,
-            create_time=_timestamp(model.create_time),
+            create_time=timestamp_of(model.create_time),
             sample_counts=counts,
         )
 
@@ -131,7 +130,7 @@ def _sample(sample: imported.Sample) -> pb.Sample:
         orientation=sample.orientation,
         client_id=sample.client_id,
         source=sample.source,
-        create_time=_timestamp(sample.create_time),
+        create_time=timestamp_of(sample.create_time),
         contributor=sample.contributor,
         observation_id=sample.observation or 0,
     )
@@ -179,9 +178,3 @@ async def _next(requests: AsyncIterator[pb.ImportSamplesRequest]) -> pb.ImportSa
         raise DeadlineExceeded(
             f"no sample came for {IDLE_SECONDS} seconds; send the import again, what came before is kept"
         ) from error
-
-
-def _timestamp(text: str) -> Timestamp:
-    timestamp = Timestamp()
-    timestamp.FromJsonString(text)
-    return timestamp

@@ -12,7 +12,7 @@ from aimass.trainer.v1 import data_pb2
 from aimass.trainer.v1 import feedback_pb2 as pb
 from aimass.trainer.v1.feedback_pb2_grpc import FeedbackServiceServicer
 from services.common.errors import DeadlineExceeded, InvalidInput, NotReady, ServiceError
-from services.common.identity import Caller, Scope, caller_of
+from services.common.identity import Caller, Scope, allowed_caller
 from services.common.server import StopSignal
 from services.trainer.contracts.observations import decision_of, filter_of, order_of, pack
 from services.trainer.data.imported import MAX_TOLD
@@ -63,7 +63,7 @@ class FeedbackServicer(FeedbackServiceServicer):
 
     async def SendFeedback(self, request: pb.SendFeedbackRequest, context: Context) -> pb.SendFeedbackResponse:
         """Take in one word."""
-        caller = _caller(context, Scope.FEEDBACK)
+        caller = allowed_caller(context, Scope.FEEDBACK)
         result = await self._send(caller, _feedback(request))
         return pb.SendFeedbackResponse(
             state=pb.Observation.State.Value(f"STATE_{result.state}"),
@@ -76,7 +76,7 @@ class FeedbackServicer(FeedbackServiceServicer):
         self, request_iterator: AsyncIterator[pb.ImportFeedbackRequest], context: Context
     ) -> pb.ImportFeedbackResponse:
         """Take in many; each refused one fails alone."""
-        caller = _caller(context, Scope.FEEDBACK)
+        caller = allowed_caller(context, Scope.FEEDBACK)
         requests = self._stop.until(request_iterator)
         model = await _receive_header(requests)
         await asyncio.to_thread(find_model, self._database, model)
@@ -108,7 +108,7 @@ class FeedbackServicer(FeedbackServiceServicer):
         self, request: pb.ExportFeedbackRequest, context: Context
     ) -> AsyncIterator[pb.ExportFeedbackResponse]:
         """Send all pictures with what was said of them, as a file in pieces."""
-        _caller(context, Scope.ADMIN)
+        allowed_caller(context, Scope.ADMIN)
         writers = {
             pb.ExportFeedbackRequest.FORMAT_JSON_LINES: exchange.write_lines,
             pb.ExportFeedbackRequest.FORMAT_LABEL_STUDIO: exchange.write_label_studio,
@@ -156,26 +156,20 @@ class FeedbackServicer(FeedbackServiceServicer):
         self, request: pb.ReviewObservationRequest, context: Context
     ) -> pb.ReviewObservationResponse:
         """Take in what a reviewer decides."""
-        caller = _caller(context, Scope.FEEDBACK)
+        caller = allowed_caller(context, Scope.FEEDBACK)
         decision = decision_of(request)
         found = await asyncio.to_thread(self._reviewing.review, caller, request.id, decision, request.label)
         self._wake(found.model)
         return pb.ReviewObservationResponse(observation=pack(found))
 
     async def _check_reader(self, context: Context) -> None:
-        await asyncio.to_thread(check_reader, self._database, _caller(context, Scope.FEEDBACK))
+        await asyncio.to_thread(check_reader, self._database, allowed_caller(context, Scope.FEEDBACK))
 
     async def _send(self, caller: Caller, feedback: NewFeedback) -> FeedbackResult:
         result = await asyncio.to_thread(self._voting.send, caller, feedback)
         if result.new:
             self._wake(result.model)
         return result
-
-
-def _caller(context: Context, scope: Scope) -> Caller:
-    caller = caller_of(context)
-    caller.require(scope)
-    return caller
 
 
 def _feedback(request: pb.SendFeedbackRequest) -> NewFeedback:

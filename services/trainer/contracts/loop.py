@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from aimass.trainer.v1 import loop_pb2 as pb
 from aimass.trainer.v1.loop_pb2_grpc import LoopServiceServicer
 from services.common.errors import Conflict, InvalidInput
-from services.common.identity import Caller, Scope, caller_of
+from services.common.identity import Caller, Scope, allowed_caller
 from services.common.server import StopSignal
 from services.trainer.contracts.analysing import Analysing, read_accuracy
 from services.trainer.contracts.loop_messages import pack_accuracy, pack_alarms, pack_cycle, pack_event, pack_loop
@@ -115,7 +115,7 @@ class LoopServicer(LoopServiceServicer):
 
     async def TriggerCycle(self, request: pb.TriggerCycleRequest, context: Context) -> pb.TriggerCycleResponse:
         """Begin a cycle."""
-        caller = _caller(context, Scope.TRAIN)
+        caller = allowed_caller(context, Scope.TRAIN)
         if request.strategy and request.strategy not in set(Strategy):
             raise InvalidInput(
                 f"strategy {request.strategy[:50]!r} is unknown; use {', '.join(Strategy)}, or none", field="strategy"
@@ -132,7 +132,7 @@ class LoopServicer(LoopServiceServicer):
 
     async def ProposeVersion(self, request: pb.ProposeVersionRequest, context: Context) -> pb.ProposeVersionResponse:
         """Put a version to the gate."""
-        caller = _caller(context, Scope.TRAIN)
+        caller = allowed_caller(context, Scope.TRAIN)
         wish = ProposalWished(
             request_id=_request_id(request.request_id),
             by_hash=_hash(caller),
@@ -147,7 +147,7 @@ class LoopServicer(LoopServiceServicer):
         self, request: pb.PromoteCandidateRequest, context: Context
     ) -> pb.PromoteCandidateResponse:
         """Let a candidate serve at once."""
-        caller = _caller(context, Scope.ADMIN)
+        caller = allowed_caller(context, Scope.ADMIN)
         state = await self._state(request.model)
         candidates = {each.candidate for each in (state.cycle, state.last_cycle) if each is not None} - {0}
         if _version(request.version) not in candidates:
@@ -168,7 +168,7 @@ class LoopServicer(LoopServiceServicer):
 
     async def RejectCandidate(self, request: pb.RejectCandidateRequest, context: Context) -> pb.RejectCandidateResponse:
         """End the cycle of a candidate."""
-        caller = _caller(context, Scope.ADMIN)
+        caller = allowed_caller(context, Scope.ADMIN)
         wish = RejectionWished(
             request_id=_request_id(request.request_id),
             reason=_reason(request.reason),
@@ -180,7 +180,7 @@ class LoopServicer(LoopServiceServicer):
 
     async def RollBack(self, request: pb.RollBackRequest, context: Context) -> pb.RollBackResponse:
         """Let the version of before serve."""
-        caller = _caller(context, Scope.ADMIN)
+        caller = allowed_caller(context, Scope.ADMIN)
         wish = RollbackWished(
             request_id=_request_id(request.request_id), reason=_reason(request.reason), by_hash=_hash(caller)
         )
@@ -193,7 +193,7 @@ class LoopServicer(LoopServiceServicer):
 
     async def GetAnalysis(self, request: pb.GetAnalysisRequest, context: Context) -> pb.GetAnalysisResponse:
         """Tell what is known of a model in use."""
-        _caller(context, Scope.TRAIN)
+        allowed_caller(context, Scope.TRAIN)
         state = await self._state(request.model)
         policy = await asyncio.to_thread(self._policy_of, request.model)
         document, page = await self._analysing.tell(state, policy)
@@ -201,13 +201,13 @@ class LoopServicer(LoopServiceServicer):
 
     async def TracePrediction(self, request: pb.TracePredictionRequest, context: Context) -> pb.TracePredictionResponse:
         """Follow a prediction to what the version had learnt."""
-        _caller(context, Scope.ADMIN)
+        allowed_caller(context, Scope.ADMIN)
         count = check_nearest(request.nearest_count)
         return pack_trace(await asyncio.to_thread(self._tracer.trace, request.prediction_id, count))
 
     async def DeleteSample(self, request: pb.DeleteSampleRequest, context: Context) -> pb.DeleteSampleResponse:
         """Delete a picture."""
-        _caller(context, Scope.ADMIN)
+        allowed_caller(context, Scope.ADMIN)
         request_id = _request_id(request.request_id)
         begun = await asyncio.to_thread(self._deletions.delete_sample, request.observation_id, request_id)
         return pb.DeleteSampleResponse(deletion=self._begun(begun))
@@ -216,14 +216,14 @@ class LoopServicer(LoopServiceServicer):
         self, request: pb.DeleteContributorRequest, context: Context
     ) -> pb.DeleteContributorResponse:
         """Delete all that a contributor has given."""
-        _caller(context, Scope.ADMIN)
+        allowed_caller(context, Scope.ADMIN)
         request_id = _request_id(request.request_id)
         begun = await asyncio.to_thread(self._deletions.delete_contributor, request.contributor, request_id)
         return pb.DeleteContributorResponse(deletion=self._begun(begun))
 
     async def GetDeletion(self, request: pb.GetDeletionRequest, context: Context) -> pb.GetDeletionResponse:
         """Tell how far a deletion is."""
-        _caller(context, Scope.ADMIN)
+        allowed_caller(context, Scope.ADMIN)
         report = await asyncio.to_thread(self._deletions.report, request.id)
         found = await asyncio.to_thread(self._deletions.find, request.id)
         return pb.GetDeletionResponse(deletion=pack_deletion(found, report))
@@ -265,12 +265,6 @@ class LoopServicer(LoopServiceServicer):
         cycle = state.cycle or state.last_cycle
         assert cycle is not None, "one has begun"
         return pack_cycle(cycle)
-
-
-def _caller(context: Context, scope: Scope) -> Caller:
-    caller = caller_of(context)
-    caller.require(scope)
-    return caller
 
 
 def _hash(caller: Caller) -> str:

@@ -2,13 +2,11 @@
 
 import json
 from collections.abc import Sequence
-from datetime import datetime
 from itertools import pairwise
-
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from aimass.trainer.v1 import loop_pb2 as pb
 from services.common.durations import duration_of
+from services.trainer.contracts.timestamps import timestamp_of
 from services.trainer.loop.events import Event
 from services.trainer.loop.overview import Overview
 from services.trainer.loop.payloads import AlarmRaised
@@ -62,8 +60,8 @@ def pack_cycle(cycle: Cycle) -> pb.Cycle:
         gate=_gate(cycle.gate) if cycle.gate else None,
         refusal=_refusal(ruling) if refused else None,
         promoted=cycle.promoted,
-        start_time=_timestamp(cycle.start_time),
-        end_time=_timestamp(cycle.end_time) if cycle.end_time else None,
+        start_time=timestamp_of(cycle.start_time),
+        end_time=timestamp_of(cycle.end_time) if cycle.end_time else None,
         stage_durations={
             stage.lower(): duration_of(int((end - begin).total_seconds() * _SECOND_NS))
             for (stage, begin), (_, end) in pairwise(cycle.entered)
@@ -90,7 +88,7 @@ def pack_event(event: Event) -> pb.Event:
         number=event.number,
         cycle=event.cycle,
         kind=event.kind,
-        time=_timestamp(event.time),
+        time=timestamp_of(event.time),
         payload_json=json.dumps(event.payload.model_dump(mode="json", exclude_defaults=True)),
     )
 
@@ -100,7 +98,7 @@ def pack_alarms(events: Sequence[Event]) -> list[pb.Alarm]:
     return [
         pb.Alarm(
             kind=event.payload.detector,
-            time=_timestamp(event.time),
+            time=timestamp_of(event.time),
             level=event.payload.level,
             threshold=event.payload.threshold,
             message=f"{event.payload.detector} is at {event.payload.level:.3g}, and its threshold is "
@@ -163,9 +161,3 @@ def _refusal(ruling: Ruling) -> pb.Refusal:
         bound=ruling.bound or 0.0,
         message=f"{ruling.rule or 'no rule'}{about}{compared}",
     )
-
-
-def _timestamp(time: datetime) -> Timestamp:
-    timestamp = Timestamp()
-    timestamp.FromDatetime(time)
-    return timestamp

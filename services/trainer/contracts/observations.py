@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from aimass.trainer.v1 import feedback_pb2 as pb
 from services.common.errors import InvalidInput
+from services.trainer.contracts.timestamps import timestamp_of
 from services.trainer.data.observing import Role, State
 from services.trainer.feedback.queue import ObservationFilter, Order
 from services.trainer.feedback.review import Decision
@@ -77,7 +76,7 @@ def pack(found: ObservationView) -> pb.Observation:
         champion_label=found.champion_label,
         prediction_ids=found.prediction_ids,
         sample_id=found.sample or 0,
-        create_time=_timestamp(found.create_time),
+        create_time=timestamp_of(found.create_time),
     )
 
 
@@ -87,11 +86,5 @@ def _vote(vote: VoteView) -> pb.Vote:
         label=vote.label,
         trusted=vote.trusted,
         comment=vote.comment,
-        time=_timestamp(vote.time),
+        time=timestamp_of(vote.time),
     )
-
-
-def _timestamp(text: str) -> Timestamp:
-    timestamp = Timestamp()
-    timestamp.FromJsonString(text)
-    return timestamp

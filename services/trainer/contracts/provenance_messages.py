@@ -5,10 +5,9 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from aimass.trainer.v1 import loop_pb2 as pb
 from services.common.errors import InvalidInput
+from services.trainer.contracts.timestamps import timestamp_of
 from services.trainer.provenance.deletion import Deletion
 from services.trainer.provenance.trace import Trace, TracedSample
 
@@ -48,7 +47,7 @@ def pack_deletion(deletion: Deletion, report: Mapping[str, Any] | None = None) -
     return pb.Deletion(
         id=deletion.id,
         state=pb.Deletion.State.Value(f"STATE_{deletion.state}"),
-        deadline=_timestamp(deletion.deadline),
+        deadline=timestamp_of(deletion.deadline),
         tainted_versions=deletion.versions,
         tainted_runs=deletion.runs,
         report_json=json.dumps(report) if report is not None else "",
@@ -61,12 +60,6 @@ def _sample(sample: TracedSample) -> pb.TracedSample:
         base_sample=sample.base_sample,
         label=sample.label,
         contributor=sample.contributor,
-        time=_timestamp(datetime.fromisoformat(sample.time)) if sample.time else None,
+        time=timestamp_of(datetime.fromisoformat(sample.time)) if sample.time else None,
         similarity=sample.similarity,
     )
-
-
-def _timestamp(time: datetime) -> Timestamp:
-    timestamp = Timestamp()
-    timestamp.FromDatetime(time)
-    return timestamp

@@ -13,6 +13,7 @@ from pydantic import AliasChoices
 from aimass.trainer.v1 import training_pb2 as pb
 from aimass.trainer.v1.training_pb2_grpc import TrainingServiceServicer
 from services.common.errors import InvalidInput
+from services.trainer.contracts.timestamps import timestamp_of
 from services.trainer.options import (
     ConversionOptions,
     EvaluationOptions,
@@ -211,8 +212,4 @@ def _progress(entry: Progress) -> pb.Progress:
 
 
 def _timestamp(text: str | None) -> Timestamp | None:
-    if text is None:
-        return None
-    timestamp = Timestamp()
-    timestamp.FromJsonString(text)
-    return timestamp
+    return None if text is None else timestamp_of(text)

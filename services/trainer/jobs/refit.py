@@ -24,12 +24,10 @@ from services.trainer.jobs.origins import find_trained
 from services.trainer.jobs.product import EVALUATION_BATCH, describe_model, read_card, training_record
 from services.trainer.jobs.sources import load_to_refit, remember_samples
 from services.trainer.options import RefitOptions, TrainingOptions
-from services.trainer.runs.folder import WEIGHTS_FILE, RunFolder
+from services.trainer.runs.folder import ENCODER_FILE, WEIGHTS_FILE, RunFolder
 from services.trainer.runs.record import Outcome, RunState
 from services.trainer.statistics.heads import Head, choose_pull, fit_head, fit_temperature, head_probabilities
 
-ENCODER_FILE = "encoder.onnx"
-"""The layers before the last, as they were; the same bytes for all models that share them."""
 _PARITY_SAMPLES = 500
 _NETWORK_SAMPLES = 100
 _EMBEDDED_AT_ONCE = 500

@@ -20,13 +20,10 @@ from services.trainer.data.sources import DataSources
 from services.trainer.jobs.job import Job
 from services.trainer.jobs.served import find_version, parse_version
 from services.trainer.options import RefitOptions, TrainingOptions, TuningOptions
-from services.trainer.runs.folder import DATASET_FILE, RunFolder, read_document, write_document
+from services.trainer.runs.folder import DATASET_FILE, LEARNT_FILE, RunFolder, read_document, write_document
 from services.trainer.runs.record import check_run_id
 from services.trainer.settings import TrainerSettings
 from services.trainer.storage.database import Database
-
-LEARNT_FILE = "learnt.npy"
-"""What stands for each picture that the model of a run has learnt, itself or before it was started from."""
 
 
 def data_sources(job: Job) -> DataSources:

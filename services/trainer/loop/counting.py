@@ -3,9 +3,7 @@
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar, cast
 
-from sqlalchemy import func, select
-
-from services.trainer.data.tables import ObservationRow
+from services.trainer.feedback.capturing import stored_bytes
 from services.trainer.loop.forecasts import read_fixed, requests_per_day
 from services.trainer.loop.log import Clock, EventLog
 from services.trainer.loop.overview import count_accepted, newest_sample, pictures_wait
@@ -97,9 +95,8 @@ class Counting:
         """Return how much the pictures of a model take."""
 
         def find() -> int:
-            statement = select(func.sum(ObservationRow.size_bytes)).where(ObservationRow.model == model)
             with self._database.read() as session:
-                return int(session.scalar(statement) or 0)
+                return stored_bytes(session, model)
 
         return self._memory.of("stored", model, self._period(_SECONDS), find)
 

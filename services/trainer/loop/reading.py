@@ -1,7 +1,6 @@
 """Reads the facts that the next step depends on: from rows, from runs, and from inference."""
 
 import asyncio
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from aimass.inference.v1 import lifecycle_pb2
 from services.common.errors import NotFound, NotReady
 from services.trainer.data.models import Model, find_model
 from services.trainer.data.tables import ObservationRow, PredictionRow
+from services.trainer.feedback.capturing import free_bytes
 from services.trainer.loop.alarms import last_looks, read_alarms
 from services.trainer.loop.counting import Counting, Memory
 from services.trainer.loop.facts import Alarm, Facts, OriginFact, RunFact
@@ -174,7 +174,7 @@ class Reader:
             comparable=_comparable(cycle, asked),
             canary=asked.counts,
             pictures_wait=self._counting.pictures_wait(state.model, policy, judgeable),
-            free_bytes=_free_bytes(self._blobs),
+            free_bytes=free_bytes(self._blobs),
             stored_bytes=self._counting.stored_bytes(state.model),
         )
 
@@ -281,9 +281,3 @@ def _look(session: Session, model: str) -> _Seen:
     changed = session.scalar(select(func.max(ObservationRow.changed_number)).where(ObservationRow.model == model))
     draw = session.scalar(select(func.max(PredictionRow.draw)).where(PredictionRow.model == model))
     return _Seen(changed or 0, draw or 0)
-
-
-def _free_bytes(folder: Path) -> int:
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free

@@ -8,9 +8,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from services.trainer.feedback.tables import EmbeddingRow, EncoderRow, NeighbourhoodRow
-
-ENCODER_FILE = "encoder.onnx"
-"""In the folder of a run: its graph without the last layer, the same bytes for all models that share it."""
+from services.trainer.runs.folder import ENCODER_FILE
 
 
 def find_copies(runs: Path, gone: Collection[str]) -> dict[str, str]:

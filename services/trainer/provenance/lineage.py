@@ -22,12 +22,10 @@ from services.trainer.data.tables import ObservationRow, SampleRow, SnapshotSamp
 from services.trainer.loop.origins import Origins
 from services.trainer.loop.tables import PublicationRow
 from services.trainer.provenance.subjects import Subjects, in_batches
+from services.trainer.runs.folder import LEARNT_FILE
 from services.trainer.runs.store import Run, RunFilter, RunStore
 from services.trainer.sets import SNAPSHOT_PREFIX, ModelSamples
 from services.trainer.storage.database import Database
-
-LEARNT_FILE = "learnt.npy"
-"""In the folder of a run: what stands for each picture that its model has learnt, itself or before."""
 
 Graphs = Callable[[], Mapping[str, Mapping[int, str]]]
 """Returns by model and version the digest of the graph, `sha256:<hex>`, of all that inference has.

@@ -29,7 +29,6 @@ from services.trainer.data.models import Model
 from services.trainer.data.observing import Role
 from services.trainer.data.samples import Samples
 from services.trainer.feedback.tables import AnswerRow, EncoderRow, FindingRow
-from services.trainer.jobs.sources import LEARNT_FILE
 from services.trainer.loop.cycle_payloads import (
     CandidatePublished,
     CycleEnded,
@@ -47,6 +46,7 @@ from services.trainer.loop.state import LoopState
 from services.trainer.loop.streams import UNREADABLE
 from services.trainer.loop.tables import SetAnswersRow
 from services.trainer.loop.values import Outcome, Reason
+from services.trainer.runs.folder import LEARNT_FILE
 from services.trainer.settings import TrainerSettings
 from services.trainer.storage.database import Database
 from tests.conftest import Serve, Served

@@ -21,9 +21,9 @@ from services.trainer.data.pictures import read_picture
 from services.trainer.data.samples import Samples
 from services.trainer.jobs.job import Job
 from services.trainer.jobs.reporting import Reporter
-from services.trainer.jobs.sources import LEARNT_FILE, load_samples
+from services.trainer.jobs.sources import load_samples
 from services.trainer.options import TrainingOptions
-from services.trainer.runs.folder import PROGRESS_FILE, RunFolder
+from services.trainer.runs.folder import LEARNT_FILE, PROGRESS_FILE, RunFolder
 from services.trainer.runs.progress import read_newest
 from services.trainer.runs.record import Request, RunKind
 from services.trainer.settings import TrainerSettings

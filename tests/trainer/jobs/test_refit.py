@@ -23,10 +23,9 @@ from services.trainer.data.snapshots import make_snapshot
 from services.trainer.data.sources import DataSources
 from services.trainer.export.graph import open_graph, run_graph
 from services.trainer.export.tail import cut_encoder, find_tail
-from services.trainer.jobs.sources import LEARNT_FILE
 from services.trainer.networks.weights import load_weights
 from services.trainer.options import EvaluationOptions, RefitOptions, TrainingOptions
-from services.trainer.runs.folder import WEIGHTS_FILE, RunFolder
+from services.trainer.runs.folder import LEARNT_FILE, WEIGHTS_FILE, RunFolder
 from services.trainer.storage.database import Database
 from tests.trainer.data.conftest import encoded
 from tests.trainer.jobs.conftest import Runs, at_stage, entries_of, read_json
