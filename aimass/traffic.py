@@ -105,6 +105,6 @@ def _shadow(report: pb.ShadowReport) -> str:
         return f"shadow {report.version}: nothing compared yet, {report.failed} failed, {report.skipped} skipped"
     ratio = report.shadow_time.ToNanoseconds() / max(report.stable_time.ToNanoseconds(), 1)
     return (
-        f"shadow {report.version}: agrees on {report.agreed / report.compared:.1%} of {report.compared} requests, "
+        f"shadow {report.version}: agrees on {report.agreed_samples / report.samples:.1%} of {report.samples} samples, "
         f"takes {ratio:.2f} times as long; {report.failed} failed, {report.dropped} dropped, {report.skipped} skipped"
     )

@@ -1,7 +1,7 @@
 """Keeps predictions for the trainer: decides before the answer leaves, sends them beside it, loses none unsaid.
 
-What waits for the trainer's receipt is held here, within bounds, and is sent again where a stream breaks. No answer
-ever waits for the trainer.
+What waits for the trainer's receipt is held here and in the journal, within bounds, and is sent again where a stream
+breaks, by the next gateway where this one does not live to do it. No answer ever waits for the trainer.
 """
 
 import asyncio
@@ -26,7 +26,9 @@ from aimass.trainer.v1.capture_pb2 import (
 from aimass.trainer.v1.capture_pb2 import CapturePolicy as PolicyMessage
 from gateway.access import UNTOLD
 from gateway.capture_figures import CaptureFigures
+from gateway.journal import Journal
 from gateway.sampling import NOT_CHOSEN, CapturePolicy, Decision, Dropped, Sampler, Strategy
+from services.common.errors import NotReady
 from services.common.identity import bound_caller
 from services.common.statuses import status_of
 
@@ -80,13 +82,17 @@ class Capture:
     Args:
         connect: Opens the stream to the trainer; called again whenever that ends.
         figures: Counts what becomes of predictions.
+        journal: Holds what waits, for the case that this process is killed.
         max_bytes: Of images that wait; those that would be beyond are not captured.
         max_message_bytes: Largest message that the trainer takes.
     """
 
-    def __init__(self, connect: Connect, figures: CaptureFigures, *, max_bytes: int, max_message_bytes: int) -> None:
+    def __init__(
+        self, connect: Connect, figures: CaptureFigures, journal: Journal, *, max_bytes: int, max_message_bytes: int
+    ) -> None:
         self._connect = connect
         self._figures = figures
+        self._journal = journal
         self._max_bytes = max_bytes
         self._max_image_bytes = min(max_bytes, max_message_bytes - MARGIN_BYTES)
         self._header = CaptureRequest(header=CaptureHeader(gateway_id=uuid.uuid4().hex))
@@ -96,11 +102,13 @@ class Capture:
         self._sender = _Sender(0)
         self._moved = asyncio.Event()
         """Set and replaced at each receipt, and when the stream ends."""
-        self._connected = self._closing = False
+        self._recovered = asyncio.Event()
+        """Set when what was left is taken in."""
+        self._away = self._closing = self._unwritten = False
         self._task: asyncio.Task[None] | None = None
 
     def decide(self, model: str, version: int, label: str, confidence: float, size: Callable[[], int]) -> Decision:
-        """Decide on one prediction; it must be offered, where it is captured, before anything is awaited.
+        """Decide on one prediction; where it is to be captured, it must be offered before anything is awaited.
 
         Args:
             model: Model that answers.
@@ -117,12 +125,10 @@ class Capture:
         self._figures.add_decision(model, version, decision)
         return decision
 
-    def offer(self, answered: Answered, decision: Decision) -> None:
-        """Take in a prediction of which *decision* says that it is captured."""
+    def offer(self, answered: Answered, decision: Decision) -> bool:
+        """Take in a prediction of which *decision* says that it is to be captured; return whether it is."""
         assert decision.strategy is not None
-        self._newest += 1
         prediction = CapturedPrediction(
-            sequence=self._newest,
             prediction_id=answered.prediction_id,
             model=answered.model,
             version=answered.version,
@@ -135,14 +141,34 @@ class Capture:
             probability=decision.probability,
         )
         prediction.time.GetCurrentTime()
-        size = len(answered.image)
-        self._kept[self._newest] = _Kept(CaptureRequest(prediction=prediction), size, decision.strategy)
+        try:
+            self._journal.append(self._newest + 1, prediction.SerializeToString())
+        except OSError as error:
+            self._tell_unwritten(error)
+            self._figures.add_dropped(answered.model, answered.version, Dropped.NOT_WRITTEN)
+            return False
+        self._unwritten = False
+        self._keep(prediction, decision.strategy)
+        return True
+
+    def _keep(self, prediction: CapturedPrediction, strategy: Strategy) -> None:
+        self._newest += 1
+        prediction.sequence = self._newest
+        size = len(prediction.image)
+        self._kept[self._newest] = _Kept(CaptureRequest(prediction=prediction), size, strategy)
         self._figures.queue_bytes += size
         self._sender.news.set()
 
     async def settle(self, prediction_id: str) -> None:
-        """Return when a prediction is not on its way to the trainer any more, or the trainer is away."""
-        while self._connected and any(kept.has(prediction_id) for kept in self._kept.values()):
+        """Return when a prediction is not on its way to the trainer.
+
+        Raises:
+            NotReady: It is, and the trainer is away.
+        """
+        await self._recovered.wait()
+        while any(kept.has(prediction_id) for kept in self._kept.values()):
+            if self._away:
+                raise NotReady(f"prediction {prediction_id} waits for the trainer, which is away; try again soon")
             await self._moved.wait()
 
     def _move(self) -> None:
@@ -150,24 +176,23 @@ class Capture:
         self._moved = asyncio.Event()
 
     def start(self) -> None:
-        """Begin to follow the trainer's policies, and to send it what is captured."""
+        """Begin to send the trainer what is captured and what was left, and to follow its policies."""
         self._task = asyncio.create_task(self._run())
 
     async def close(self, seconds: float) -> None:
-        """Capture nothing more, wait at most *seconds* for receipts of what is kept, and count the rest as dropped."""
+        """Capture nothing more, and wait at most *seconds* for receipts of what is kept; the journal has the rest."""
         if self._task is None:
             return
         self._samplers.clear()
         self._closing = True
         self._sender.news.set()
-        if self._kept or self._connected:
+        if self._kept or not self._away:
             await asyncio.wait((self._task,), timeout=seconds)
         self._task.cancel()
         await asyncio.wait((self._task,))
         if self._kept:
-            log.warning("captured predictions are lost, the trainer is away", count=len(self._kept))
-        for sequence in list(self._kept):
-            self._drop(sequence, Dropped.TRAINER_AWAY)
+            log.warning("the trainer is away; captured predictions wait on the disk", count=len(self._kept))
+        self._journal.close()
 
     def _hindrance(self, policy: CapturePolicy, size: Callable[[], int]) -> Dropped | None:
         if policy.paused_reason:
@@ -177,29 +202,50 @@ class Capture:
         if (image := size()) > self._max_image_bytes:
             return Dropped.TOO_LARGE
         if self._figures.queue_bytes + image > self._max_bytes:
-            return Dropped.QUEUE_FULL if self._connected else Dropped.TRAINER_AWAY
+            return Dropped.TRAINER_AWAY if self._away else Dropped.QUEUE_FULL
         return None
 
     async def _run(self) -> None:
+        await self._recover()
         wait = RECONNECT_SECONDS
         while True:
             failure = await self._stream()
-            if self._connected:
+            if not self._away:
                 wait = RECONNECT_SECONDS
-                log.info("lost the stream to the trainer", waiting=len(self._kept), reason=_words(failure))
-            self._connected = False
+                log.info("no stream to the trainer", waiting=len(self._kept), reason=_words(failure))
+            self._away = True
             self._move()
             if self._closing and not self._kept:
                 return
             await asyncio.sleep(RECONNECT_SECONDS if self._closing else wait)
             wait = min(2 * wait, LONGEST_RECONNECT_SECONDS)
 
+    async def _recover(self) -> None:
+        """Take in what a gateway that was killed has left."""
+        try:
+            for left in await asyncio.to_thread(self._journal.left):
+                self._journal.adopt(left, self._newest + 1)
+                for data in left.records:
+                    prediction = CapturedPrediction.FromString(data)
+                    strategy = CapturedPrediction.Strategy.Name(prediction.strategy).removeprefix("STRATEGY_")
+                    self._keep(prediction, Strategy(strategy))
+        except OSError as error:
+            self._tell_unwritten(error)
+        if self._kept:
+            log.info("captured predictions were left on the disk", count=len(self._kept))
+        self._recovered.set()
+
+    def _tell_unwritten(self, error: OSError) -> None:
+        if not self._unwritten:
+            log.warning("the journal of captured predictions cannot be used", reason=str(error))
+        self._unwritten = True
+
     async def _stream(self) -> Exception | None:
         """Talk to the trainer until that ends; return what ended it."""
         sender = self._sender = _Sender(self._settled)
         try:
             async for response in self._connect(self._requests(sender)):
-                self._connected = True
+                self._away = False
                 if response.HasField("policies"):
                     self._follow(response.policies)
                 else:
@@ -248,6 +294,10 @@ class Capture:
                 self._figures.add_captured(prediction.model, prediction.version, kept.strategy)
                 self._figures.queue_bytes -= kept.size
         self._settled = max(self._settled, newest)
+        try:
+            self._journal.settle(self._settled)
+        except OSError as error:  # at worst the trainer, which knows what it has, is sent some again
+            self._tell_unwritten(error)
         self._move()
         if self._closing:
             self._sender.news.set()

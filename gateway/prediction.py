@@ -103,7 +103,7 @@ class Predictor:
             best = labels[0]
             size = partial(_size, request, place)
             decision = self._capture.decide(request.model, version, best.label, best.probability, size)
-            prediction = pb.Prediction(prediction_id=uuid.uuid4().hex, labels=labels, captured=decision.captured)
+            prediction = pb.Prediction(prediction_id=uuid.uuid4().hex, labels=labels)
             if decision.captured:
                 caller = bound_caller()
                 answered = Answered(
@@ -116,7 +116,7 @@ class Predictor:
                     labels=tuple((label.label, label.probability) for label in labels),
                     contributor=caller.contributor if caller is not None else "",
                 )
-                self._capture.offer(answered, decision)
+                prediction.captured = self._capture.offer(answered, decision)
             results.append(pb.PredictResult(prediction=prediction))
         return results
 

@@ -40,6 +40,8 @@ class Dropped(StrEnum):
     """The trainer wants none now."""
     TOO_LARGE = "TOO_LARGE"
     """The image is larger than what can be sent or held."""
+    NOT_WRITTEN = "NOT_WRITTEN"
+    """The gateway's disk does not take it."""
 
 
 @dataclass(frozen=True)

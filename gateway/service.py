@@ -17,6 +17,7 @@ from gateway.capture import Capture
 from gateway.feedback import Feedback
 from gateway.http import create_app
 from gateway.http_server import HttpServer, listen
+from gateway.journal import Journal
 from gateway.metrics import GatewayFigures
 from gateway.prediction import Predictor
 from gateway.servicer import GatewayServicer
@@ -45,6 +46,7 @@ class GatewayComponent:
         self._capture = Capture(
             backends.capture,
             self._figures.capture,
+            Journal(settings.capture_journal),
             max_bytes=settings.capture_queue_bytes,
             max_message_bytes=settings.max_message_bytes,
         )

@@ -1,11 +1,12 @@
 """Settings of the gateway."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from services.common.settings import Names, OptionalPort, Port, Positive, ServiceSettings
+from services.common.settings import Names, OptionalPort, Port, Positive, ServiceSettings, home_folder
 
 
 class GatewaySettings(ServiceSettings):
@@ -39,6 +40,8 @@ class GatewaySettings(ServiceSettings):
     """Requests of one `PredictStream` that are worked on at once."""
     capture_queue_bytes: Positive = 64 * 1024 * 1024
     """Captured images that wait for the trainer, together; beyond that none are captured, and it is counted."""
+    capture_journal: Path = Field(default_factory=lambda: home_folder() / "captured")
+    """Folder where they wait, so that a gateway that is killed loses none; gateways of one machine may share it."""
     authentication: Literal["auto", "required"] = "auto"
     """Who needs a key: with `auto`, who calls from another machine and wants more than predictions; with `required`,
     everybody. A proxy on this machine must say whom it forwards for (`x-forwarded-for`), else all seem to be here."""

@@ -9,6 +9,8 @@ from sqlalchemy.orm import Session
 from aimass.demo.record import Record
 from aimass.demo.referee import Referee
 from aimass.demo.users import LIAR, Crowd
+from aimass.trainer.v1.capture_pb2 import CapturedPrediction
+from gateway.journal import Journal
 from services.trainer.data.observing import Role
 from services.trainer.data.tables import ObservationRow, PredictionRow, SampleRow, SnapshotSampleRow, VoteRow
 from services.trainer.storage.database import Database
@@ -18,7 +20,7 @@ def check(home: Path, record: Record, crowd: Crowd, referee: Referee, refused: i
     """Return what must hold, as sentences, and whether it does.
 
     Args:
-        home: Folder of the suite, which still runs.
+        home: Folder of the suite, which has ended.
         record: What has happened.
         crowd: The users.
         referee: Has measured all versions that served.
@@ -37,11 +39,11 @@ def check(home: Path, record: Record, crowd: Crowd, referee: Referee, refused: i
         ),
         f"version {refused}, which is worse, never served": all(version != refused for _, version in record.serving),
         "one call rolled back": any(event.kind == "rolled_back" for event in record.events),
-        **invariants(home, record),
+        **invariants(home, record, crowd),
     }
 
 
-def invariants(home: Path, record: Record) -> dict[str, bool]:
+def invariants(home: Path, record: Record, crowd: Crowd) -> dict[str, bool]:
     """Return what must hold whatever dies meanwhile, as sentences, and whether it does."""
     passed: set[int] = set()
     unproved = 0
@@ -69,14 +71,33 @@ def invariants(home: Path, record: Record) -> dict[str, bool]:
                 .distinct()
             )
             lied = _count(session, lies)
+            there = set(session.scalars(select(PredictionRow.id)))
+            votes = select(VoteRow.contributor, ObservationRow.content_digest).join(
+                ObservationRow, ObservationRow.number == VoteRow.observation
+            )
+            heard = {(contributor, digest) for contributor, digest in session.execute(votes)}
     finally:
         database.close()
+    waiting = _in_journal(home / "captured")
+    lost, unheard = len(crowd.captured - there - waiting), len(crowd.heard - heard)
     return {
+        f"none is lost of {len(crowd.captured)} predictions that were said to be captured": lost == 0,
+        f"none is lost of {len(crowd.heard)} words that were taken in": unheard == 0,
         "nothing was promoted that had not passed the gate": unproved == 0,
         f"no judged picture was learnt from ({kept} predictions kept, {samples} samples)": judged == 0,
         "no picture is in a snapshot twice": twice == 0,
         f"lies that were learnt: {lied}": lied == 0,
     }
+
+
+def _in_journal(folder: Path) -> set[str]:
+    """Return the predictions that wait there for a gateway to be started."""
+    journal, found = Journal(folder), set[str]()
+    for left in journal.left():
+        journal.adopt(left, 1)
+        found.update(CapturedPrediction.FromString(data).prediction_id for data in left.records)
+    journal.close()
+    return found
 
 
 def _count(session: Session, statement: Select[*tuple[Any, ...]]) -> int:

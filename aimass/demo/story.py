@@ -97,6 +97,7 @@ async def _play(out: Console, suite: Suite, home: Path, pictures: Pictures, kill
     for version in sorted({version for _, version in record.serving}):
         await referee.measure(version)
     draw(record, referee.accuracies, home / "demo.svg", home / "demo.png")
+    await asyncio.to_thread(suite.stop)
     findings = check(home, record, crowd, referee, scenes.refused)
     _write(home / "demo.json", record, referee, crowd, findings)
     for name, holds in findings.items():

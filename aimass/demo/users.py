@@ -74,16 +74,20 @@ class Crowd:
         per_second: Pictures.
 
     Attributes:
-        counts: `answered`, `failed`, `captured`, `feedback`, and the states that feedback led to.
+        counts: `answered`, `failed`, `retried`, `feedback`, and the states that feedback led to.
+        captured: Predictions of which an answer said that they are captured.
+        heard: Who was told that a word on a picture is taken in, with the SHA-256 of the picture's file.
     """
 
     def __init__(self, address: str, keys: dict[str, str], pictures: Sequence[Picture], per_second: float) -> None:
-        self._clients = {name: AsyncClient(address, keys[name]) for name in (*USERS, LIAR)}
+        self._clients = {name: AsyncClient(address, key) for name, key in keys.items() if name != REVIEWER}
         self._pictures = pictures
         self._per_second = per_second
         self._random = np.random.default_rng(0)
         self.counts: Counter[str] = Counter()
         self.failures: list[str] = []
+        self.captured: set[str] = set()
+        self.heard: set[tuple[str, str]] = set()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Send pictures until *stop*."""
@@ -119,28 +123,24 @@ class Crowd:
 
     async def _predict(self, picture: Picture, name: str) -> Prediction | None:
         prediction = await self._until_answered(lambda: self._clients[name].predict(picture.png, MODEL))
-        self.counts["answered"] += prediction is not None
-        self.counts["captured"] += prediction is not None and prediction.captured
+        if prediction is not None:
+            self.counts["answered"] += 1
+            if prediction.captured:
+                self.captured.add(prediction.prediction_id)
         return prediction
 
     async def _say(self, prediction: Prediction, name: str, picture: Picture, label: str) -> None:
-        """Say it, with the picture where it was not captured, or where the gateway died before it was on a disk."""
-
-        async def send(image: bytes | None) -> Feedback:
-            return await self._clients[name].send_feedback(prediction, label, image=image, model=MODEL)
+        """Say it, with the picture where it was not captured."""
+        image = None if prediction.captured else picture.png
 
         async def say() -> Feedback:
-            try:
-                return await send(None if prediction.captured else picture.png)
-            except PredictionError as error:
-                if error.reason != "PREDICTION_NOT_FOUND":
-                    raise
-                return await send(picture.png)
+            return await self._clients[name].send_feedback(prediction, label, image=image, model=MODEL)
 
         said = await self._until_answered(say)
         if said is not None:
             self.counts["feedback"] += 1
             self.counts[said.state] += 1
+            self.heard.add((name, hashlib.sha256(picture.png).hexdigest()))
 
     async def _until_answered(self, call: Callable[[], Awaitable[_T]]) -> _T | None:
         """Do as every user does whose page says that the service is away for a moment: try again."""

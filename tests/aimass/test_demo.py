@@ -13,6 +13,9 @@ from aimass.demo.chart import draw
 from aimass.demo.checks import invariants
 from aimass.demo.pictures import RARE, share_out, write_folder
 from aimass.demo.record import Happened, Record
+from aimass.demo.users import Crowd
+from aimass.trainer.v1.capture_pb2 import CapturedPrediction
+from gateway.journal import Journal
 from services.trainer.data.cifar10 import LABELS
 from services.trainer.storage.database import Database
 
@@ -56,7 +59,25 @@ def test_a_promotion_that_nothing_allowed_is_seen(tmp_path: Path, passed: bool) 
     decided = event(1, "gate.decided", outcome="PASSED" if passed else "REFUSED")
     record = told(decided, event(2, "promotion.intended", wanted={"stable": 2}))
 
-    assert invariants(tmp_path, record)["nothing was promoted that had not passed the gate"] == passed
+    holds = invariants(tmp_path, record, Crowd("127.0.0.1:1", {}, [], 1.0))
+    assert holds["nothing was promoted that had not passed the gate"] == passed
+
+
+def test_what_was_acknowledged_and_is_nowhere_is_seen(tmp_path: Path) -> None:
+    with closing(Database(f"sqlite:///{tmp_path / 'trainer.db'}")) as database:
+        database.migrate()
+    journal = Journal(tmp_path / "captured")
+    journal.append(1, CapturedPrediction(prediction_id="waits").SerializeToString())
+    journal.close()
+    crowd = Crowd("127.0.0.1:1", {}, [], 1.0)
+    crowd.captured = {"waits"}
+    assert all(invariants(tmp_path, told(), crowd).values())
+
+    crowd.captured, crowd.heard = {"waits", "lost"}, {("ada", "0" * 64)}
+    assert [sentence for sentence, holds in invariants(tmp_path, told(), crowd).items() if not holds] == [
+        "none is lost of 2 predictions that were said to be captured",
+        "none is lost of 1 words that were taken in",
+    ]
 
 
 def test_the_picture_shows_all_that_happened(tmp_path: Path) -> None:

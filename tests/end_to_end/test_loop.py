@@ -59,4 +59,4 @@ async def test_users_make_a_model_better_while_every_service_is_killed(tmp_path:
     assert killed == set(KILLED.values())
     assert after > before
     assert crowd.failures == []
-    assert [sentence for sentence, holds in invariants(tmp_path, record).items() if not holds] == []
+    assert [sentence for sentence, holds in invariants(tmp_path, record, crowd).items() if not holds] == []

@@ -1,9 +1,11 @@
 """A gateway before real inference and preprocessing, and before a trainer that writes down what it is asked."""
 
 import hashlib
+import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import grpc
 import httpx
@@ -215,7 +217,9 @@ async def open_door(serve, inference, trainer: LearningTrainer, **settings) -> A
 
     preprocess = PreprocessComponent(PreprocessSettings(threads=1), watch)
     await preprocess.start()
-    async with open_channel(await trainer.start()) as channel:
+    async with AsyncExitStack() as stack:
+        channel = await stack.enter_async_context(open_channel(await trainer.start()))
+        journal = stack.enter_context(tempfile.TemporaryDirectory())
         access = AccessServiceStub(channel)
 
         def make(stop):
@@ -238,7 +242,9 @@ async def open_door(serve, inference, trainer: LearningTrainer, **settings) -> A
             )
             port = Ports.free().http
             ports.append(port)
-            return GatewayComponent(GatewaySettings(http_port=port, **settings), backends, stop)
+            return GatewayComponent(
+                GatewaySettings(http_port=port, capture_journal=Path(journal), **settings), backends, stop
+            )
 
         ports: list[int] = []
         served = await serve(make)

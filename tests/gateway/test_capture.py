@@ -12,8 +12,10 @@ from gateway import capture as module
 from gateway.access import UNTOLD
 from gateway.capture import Answered, Capture
 from gateway.capture_figures import CaptureFigures
+from gateway.journal import Journal
 from gateway.sampling import Dropped, Strategy
 from services.common.channels import open_channel
+from services.common.errors import NotReady
 from services.common.identity import bind_caller
 from tests.end_to_end.suite import eventually
 from tests.gateway.capturing import POLICY, Trainer
@@ -24,14 +26,14 @@ MIB = 1024 * 1024
 class Gateway:
     """A capture, and what it counts."""
 
-    def __init__(self, connect, **options):
+    def __init__(self, connect, folder, **options):
         self.figures = CaptureFigures()
         options = {"max_bytes": 4 * MIB, "max_message_bytes": 4 * MIB} | options
-        self.capture = Capture(connect, self.figures, **options)
+        self.capture = Capture(connect, self.figures, Journal(folder), **options)
         self.made = 0
 
     def answer(self, image=b"image", model="tiny", label="red", confidence=0.9, contributor="anna"):
-        """Answer one prediction as the predictor does; return its id where it is captured, and the decision."""
+        """Answer one prediction as the predictor does; return its id and the decision."""
         self.made += 1
         identity = f"{self.made:032x}"
         decision = self.capture.decide(model, 3, label, confidence, lambda: len(image))
@@ -56,15 +58,16 @@ async def trainer():
 
 
 @pytest.fixture
-async def follow(trainer, monkeypatch):
+async def follow(trainer, monkeypatch, tmp_path):
     """A function that returns a gateway which follows the trainer's policies already."""
     monkeypatch.setattr(module, "RECONNECT_SECONDS", 0.01)
     monkeypatch.setattr(module, "COUNTS_SECONDS", 0.01)
     gateways, channels = [], []
 
     async def start(trainer_takes=4 * MIB, **options):
-        channels.append(open_channel(await trainer.start(trainer_takes)))
-        gateways.append(Gateway(CaptureServiceStub(channels[-1]).Capture, **options))
+        if not channels:
+            channels.append(open_channel(await trainer.start(trainer_takes)))
+        gateways.append(Gateway(CaptureServiceStub(channels[-1]).Capture, tmp_path / "captured", **options))
         gateways[-1].capture.start()
         await eventually(lambda: gateways[-1].capture._samplers)
         return gateways[-1]
@@ -107,9 +110,9 @@ async def test_other_strategies_are_told_without_a_probability(trainer, follow):
     assert trainer.received[0].probability == 0
 
 
-async def test_nothing_is_captured_of_a_model_without_a_policy_or_before_policies_came(trainer):
+async def test_nothing_is_captured_of_a_model_without_a_policy_or_before_policies_came(trainer, tmp_path):
     async with open_channel(await trainer.start()) as channel:
-        gateway = Gateway(CaptureServiceStub(channel).Capture)
+        gateway = Gateway(CaptureServiceStub(channel).Capture, tmp_path)
         assert not gateway.answer()[1].captured
         assert not gateway.answer(model="other")[1].captured
         assert not gateway.figures.message().counts
@@ -153,7 +156,9 @@ async def test_nobody_waits_for_a_trainer_that_goes_away(trainer, follow):
     await trainer.until(lambda: trainer.received)
 
     await trainer.stop()
-    await settling
+    with pytest.raises(NotReady, match="waits for the trainer, which is away; try again soon"):
+        await settling
+    await gateway.capture.settle("another")
 
 
 async def test_nothing_captured_is_lost_while_the_trainer_is_away_for_a_while(trainer, follow):
@@ -187,7 +192,7 @@ async def test_a_queue_that_is_full_captures_no_more_and_says_why(trainer, follo
 async def test_a_queue_that_filled_while_the_trainer_is_away_says_so(trainer, follow):
     gateway = await follow(max_bytes=10)
     await trainer.stop()
-    await eventually(lambda: not gateway.capture._connected)
+    await eventually(lambda: gateway.capture._away)
 
     dropped = [gateway.answer(b"four")[1].dropped for _ in range(3)]
 
@@ -279,15 +284,46 @@ async def test_the_end_waits_for_receipts_and_tells_the_last_counts(trainer, fol
     assert not gateway.answer()[1].captured
 
 
-async def test_what_is_left_at_the_end_is_counted_as_dropped(trainer, follow):
+async def test_what_is_left_at_the_end_reaches_the_trainer_from_the_next_gateway(trainer, follow):
     trainer.slow = True
     gateway = await follow()
-    for _ in range(4):
-        gateway.answer()
+    answered = {gateway.answer()[0] for _ in range(4)}
+    await gateway.capture.close(0)
+    assert not gateway.sums.dropped_counts
+
+    trainer.slow = False
+    trainer.received.clear()
+    following = await follow()
+    await eventually(lambda: following.figures.queue_bytes == 0)
+    assert trainer.ids == Counter(answered)
+    assert following.sums.captured_counts == {"RANDOM": 4}
+
+
+async def test_who_asks_for_a_prediction_that_was_left_waits_until_the_trainer_has_it(trainer, follow):
+    trainer.slow = True
+    gateway = await follow()
+    identity, _ = gateway.answer()
     await gateway.capture.close(0)
 
-    assert gateway.sums.dropped_counts == {"TRAINER_AWAY": 4}
-    assert gateway.figures.queue_bytes == 0
+    following = await follow()
+    settling = asyncio.ensure_future(following.capture.settle(identity))
+    await trainer.until(lambda: len(trainer.received) > 1)
+    assert not settling.done()
+    await trainer.release()
+    await settling
+
+
+async def test_what_the_disk_does_not_take_is_answered_not_captured_and_counted(trainer, follow, tmp_path):
+    (tmp_path / "captured").write_text("where the folder should be")
+    gateway = await follow()
+    for _ in range(3):
+        gateway.answer()
+
+    assert gateway.sums.answered_count == 3
+    assert gateway.sums.dropped_counts == {"NOT_WRITTEN": 3}
+    (tmp_path / "captured").unlink()
+    gateway.answer()
+    await eventually(lambda: gateway.sums.captured_counts == {"RANDOM": 1})
 
 
 async def test_every_answer_is_captured_dropped_or_was_not_chosen(trainer, follow):
@@ -314,7 +350,7 @@ async def test_every_answer_is_captured_dropped_or_was_not_chosen(trainer, follo
     assert set(sums.dropped_counts) <= {*Dropped}
 
 
-async def test_a_trainer_that_takes_no_captures_changes_nothing(serve):
+async def test_a_trainer_that_takes_no_captures_changes_nothing(serve, tmp_path):
     class Nothing:
         services = collectors = ()
 
@@ -325,7 +361,7 @@ async def test_a_trainer_that_takes_no_captures_changes_nothing(serve):
             """Nothing to free."""
 
     served = await serve(lambda _stop: Nothing())
-    gateway = Gateway(CaptureServiceStub(served.channel).Capture)
+    gateway = Gateway(CaptureServiceStub(served.channel).Capture, tmp_path)
     gateway.capture.start()
 
     assert not gateway.answer()[1].captured

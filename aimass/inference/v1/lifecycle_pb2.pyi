@@ -595,6 +595,8 @@ class ShadowReport(_message.Message):
     SKIPPED_FIELD_NUMBER: _builtins.int
     SHADOW_TIME_FIELD_NUMBER: _builtins.int
     STABLE_TIME_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    AGREED_SAMPLES_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """The shadow."""
     compared: _builtins.int
@@ -607,6 +609,10 @@ class ShadowReport(_message.Message):
     """Requests that were left out, because the stable version or the shadow had something else to run."""
     skipped: _builtins.int
     """Requests that were left out, because the shadow takes pixels of another preprocess spec."""
+    samples: _builtins.int
+    """Samples in the requests that both ran."""
+    agreed_samples: _builtins.int
+    """Of these: samples that got the same best class or, from no classifier, nearly the same numbers."""
     @_builtins.property
     def shadow_time(self) -> _duration_pb2.Duration:
         """Time in the shadow's graph, of all compared requests together."""
@@ -626,10 +632,12 @@ class ShadowReport(_message.Message):
         skipped: _builtins.int = ...,
         shadow_time: _duration_pb2.Duration | None = ...,
         stable_time: _duration_pb2.Duration | None = ...,
+        samples: _builtins.int = ...,
+        agreed_samples: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["shadow_time", b"shadow_time", "stable_time", b"stable_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreed", b"agreed", "compared", b"compared", "dropped", b"dropped", "failed", b"failed", "shadow_time", b"shadow_time", "skipped", b"skipped", "stable_time", b"stable_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreed", b"agreed", "agreed_samples", b"agreed_samples", "compared", b"compared", "dropped", b"dropped", "failed", b"failed", "samples", b"samples", "shadow_time", b"shadow_time", "skipped", b"skipped", "stable_time", b"stable_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

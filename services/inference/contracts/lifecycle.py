@@ -149,6 +149,8 @@ def _report(counts: ShadowCounts) -> pb.ShadowReport:
         skipped=counts.skipped,
         shadow_time=duration_of(counts.shadow_ns),
         stable_time=duration_of(counts.stable_ns),
+        samples=counts.samples,
+        agreed_samples=counts.agreed_samples,
     )
 
 

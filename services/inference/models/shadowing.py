@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import structlog
+from numpy.typing import NDArray
 
 from services.common.metrics import Latencies
 from services.common.statuses import status_of
@@ -27,10 +28,14 @@ class ShadowCounts:
 
     version: int
     agreed: int = 0
+    """On all of its samples."""
     disagreed: int = 0
     failed: int = 0
     dropped: int = 0
     skipped: int = 0
+    samples: int = 0
+    """In the requests that both versions ran."""
+    agreed_samples: int = 0
     shadow: Latencies = field(default_factory=Latencies)
     """Of its graph, for the requests that both versions ran."""
     stable: Latencies = field(default_factory=Latencies)
@@ -93,7 +98,10 @@ class Shadow:
             self.counts.failed += 1
             log.info("shadow failed", version=self.counts.version, message=status_of(error).message)
             return
-        if await asyncio.to_thread(agree, answer.outputs, shown.outputs):  # which may be large
+        agreed = await asyncio.to_thread(agreeing, answer.outputs, shown.outputs, samples)  # which may be large
+        self.counts.samples += samples
+        self.counts.agreed_samples += agreed
+        if agreed == samples:
             self.counts.agreed += 1
         else:
             self.counts.disagreed += 1
@@ -101,16 +109,25 @@ class Shadow:
         self.counts.shadow.add(shown.times.compute_infer)
 
 
-def agree(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> bool:
-    """Whether two answers say the same: the same best class of each sample, or else nearly the same numbers."""
-    return all(_agree(one, other) for one, other in zip(ours, theirs, strict=True))
+def agreeing(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], samples: int) -> int:
+    """Return on how many samples two answers say the same: the same best class, or else nearly the same numbers."""
+    same = np.ones(samples, np.bool_)
+    for one, other in zip(ours, theirs, strict=True):
+        same &= _same(one, other, samples)
+    return int(same.sum())
 
 
-def _agree(one: np.ndarray, other: np.ndarray) -> bool:
+def _same(one: np.ndarray, other: np.ndarray, samples: int) -> NDArray[np.bool_] | bool:
+    """Return whether each sample is the same, (samples,), or, of an output without samples, whether all of it is."""
     if one.shape != other.shape:
         return False
     if one.dtype.kind == "f" and one.ndim == 2 and one.shape[1] > 1:
-        return bool(np.array_equal(one.argmax(axis=1), other.argmax(axis=1)))
-    if one.dtype.kind == "f":
-        return bool(np.allclose(one, other, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True))
-    return bool(np.array_equal(one, other))
+        equal = one.argmax(axis=1) == other.argmax(axis=1)
+    elif one.dtype.kind == "f":
+        equal = np.isclose(one, other, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)
+    else:
+        equal = one == other
+    if equal.ndim == 0 or len(equal) != samples:
+        return bool(equal.all())
+    same: NDArray[np.bool_] = equal.reshape(samples, -1).all(axis=1)
+    return same

@@ -78,7 +78,8 @@ class Served:
             seconds=report.shadow_time.ToNanoseconds() / _SECOND_NS,
             stable_requests=report.compared,
             stable_seconds=report.stable_time.ToNanoseconds() / _SECOND_NS,
-            agreed=report.agreed,
+            samples=report.samples,
+            agreed=report.agreed_samples,
         )
 
     async def counts(self, model: str, champion: int, candidate: int) -> TrialCounts | None:

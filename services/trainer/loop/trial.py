@@ -75,7 +75,7 @@ def _verdict(counts: TrialCounts, harm: Ruling | None, least: int, policy: Trial
 def _shadow_harm(counts: TrialCounts, policy: TrialPolicy) -> Ruling | None:
     if not counts.requests:
         return None
-    agreement = counts.agreed / counts.requests
+    agreement = counts.agreed / counts.samples if counts.samples else 1.0
     if agreement < policy.least_agreement:
         return Ruling(
             rule="SHADOW_DISAGREES", subject="trial.least_agreement", figure=agreement, bound=policy.least_agreement

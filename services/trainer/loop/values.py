@@ -138,5 +138,7 @@ class TrialCounts(Figures):
     stable_requests: Tally = 0
     stable_failed: Tally = 0
     stable_seconds: float = 0.0
+    samples: Tally = 0
+    """In a shadow's requests that did not fail."""
     agreed: Tally = 0
-    """Of a shadow's."""
+    """Samples of these that got the same best class as from the champion."""

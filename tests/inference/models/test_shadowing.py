@@ -10,7 +10,7 @@ import pytest
 
 from services.inference.batching.batcher import Batcher, BatchOptions
 from services.inference.batching.statistics import Statistics
-from services.inference.models.shadowing import Shadow, agree
+from services.inference.models.shadowing import Shadow, agreeing
 
 SCORES = np.array([[0.1, 0.9], [0.6, 0.4]], np.float32)
 
@@ -18,18 +18,26 @@ SCORES = np.array([[0.1, 0.9], [0.6, 0.4]], np.float32)
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [
-        (SCORES, SCORES, True),
-        (SCORES, SCORES[:, ::-1], False),
-        (SCORES, np.array([[0.4, 0.6], [0.9, 0.1]], np.float32), True),  # other numbers, same classes
-        (SCORES, SCORES[:1], False),
-        (np.float32([1.0, 2.0]), np.float32([1.001, 2.0]), True),
-        (np.float32([1.0, 2.0]), np.float32([1.1, 2.0]), False),
-        (np.array([1, 2]), np.array([1, 3]), False),
-        (np.array([b"a"], np.object_), np.array([b"a"], np.object_), True),
+        (SCORES, SCORES, 2),
+        (SCORES, SCORES[:, ::-1], 0),
+        (SCORES, np.array([[0.4, 0.6], [0.9, 0.1]], np.float32), 2),  # other numbers, same classes
+        (SCORES, np.array([[0.4, 0.6], [0.1, 0.9]], np.float32), 1),
+        (SCORES, SCORES[:1], 0),
+        (np.float32([1.0, 2.0]), np.float32([1.001, 2.0]), 2),
+        (np.float32([1.0, 2.0]), np.float32([1.1, 2.0]), 1),
+        (np.float32([[[1.0, 2.0]], [[3.0, 4.0]]]), np.float32([[[1.0, 2.1]], [[3.0, 4.0]]]), 1),
+        (np.float32(1.0), np.float32(1.0), 2),  # an output without samples
+        (np.array([1, 2, 3]), np.array([1, 2, 4]), 0),
+        (np.array([1, 2]), np.array([1, 3]), 1),
+        (np.array([b"a", b"b"], np.object_), np.array([b"a", b"b"], np.object_), 2),
     ],
 )
 def test_versions_agree_on_the_best_class_or_else_on_the_numbers(one, other, same):
-    assert agree([one], [other]) is same
+    assert agreeing([one], [other], 2) == same
+
+
+def test_versions_agree_on_a_sample_where_all_outputs_do():
+    assert agreeing([SCORES, np.array([1, 2])], [SCORES, np.array([1, 3])], 2) == 1
 
 
 @dataclass

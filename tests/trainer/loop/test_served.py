@@ -73,17 +73,18 @@ async def test_requests_and_times_are_counted_for_each_version(served: Served, i
     await served.close()
 
 
-async def test_a_shadow_tells_on_how_many_requests_it_agreed(served: Served, inference: Running) -> None:
+async def test_a_shadow_tells_on_how_many_samples_it_agreed(served: Served, inference: Running) -> None:
     generation = traffic_fact(await served.model(MODEL)).generation
     await served.set_traffic(MODEL, Wanted(stable=1, shadow=2), generation)
     assert await served.shadow(MODEL, 2) == TrialCounts()
 
     shown = None
     while not shown or not shown.requests:  # it runs after the answer has left
-        await infer(inference)
+        await infer(inference, size=3)
         shown = await served.shadow(MODEL, 2)
 
-    assert (shown.agreed, shown.failed, shown.stable_requests) == (shown.requests, 0, shown.requests)
+    assert (shown.agreed, shown.samples, shown.failed) == (3 * shown.requests, 3 * shown.requests, 0)
+    assert shown.stable_requests == shown.requests
     assert shown.seconds > 0
     assert await served.shadow(MODEL, 1) is None
     await served.close()

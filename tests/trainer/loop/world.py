@@ -150,6 +150,7 @@ class World:
                 seconds=self.requests * 0.01,
                 stable_requests=self.requests,
                 stable_seconds=self.requests * 0.01,
+                samples=self.requests,
                 agreed=self.requests,
             )
             self.shadow, self.counts = _sum(self.shadow, more), _sum(self.counts, more)
