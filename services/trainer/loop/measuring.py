@@ -39,6 +39,7 @@ def measure(
         labels_wanted=live.labels_wanted,
         champion_errors=0 if holdout is None else int((holdout.champion != holdout.labels).sum()),
         guards=GuardFigures() if holdout is None else _guards(holdout, policy, labels, guards),
+        agreement=1.0 if holdout is None else float((holdout.champion == holdout.candidate).mean()),
     )
 
 

@@ -143,7 +143,8 @@ class TrialPolicy(PolicyGroup):
     shadow_most_minutes: Duration = 10.0
     """Without enough requests by then, the shadow ends as one without traffic."""
     least_agreement: Share = 0.5
-    """Of compared requests that both versions answer alike."""
+    """Pictures of users that both versions answer alike, of the share that they did on the hold-out: with fewer, the
+    candidate is not served as it was judged."""
     canary_shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.05, 0.25)
     """Steps; none goes straight from the shadow to the whole traffic."""
     canary_requests: Count = 50

@@ -32,7 +32,8 @@ def plan_shadow(cycle: Cycle, facts: Facts, traffic: TrafficFact, policy: TrialP
     over = age >= timedelta(minutes=policy.shadow_most_minutes)
     if not (enough or over):
         return None
-    verdict, ruling = _verdict(counts, _shadow_harm(counts, policy), policy.shadow_requests, policy)
+    harm = _disagreement(counts, cycle, policy) or _errors_or_time(counts, "SHADOW", policy)
+    verdict, ruling = _verdict(counts, harm, policy.shadow_requests, policy)
     return ShadowEnded(verdict=verdict, counts=counts, ruling=ruling)
 
 
@@ -51,7 +52,7 @@ def plan_canary(cycle: Cycle, facts: Facts, traffic: TrafficFact, policy: TrialP
     enough = counts.requests >= policy.canary_requests and age >= timedelta(seconds=policy.canary_seconds)
     if not enough and age < timedelta(minutes=policy.canary_most_minutes):
         return None
-    verdict, ruling = _verdict(counts, _canary_harm(counts, policy), policy.canary_requests, policy)
+    verdict, ruling = _verdict(counts, _errors_or_time(counts, "CANARY", policy), policy.canary_requests, policy)
     if verdict == TrialVerdict.PASSED and cycle.steps < len(policy.canary_shares):
         return _step(cycle, traffic, policy.canary_shares[cycle.steps])
     return CanaryEnded(verdict=verdict, counts=counts, ruling=ruling)
@@ -72,23 +73,21 @@ def _verdict(counts: TrialCounts, harm: Ruling | None, least: int, policy: Trial
     return TrialVerdict.NO_TRAFFIC if policy.without_traffic else TrialVerdict.FAILED, ruling
 
 
-def _shadow_harm(counts: TrialCounts, policy: TrialPolicy) -> Ruling | None:
-    if not counts.requests:
+def _disagreement(counts: TrialCounts, cycle: Cycle, policy: TrialPolicy) -> Ruling | None:
+    """Compare how often the shadow agrees with the champion with how often it did on what it was judged on."""
+    expected = cycle.gate.figures.agreement if cycle.gate is not None else 1.0
+    bound = policy.least_agreement * expected
+    if not counts.samples or counts.agreed / counts.samples >= bound:
         return None
-    agreement = counts.agreed / counts.samples if counts.samples else 1.0
-    if agreement < policy.least_agreement:
-        return Ruling(
-            rule="SHADOW_DISAGREES", subject="trial.least_agreement", figure=agreement, bound=policy.least_agreement
-        )
-    return _errors_or_time(counts, "SHADOW", policy)
-
-
-def _canary_harm(counts: TrialCounts, policy: TrialPolicy) -> Ruling | None:
-    return _errors_or_time(counts, "CANARY", policy) if counts.requests else None
+    return Ruling(
+        rule="SHADOW_DISAGREES", subject="trial.least_agreement", figure=counts.agreed / counts.samples, bound=bound
+    )
 
 
 def _errors_or_time(counts: TrialCounts, part: str, policy: TrialPolicy) -> Ruling | None:
     """Compare shares of failed requests and seconds for one request of *part* with the champion's."""
+    if not counts.requests:
+        return None
     stable = counts.stable_requests
     rise = counts.failed / counts.requests - (counts.stable_failed / stable if stable else 0.0)
     if rise > policy.error_rise:

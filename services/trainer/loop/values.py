@@ -127,6 +127,8 @@ class GateFigures(Figures):
     champion_errors: Tally = 0
     """Contents of the hold-out that the champion gets wrong; those that the candidate gets right are its wins."""
     guards: GuardFigures = GuardFigures()
+    agreement: float = 1.0
+    """Share of the hold-out that both versions answer alike."""
 
 
 class TrialCounts(Figures):

@@ -140,6 +140,8 @@ def test_after_a_refit_without_gain_twice_the_samples_train_the_features_too() -
     [
         ({"failing_requests": 0.2}, "SHADOW_FAILS"),
         ({"requests": 0}, ""),
+        ({"agreement": (1.0, 0.4)}, "SHADOW_DISAGREES"),
+        ({"agreement": (0.7, 0.4)}, ""),  # much of what the champion gets wrong was known to be answered otherwise
     ],
 )
 def test_a_shadow_that_fails_is_withdrawn_and_one_without_traffic_goes_on(fields: dict[str, Any], rule: str) -> None:

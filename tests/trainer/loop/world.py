@@ -82,6 +82,8 @@ class World:
     """Share, of the candidate."""
     requests: int = 100
     """For every version, between two looks."""
+    agreement: tuple[float, float] = (1.0, 1.0)
+    """Of the hold-out and of the shadow's samples, the share that both versions answer alike."""
     judged: int = 200
     """Contents, between two looks."""
     traffic: TrafficFact = field(default_factory=lambda: TrafficFact(3, 1, ready=(1,)))
@@ -125,7 +127,9 @@ class World:
             origin=OriginFact("run-0", has_encoder=True, has_base=self.has_base) if self.has_origin else None,
             seconds={Strategy.INCREMENTAL: 60.0, Strategy.SCRATCH: 600.0},
             run=RunFact(run.id, run.state) if run else None,
-            gate=figures_after(self.quality, self.answers, cycle.gate.begun.margin, self.guards)
+            gate=figures_after(self.quality, self.answers, cycle.gate.begun.margin, self.guards).model_copy(
+                update={"agreement": self.agreement[0]}
+            )
             if cycle and cycle.gate and self.answers
             else None,
             shadow=None if self.away else self.shadow,
@@ -151,7 +155,7 @@ class World:
                 stable_requests=self.requests,
                 stable_seconds=self.requests * 0.01,
                 samples=self.requests,
-                agreed=self.requests,
+                agreed=round(self.requests * self.agreement[1]),
             )
             self.shadow, self.counts = _sum(self.shadow, more), _sum(self.counts, more)
 
