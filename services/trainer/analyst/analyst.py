@@ -22,6 +22,7 @@ from services.trainer.analyst.surroundings import Surroundings
 from services.trainer.analyst.work import Answer, Drift, Embed, Screen, Sift, Wanted, Work, find_work
 from services.trainer.data.blobs import Blobs
 from services.trainer.data.models import find_model
+from services.trainer.data.originals import SET_CHANGED
 from services.trainer.data.tables import ObservationRow, PredictionRow
 from services.trainer.feedback.sifting import Sifter
 from services.trainer.loop.policy import LoopPolicy
@@ -146,9 +147,7 @@ class Analyst:
 
     def _embed(self, work: Embed) -> None:
         try:
-            problems = embed_observations(
-                self._database, self._pictures, self._task.spec, self._surroundings.encoder, work.observations
-            )
+            problems = embed_observations(self._database, self._pictures, self._surroundings.encoder, work.observations)
         except InvalidInput as error:
             self._surroundings.does_not_fit(error.message)
             return
@@ -162,11 +161,12 @@ class Analyst:
     def _answer(self, work: Answer) -> None:
         version = self._surroundings.version(work.version)
         inference = self._surroundings.inference
+        holdout_name = self._policy_of(self._task.name).judging.holdout
         try:
             if work.set_digest:
-                basis = self._surroundings.holdout(self._policy_of(self._task.name).judging.holdout)
+                basis = self._surroundings.holdout(holdout_name)
                 assert basis is not None, "its digest was told"
-                holdout = work.set_digest, basis.test.images
+                holdout = work.set_digest, basis.originals["test"]
                 answer_set(self._database, inference, self._task, version, holdout, self._go_on)
                 return
             learnt = self._surroundings.learnt_by(work.version)
@@ -174,7 +174,10 @@ class Analyst:
                 self._database, self._pictures, inference, self._task, version, work.observations, learnt
             )
         except Conflict as error:
-            self._surroundings.refuses(work.version, error.message)
+            if error.reason == SET_CHANGED:
+                self._surroundings.has_lost(holdout_name, work.version, error)
+            else:
+                self._surroundings.refuses(work.version, error)
         except NotReady as error:
             self._surroundings.is_away(error.message)
         else:

@@ -22,12 +22,15 @@ from services.trainer.analyst.stopping import GoOn
 from services.trainer.analyst.stored import StoredPictures, find_observations
 from services.trainer.data.collection import digest_contents
 from services.trainer.data.models import Model
+from services.trainer.data.originals import Originals
 from services.trainer.data.tables import ObservationRow
 from services.trainer.feedback.tables import AnswerRow
 from services.trainer.loop.tables import SetAnswersRow
 from services.trainer.storage.database import Database
 
 BATCH = 32
+DOES_NOT_ANSWER, OTHER_LABELS = "DOES_NOT_ANSWER", "OTHER_LABELS"
+"""Reasons of the errors by which a version cannot be judged."""
 _SECONDS = 30
 _LATER = frozenset(
     {
@@ -48,6 +51,8 @@ class ServedVersions:
     specs: Mapping[int, PreprocessSpec]
     """Of each version that is ready and has the labels of the model."""
     graph_digests: Mapping[int, str]
+    other_labels: frozenset[int] = frozenset()
+    """Those that are ready and tell other classes apart than the model, or do not say what they take."""
 
 
 class Inference:
@@ -78,16 +83,19 @@ class Inference:
             if error.code() is grpc.StatusCode.NOT_FOUND:
                 return ServedVersions(0, {}, {})
             raise self._away(error) from error
-        specs, digests = dict[int, PreprocessSpec](), dict[int, str]()
+        specs, digests, others = dict[int, PreprocessSpec](), dict[int, str](), set[int]()
         for state in listed:
             for version in state.versions:
-                ready = version.state == lifecycle_pb2.ModelVersion.STATE_READY
-                if ready and tuple(version.labels) == task.labels and version.preprocess_spec:
+                if version.state != lifecycle_pb2.ModelVersion.STATE_READY:
+                    continue
+                if tuple(version.labels) != task.labels or not version.preprocess_spec:
+                    others.add(version.version)
+                else:
                     specs[version.version] = PreprocessSpec.model_validate_json(version.preprocess_spec)
                     digests[version.version] = version.graph_digest
         traffic = listed[0].traffic if listed else lifecycle_pb2.Traffic()
         champion = traffic.stable_version or max(specs, default=0)
-        return ServedVersions(champion, specs, digests)
+        return ServedVersions(champion, specs, digests, frozenset(others))
 
     def ask(
         self, model: str, version: int, spec: PreprocessSpec, pixels: NDArray[Any], classes: int
@@ -117,7 +125,8 @@ class Inference:
             if error.code() in _LATER:
                 raise self._away(error) from error
             raise Conflict(
-                f"{model}@{version} does not answer about users' pictures: {error.details()}; publish it anew"
+                f"{model}@{version} does not answer about users' pictures: {error.details()}; publish it anew",
+                reason=DOES_NOT_ANSWER,
             ) from error
         probabilities = np.zeros((len(pixels), classes), np.float32)
         for row, classification in enumerate(answer.classifications):
@@ -125,7 +134,8 @@ class Inference:
                 if each.index >= classes:
                     raise Conflict(
                         f"{model}@{version} tells more than the {classes} classes of the model apart; publish one "
-                        "with its labels"
+                        "with its labels",
+                        reason=OTHER_LABELS,
                     )
                 probabilities[row, each.index] = each.probability
         return probabilities
@@ -193,34 +203,30 @@ def answer_set(
     inference: Inference,
     task: Model,
     version: tuple[int, PreprocessSpec],
-    holdout: tuple[str, NDArray[np.uint8]],
+    holdout: tuple[str, Originals],
     go_on: GoOn,
 ) -> None:
-    """Let a version answer the hold-out and keep the answers.
+    """Let a version answer the hold-out, in the pixels that it takes, and keep the answers.
 
     Args:
         database: Has the rows.
         inference: Is asked.
         task: The model.
         version: Its number, and what pixels it takes.
-        holdout: Digest and images, uint8 (n, H, W, 3), of pixels that the model's own spec made.
+        holdout: Digest of its samples, whatever pixels are made for a version, and their pictures.
         go_on: As it says.
 
     Raises:
-        Conflict: The version takes other pixels than those that the hold-out has.
+        Conflict: With reason `SET_CHANGED`: the version takes other pixels, and a picture is not what it was.
         ServiceError: As `Inference.ask`.
     """
     number, spec = version
-    set_digest, images = holdout
-    if spec != task.spec:
-        raise Conflict(
-            f"{task.name}@{number} takes pixels of spec {spec.canonical_json().decode()} and the hold-out has those of "
-            f"{task.spec.canonical_json().decode()}; publish a version with the model's own"
-        )
+    set_digest, originals = holdout
     parts = []
-    for start in range(0, len(images), BATCH):
+    for start in range(0, len(originals), BATCH):
         go_on()
-        parts.append(inference.ask(task.name, number, spec, images[start : start + BATCH], len(task.labels)))
+        pixels = originals.pixels(slice(start, start + BATCH), spec)
+        parts.append(inference.ask(task.name, number, spec, pixels, len(task.labels)))
     probabilities = np.concatenate(parts)
     with database.begin() as session:
         session.merge(

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from sqlalchemy import select
 
-from services.common.manifest import PreprocessSpec
 from services.trainer.analyst.encoders import OpenedEncoder
 from services.trainer.analyst.spaces import pack
 from services.trainer.analyst.stored import StoredPictures, find_observations
@@ -16,7 +15,6 @@ from services.trainer.storage.database import Database
 def embed_observations(
     database: Database,
     pictures: StoredPictures,
-    spec: PreprocessSpec,
     encoder: OpenedEncoder,
     numbers: Sequence[int],
 ) -> dict[int, str]:
@@ -25,7 +23,6 @@ def embed_observations(
     Args:
         database: Has the rows.
         pictures: Has the files.
-        spec: Of the model.
         encoder: Of the model.
         numbers: Of the pictures.
 
@@ -33,11 +30,11 @@ def embed_observations(
         By number, why a picture cannot be read.
 
     Raises:
-        InvalidInput: The encoder takes pictures of another size.
+        InvalidInput: The encoder takes pictures of another size than its run says.
     """
     with database.read() as session:
         rows = find_observations(session, numbers)
-    readable, pixels, problems = pictures.read(rows, spec)
+    readable, pixels, problems = pictures.read(rows, encoder.spec)
     features = encoder.embed(pixels)
     with database.begin() as session:
         there = set(

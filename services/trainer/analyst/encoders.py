@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from sqlalchemy import select
 
 from services.common.errors import ServiceError
-from services.common.manifest import GRAPH_FILE, MANIFEST_FILE, Manifest
+from services.common.manifest import GRAPH_FILE, MANIFEST_FILE, Manifest, PreprocessSpec
 from services.trainer.clock import now
 from services.trainer.data.models import Model
 from services.trainer.export.encoder import Encoder
@@ -49,9 +49,10 @@ class Encoders:
             return None
         folder = self._runs / row.run
         if row.digest not in self._opened:
-            if not (folder / ENCODER_FILE).is_file():
+            spec = _spec_of(folder)
+            if spec is None or not (folder / ENCODER_FILE).is_file():
                 return None
-            self._opened = {row.digest: OpenedEncoder(folder, len(task.labels))}
+            self._opened = {row.digest: OpenedEncoder(folder, spec, len(task.labels))}
         return self._opened[row.digest]
 
     def ensure(self, task: Model, graph_digest: str) -> None:
@@ -100,11 +101,13 @@ class OpenedEncoder:
 
     Args:
         folder: Of its run.
+        spec: How pictures become the pixels that it takes; the model's own may be another one.
         classes: Labels of the model.
     """
 
-    def __init__(self, folder: Path, classes: int) -> None:
+    def __init__(self, folder: Path, spec: PreprocessSpec, classes: int) -> None:
         self._folder = folder
+        self.spec = spec
         self._classes = classes
         self._encoder = Encoder(folder / ENCODER_FILE, threads=1)  # more would get in the way of serving
         self.digest = self._encoder.digest
@@ -129,3 +132,11 @@ class OpenedEncoder:
             return head
         zeros = np.zeros((self._classes, self.width), np.float32)
         return Head(zeros, np.zeros(self._classes, np.float32))
+
+
+def _spec_of(folder: Path) -> PreprocessSpec | None:
+    """Return the preprocess spec of what a run has made; None where that is gone or damaged."""
+    try:
+        return Manifest.from_json((folder / MANIFEST_FILE).read_bytes(), MANIFEST_FILE).preprocess
+    except (OSError, ServiceError):
+        return None

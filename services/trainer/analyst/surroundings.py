@@ -7,14 +7,15 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 from sqlalchemy import func, select
-from sqlalchemy.orm import Session
 
-from services.common.errors import NotReady, ServiceError
+from services.common.errors import Conflict, NotReady, ServiceError
 from services.common.manifest import PreprocessSpec
-from services.trainer.analyst.answering import Inference, ServedVersions
+from services.trainer.analyst.answering import OTHER_LABELS, Inference, ServedVersions
 from services.trainer.analyst.basis import Basis, BasisFeatures, embed_basis, load_basis
 from services.trainer.analyst.encoders import Encoders, OpenedEncoder
+from services.trainer.analyst.figures import add_figure
 from services.trainer.analyst.holdouts import publish_holdout
+from services.trainer.analyst.judged import Judged, find_judged
 from services.trainer.analyst.placing import Ground
 from services.trainer.analyst.spaces import FeatureSpace
 from services.trainer.analyst.stopping import GoOn
@@ -25,8 +26,8 @@ from services.trainer.data.models import Model
 from services.trainer.data.observing import mark_changed
 from services.trainer.data.sources import DataSources
 from services.trainer.feedback.tables import FindingRow, LoopModelRow
-from services.trainer.loop.cycle_payloads import CandidatePublished, CycleEnded, CycleStarted
 from services.trainer.loop.origins import Origins
+from services.trainer.loop.refusals import REFUSAL
 from services.trainer.loop.streams import UNREADABLE
 from services.trainer.loop.tables import EventRow
 from services.trainer.runs.folder import LEARNT_FILE
@@ -42,8 +43,6 @@ MISSING_SECONDS = 60.0
 """After which a set that could not be read is looked for again."""
 
 _NOTHING = ServedVersions(0, {}, {})
-_OF_VERSIONS = (CycleStarted.kind, CandidatePublished.kind, CycleEnded.kind)
-"""Kinds of events by which it changes which versions are judged."""
 
 log = structlog.get_logger(__name__)
 
@@ -70,7 +69,7 @@ class Surroundings:
         self._served = _NOTHING
         self._listed_until = -1.0
         self._heeded = -1
-        self._judged: tuple[int, int] | None = None
+        self._judged: Judged | None = None
         self._sets: dict[str, tuple[float, Basis | None]] = {}
         self._features: tuple[tuple[str, str], BasisFeatures] | None = None
         self._space: FeatureSpace | None = None
@@ -93,12 +92,14 @@ class Surroundings:
         if self._encoder is not None and self._encoder.digest in self._unusable:
             self._encoder = None
         judging = self.holdout(holdout)
+        self._read_judged()
         there = self._served is not _NOTHING
-        champion, candidate = (there and self._read_judged()) or (self._served.champion, 0)
+        judged = self._judged if there and self._judged is not None else Judged(0, self._served.champion, 0)
+        self._refuse_other_labels(judged)
         return Wanted(
             encoder=self._encoder.digest if self._encoder is not None else "",
-            champion=champion,
-            candidate=candidate,
+            champion=judged.champion,
+            candidate=judged.candidate,
             ready=frozenset(self._served.specs) - self._refused,
             holdout=judging.holdout_digest if judging is not None else "",
             without=frozenset(self._unreadable),
@@ -150,7 +151,12 @@ class Surroundings:
             return Ground(self.task, self._space, None, None)
         key = (encoder.digest, basis.digest)
         if self._features is None or self._features[0] != key:
-            self._features = key, embed_basis(basis, encoder, self._sources.prepared, go_on)
+            try:
+                self._features = key, embed_basis(basis, encoder, self._sources.prepared, go_on)
+            except Conflict as error:
+                log.warning("a set cannot be compared with", set=basis.name, reason=error.message)
+                self._forget_set("", MISSING_SECONDS)
+                return Ground(self.task, self._space, None, None)
         return Ground(self.task, self._space, basis, self._features[1])
 
     def cannot_read(self, problems: dict[int, str]) -> None:
@@ -168,10 +174,29 @@ class Surroundings:
             session.flush()
             mark_changed(session, there)
 
-    def refuses(self, version: int, reason: str) -> None:
-        """Do not ask a version again."""
-        log.warning("a version does not answer", version=version, reason=reason)
+    def refuses(self, version: int, error: Conflict) -> None:
+        """Do not ask a version again before the next cycle; the gate of the present one rules by that."""
+        log.warning("a version does not answer", version=version, reason=error.message)
         self._refused.add(version)
+        if self._judged is None:
+            return
+        with self._database.begin(alone=True) as session:
+            window = {"cycle": self._judged.cycle, "version": version}
+            add_figure(session, self.task.name, REFUSAL, window, {"rule": error.reason, "detail": error.message})
+
+    def has_lost(self, holdout: str, version: int, error: Conflict) -> None:
+        """Read the hold-out again, a picture of which is lost; where it is the same still, it is refused by *version*.
+
+        Args:
+            holdout: As `look` takes it.
+            version: That takes other pixels than those that the hold-out has.
+            error: Which picture.
+        """
+        before = self.holdout(holdout)
+        self._forget_set(holdout, 0)
+        after = self.holdout(holdout)
+        if before is not None and after is not None and before.holdout_digest == after.holdout_digest:
+            self.refuses(version, error)
 
     def does_not_fit(self, reason: str) -> None:
         """Do without the present encoder from now on."""
@@ -201,19 +226,33 @@ class Surroundings:
         if digest is not None:
             self._encoders.ensure(self.task, digest)
 
-    def _read_judged(self) -> tuple[int, int] | None:
-        """Return champion and candidate of the cycle under way, as the gate judges them; None between two cycles."""
+    def _read_judged(self) -> None:
+        """Find out which versions are judged; what one has refused in another cycle it is asked again."""
         with self._database.read() as session:
             last = session.scalar(select(func.max(EventRow.number)).where(EventRow.model == self.task.name)) or 0
-            if last != self._heeded:
-                self._judged = find_judged(session, self.task.name)
-                self._heeded = last
-        return self._judged
+            if last == self._heeded:
+                return
+            before, self._judged = self._judged, find_judged(session, self.task.name)
+            self._heeded = last
+        if self._judged is not None and (before is None or before.cycle != self._judged.cycle):
+            self._refused.clear()
+
+    def _refuse_other_labels(self, judged: Judged) -> None:
+        for version in sorted({judged.champion, judged.candidate} & self._served.other_labels - self._refused):
+            message = (
+                f"{self.task.name}@{version} has no preprocess spec, or other labels than the model, "
+                f"{', '.join(self.task.labels[:10])}; publish one that has them"
+            )
+            self.refuses(version, Conflict(message, reason=OTHER_LABELS))
 
     def _base_name(self) -> str:
         with self._database.read() as session:
             row = session.get(LoopModelRow, self.task.name)
         return row.base if row is not None else ""
+
+    def _forget_set(self, holdout: str, seconds: float) -> None:
+        """Do without a set for so long, then read it again."""
+        self._sets[holdout or self._base_name()] = self._clock() + seconds, None
 
     def _set(self, name: str) -> Basis | None:
         if not name:
@@ -230,24 +269,3 @@ class Surroundings:
                 log.warning("a set cannot be compared with", set=name, reason=error.message)
             self._sets[name] = self._clock() + MISSING_SECONDS, basis
         return basis
-
-
-def find_judged(session: Session, model: str) -> tuple[int, int] | None:
-    """Return champion and candidate of the cycle of a model that is under way, the candidate 0 before there is one.
-
-    None where no cycle is under way.
-    """
-    statement = (
-        select(EventRow.kind, EventRow.payload)
-        .where(EventRow.model == model, EventRow.kind.in_(_OF_VERSIONS))
-        .order_by(EventRow.number.desc())
-        .limit(2)
-    )
-    candidate = 0
-    for kind, payload in session.execute(statement):
-        if kind == CycleEnded.kind:
-            return None
-        if kind == CycleStarted.kind:
-            return int(payload["champion"]), candidate or int(payload["candidate"])
-        candidate = int(payload["version"])
-    return None

@@ -11,11 +11,12 @@ from services.common.manifest import PreprocessSpec
 from services.trainer.data import cifar10, slices
 from services.trainer.data.cifar_files import find_layout, read_batches
 from services.trainer.data.collection import OPEN, PARTS, Collection
+from services.trainer.data.files import PictureFile
 from services.trainer.data.folders import list_pictures
 from services.trainer.data.imported import count_judging, list_picture_files, newest_sample
 from services.trainer.data.models import find_model
 from services.trainer.data.pictures import check_spec
-from services.trainer.data.prepared import PictureFile, prepare_pictures
+from services.trainer.data.prepared import prepare_pictures
 from services.trainer.data.samples import Samples
 from services.trainer.data.sources import DataSources
 from services.trainer.options import Pixels, TrainingOptions
@@ -137,6 +138,7 @@ def _pictures(
         prepared.formats,
         prepared.unreadable,
         prepared.folder,
+        files,
     )
 
 

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from services.common.errors import InvalidInput, Overloaded
 from services.common.manifest import PreprocessSpec
+from services.trainer.data.files import PictureFile
+from services.trainer.data.originals import Originals
 from services.trainer.data.samples import Samples
 
 PARTS = ("train", "validation", "test")
@@ -41,6 +43,7 @@ class Collection:
         formats: Kind of each one's file.
         unreadable: By position, why a file could not be read.
         cache: Folder for what has no room in memory; None where all of it has.
+        files: As `Originals` has them.
     """
 
     name: str
@@ -54,6 +57,7 @@ class Collection:
     formats: Sequence[str]
     unreadable: Mapping[int, str] = field(default_factory=dict)
     cache: Path | None = None
+    files: Sequence[PictureFile | None] = ()
 
     def __len__(self) -> int:
         return len(self.classes)
@@ -93,6 +97,11 @@ class Collection:
                 "them as a folder of pictures"
             )
         return Samples(self._on_disk(self.cache, positions), labels)
+
+    def originals(self, positions: NDArray[np.int64], samples: Samples) -> Originals:
+        """Return the pictures of *samples*, which are those at *positions*."""
+        files = [self.files[position] for position in positions] if self.files else ()
+        return Originals(samples.images, self.spec, files)
 
     def _on_disk(self, folder: Path, positions: NDArray[np.int64]) -> NDArray[np.uint8]:
         digest = hashlib.sha256(positions.astype("<i8").tobytes()).hexdigest()[:16]

@@ -1,7 +1,7 @@
 """Labelled images in three parts: what a training run learns from, is tuned on and is finally measured on."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from services.common.manifest import PreprocessSpec
 from services.trainer.data.cleaning import find_problems
 from services.trainer.data.collecting import collect
 from services.trainer.data.collection import OPEN, PARTS, Collection
+from services.trainer.data.originals import Originals
 from services.trainer.data.problems import LEFT_OUT, Problem, list_names
 from services.trainer.data.samples import Samples
 from services.trainer.data.sources import DataSources
@@ -73,13 +74,30 @@ def load_dataset(options: TrainingOptions, sources: DataSources) -> Dataset:
     return make_dataset(collect(options, sources), options)
 
 
+def load_with_originals(options: TrainingOptions, sources: DataSources) -> tuple[Dataset, dict[str, Originals]]:
+    """Load what `load_dataset` does, and by the names of `PARTS` the pictures that the samples were made from.
+
+    Raises:
+        ServiceError: As `load_dataset`.
+    """
+    collection = collect(options, sources)
+    members = assign_parts(collection, options, find_problems(collection))
+    dataset = _parted(collection, members)
+    parts = (dataset.train, dataset.validation, dataset.test)
+    originals = {part: collection.originals(members[part], each) for part, each in zip(PARTS, parts, strict=True)}
+    return dataset, originals
+
+
 def make_dataset(collection: Collection, options: TrainingOptions) -> Dataset:
     """Split *collection* as *options* say.
 
     Raises:
         InvalidInput: There are problems and `clean` is off, or a class is missing or too small.
     """
-    members = assign_parts(collection, options, find_problems(collection))
+    return _parted(collection, assign_parts(collection, options, find_problems(collection)))
+
+
+def _parted(collection: Collection, members: Mapping[str, NDArray[np.int64]]) -> Dataset:
     train, validation, test = (collection.select(members[part]) for part in PARTS)
     return Dataset(collection.name, collection.labels, collection.spec, train, validation, test)
 

@@ -2,9 +2,28 @@
 
 import os
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 
 from services.common.errors import InvalidInput
+
+
+@dataclass(frozen=True)
+class PictureFile:
+    """One labelled picture on the disk."""
+
+    name: str
+    """What people call it."""
+    path: Path
+    label: int
+    part: str = ""
+    """Such as `test`; empty where that is left open."""
+    orientation: int | None = None
+    """Where it is kept apart from the file, 1 to 8."""
+    content: str = ""
+    """Digest of the file, where it is known; else its size and time stand for it."""
+    refusal: str = ""
+    """Why it must not be opened; empty where it may."""
 
 
 def read_file(path: Path, most: int = -1) -> bytes:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from services.common.errors import InvalidInput
 from services.trainer.data.collection import PARTS
-from services.trainer.data.prepared import PictureFile
+from services.trainer.data.files import PictureFile
 
 _PARTS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 _LEFT_BY_SYSTEMS = {"thumbs.db", "desktop.ini"}

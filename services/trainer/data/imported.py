@@ -16,9 +16,9 @@ from sqlalchemy.orm import Session
 from services.common.errors import InvalidInput
 from services.trainer.clock import now
 from services.trainer.data.blobs import Blobs
+from services.trainer.data.files import PictureFile
 from services.trainer.data.models import Model, find_model
 from services.trainer.data.observing import Content, Role, State, VoteKind, Word, observe, observed, store_picture, vote
-from services.trainer.data.prepared import PictureFile
 from services.trainer.data.tables import ObservationRow, SampleRow, VoteRow
 from services.trainer.sets import ModelSamples
 from services.trainer.storage.database import Database

@@ -1,5 +1,6 @@
 """The samples of a snapshot: its base set in its parts, and the pictures of users, as one collection."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -10,10 +11,12 @@ from services.trainer.data.blobs import Blobs
 from services.trainer.data.choosing import Base
 from services.trainer.data.cleaning import find_problems
 from services.trainer.data.collection import PARTS, Collection
-from services.trainer.data.datasets import Dataset, load_dataset
+from services.trainer.data.datasets import Dataset, load_with_originals
+from services.trainer.data.files import PictureFile
 from services.trainer.data.models import Model, find_model
+from services.trainer.data.originals import Originals
 from services.trainer.data.pictures import check_spec
-from services.trainer.data.prepared import PictureFile, prepare_pictures
+from services.trainer.data.prepared import prepare_pictures
 from services.trainer.data.problems import LEFT_OUT
 from services.trainer.data.samples import Samples
 from services.trainer.data.snapshots import PinnedSnapshot, read_snapshot
@@ -32,6 +35,10 @@ def load_base(name: str, task: Model, sources: DataSources, threads: int = 1) ->
         ServiceError: There is no such set, or it cannot be learnt from.
         Conflict: It is a snapshot itself, or has other labels or pixels than the model.
     """
+    return _load_base(name, task, sources, threads)[0]
+
+
+def _load_base(name: str, task: Model, sources: DataSources, threads: int) -> tuple[Dataset, Mapping[str, Originals]]:
     if name.startswith(SNAPSHOT_PREFIX):
         raise Conflict(
             f"base set {name!r} is a snapshot, which holds pictures of users that may have to be forgotten; name the "
@@ -40,14 +47,14 @@ def load_base(name: str, task: Model, sources: DataSources, threads: int = 1) ->
     spec = task.spec
     pixels = {"width": spec.width, "height": spec.height, "mode": spec.mode, "filter": spec.filter}
     options = make_options("quick", {"dataset": name, "pixels": pixels, "clean": True, "threads": threads})
-    dataset = load_dataset(options, sources)
+    dataset, originals = load_with_originals(options, sources)
     if dataset.labels != task.labels or dataset.test.images.shape[1:] != spec.shape:
         raise Conflict(
             f"base set {name!r} has {len(dataset.labels)} labels, {', '.join(dataset.labels[:10])}, and images of "
             f"shape {dataset.test.images.shape[1:]}; model {task.name!r} has {', '.join(task.labels[:10])} and "
             f"{spec.shape}: name a set with the same labels in the same order and of that size"
         )
-    return dataset
+    return dataset, originals
 
 
 def describe_base(dataset: Dataset) -> Base:
@@ -75,7 +82,7 @@ def collect_snapshot(options: TrainingOptions, sources: DataSources, digest: str
     users = _users(pinned, task, options, sources)
     if not pinned.base:
         return _without_problems(users, 0)
-    base = load_base(pinned.base, task, sources, options.threads)
+    base, originals = _load_base(pinned.base, task, sources, options.threads)
     if base.digest != pinned.base_digest:
         raise Conflict(
             f"snapshot {digest} was made beside {pinned.base!r} with digest {pinned.base_digest}, which has "
@@ -83,7 +90,7 @@ def collect_snapshot(options: TrainingOptions, sources: DataSources, digest: str
             reason="BASE_CHANGED",
         )
     return _without_problems(
-        _joined(base, pinned, users), len(base.validation) + len(base.test) + len(pinned.base_drawn)
+        _joined(base, originals, pinned, users), len(base.validation) + len(base.test) + len(pinned.base_drawn)
     )
 
 
@@ -113,12 +120,16 @@ def _users(pinned: PinnedSnapshot, task: Model, options: TrainingOptions, source
         prepared.formats,
         prepared.unreadable,
         prepared.folder,
+        files,
     )
 
 
-def _joined(base: Dataset, pinned: PinnedSnapshot, users: Collection) -> Collection:
+def _joined(base: Dataset, originals: Mapping[str, Originals], pinned: PinnedSnapshot, users: Collection) -> Collection:
     """Put the parts of *base* before *users*."""
-    drawn = base.train[np.array(pinned.base_drawn, np.int64)]
+    positions = np.array(pinned.base_drawn, np.int64)
+    drawn = base.train[positions]
+    files = [originals["train"].file(position) for position in positions]
+    files += [originals[part].file(row) for part in PARTS[1:] for row in range(len(originals[part]))]
     parts = {"train": drawn, "validation": base.validation, "test": base.test}
     samples = Samples.joined(*parts.values())
     height, width = samples.images.shape[1:3]
@@ -134,6 +145,7 @@ def _joined(base: Dataset, pinned: PinnedSnapshot, users: Collection) -> Collect
         sizes=np.concatenate([np.full((len(samples), 2), (width, height), np.int32), users.sizes]),
         formats=["batch"] * len(samples) + list(users.formats),
         unreadable={position + len(samples): problem for position, problem in users.unreadable.items()},
+        files=[*files, *users.files],
     )
 
 
@@ -157,4 +169,5 @@ def _without_problems(collection: Collection, first: int) -> Collection:
         sizes=collection.sizes[kept],
         formats=[collection.formats[position] for position in kept],
         unreadable={},
+        files=[collection.files[position] for position in kept],
     )

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from services.common.errors import InvalidInput, Overloaded, ServiceError
 from services.common.manifest import PreprocessSpec
 from services.trainer.data.collection import create_mapped, open_mapped
-from services.trainer.data.files import read_file
+from services.trainer.data.files import PictureFile, read_file
 from services.trainer.data.pictures import MAX_IMAGE_BYTES, read_picture
 
 KEPT = 8
@@ -29,24 +29,6 @@ ABANDONED_SECONDS = 24 * 3600.0
 _FORM = 1
 """Goes up when the same files would give other pixels."""
 _AT_ONCE = 256
-
-
-@dataclass(frozen=True)
-class PictureFile:
-    """One labelled picture on the disk."""
-
-    name: str
-    """What people call it."""
-    path: Path
-    label: int
-    part: str = ""
-    """Such as `test`; empty where that is left open."""
-    orientation: int | None = None
-    """Where it is kept apart from the file, 1 to 8."""
-    content: str = ""
-    """Digest of the file, where it is known; else its size and time stand for it."""
-    refusal: str = ""
-    """Why it must not be opened; empty where it may."""
 
 
 @dataclass(frozen=True, eq=False)

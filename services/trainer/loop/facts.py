@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from services.trainer.loop.policy import Strategy
+from services.trainer.loop.refusals import Refusal
 from services.trainer.loop.values import GateFigures, TrialCounts, Wanted
 from services.trainer.statistics.intervals import Interval
 from services.trainer.statistics.value import Worth
@@ -60,7 +61,7 @@ class OriginFact:
 
     run_id: str
     has_encoder: bool
-    """Whether its graph can be cut before its last layer, and its labels are the model's."""
+    """Whether its graph can be cut before its last layer, and its labels and pixels are the model's."""
     has_base: bool
     """Whether it has learnt the same base set that snapshots are made with."""
 
@@ -101,6 +102,8 @@ class Facts:
     gate: GateFigures | None = None
     """Of the candidate at the gate, with the margin that its goal allows; guards are there once they are measured on
     the whole hold-out."""
+    refusal: Refusal | None = None
+    """Which of the versions at the gate does not answer; None where both do, as far as they were asked."""
     shadow: TrialCounts | None = None
     """Of the candidate as shadow, since it became one or inference started."""
     comparable: bool = True

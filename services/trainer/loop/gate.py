@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from services.trainer.loop.cycle_payloads import GateBegun, GateDecided
 from services.trainer.loop.guards import HARM, not_measured, violation, without_bound
 from services.trainer.loop.policy import LoopPolicy
+from services.trainer.loop.refusals import Refusal
 from services.trainer.loop.state import Cycle, Gate, LoopState
 from services.trainer.loop.values import GateFigures, GateOutcome, Goal, Paired, Ruling
 from services.trainer.statistics.betting import LOSS, TIE, WIN, highest_log_e, highest_log_mean_e
@@ -130,6 +131,17 @@ def spent(state: LoopState, cycle: Cycle, policy: LoopPolicy) -> GateDecided | N
     return _refused(
         Ruling(rule="NOT_WORSE_SPENT", subject="gate.margin_not_worse", figure=state.given_up + margin, bound=margin)
     )
+
+
+def unanswered(refusal: Refusal | None, cycle: Cycle) -> GateDecided | None:
+    """Return the decision where a version does not answer; None where both do.
+
+    That the champion does not says nothing of the candidate, which is then not measured.
+    """
+    if refusal is None:
+        return None
+    outcome = GateOutcome.REFUSED if refusal.version == cycle.candidate else GateOutcome.EXHAUSTED
+    return GateDecided(outcome=outcome, ruling=Ruling(rule=refusal.rule, subject=f"version {refusal.version}"))
 
 
 def refuse_without_threshold(key: str) -> GateDecided:

@@ -75,8 +75,8 @@ class Origins:
             base = row.base if row else ""
             learnt_base = base_of(session, found)
         manifest = self.manifest(found.id)
-        same_labels = manifest is not None and manifest.labels == task.labels
-        return OriginFact(found.id, same_labels and self._has_encoder(found.id), bool(base) and learnt_base == base)
+        fits = manifest is not None and (manifest.labels, manifest.preprocess) == (task.labels, task.spec)
+        return OriginFact(found.id, fits and self._has_encoder(found.id), bool(base) and learnt_base == base)
 
     def tainted_runs(self, model: str, versions: Collection[int]) -> set[str]:
         """Return the ids of the runs that tainted *versions* of a model were published from."""

@@ -21,6 +21,7 @@ from services.trainer.loop.measuring import measure
 from services.trainer.loop.origins import Origins
 from services.trainer.loop.overview import base_name, has_holdout
 from services.trainer.loop.policy import LoopPolicy, Strategy
+from services.trainer.loop.refusals import read_refusal
 from services.trainer.loop.served import Served, traffic_fact
 from services.trainer.loop.state import Cycle, LoopState, Stage
 from services.trainer.loop.streams import count_answers, read_holdout, read_judged_draws, read_live_stream
@@ -156,7 +157,11 @@ class Reader:
                     seconds,
                     self._counting.fixed(state),
                 )
-        gate = self._gate(task, cycle, policy, asked, seen) if cycle and cycle.stage == Stage.GATE else None
+        gate, refusal = None, None
+        if cycle is not None and cycle.stage == Stage.GATE:
+            gate = self._gate(task, cycle, policy, asked, seen)
+            with self._database.read() as session:
+                refusal = read_refusal(session, task.name, cycle.number, (cycle.champion, cycle.candidate))
         return Facts(
             traffic=traffic,
             accepted=accepted,
@@ -170,6 +175,7 @@ class Reader:
             seconds=seconds,
             run=self._run(cycle),
             gate=gate,
+            refusal=refusal,
             shadow=asked.shadow,
             comparable=_comparable(cycle, asked),
             canary=asked.counts,

@@ -23,6 +23,7 @@ from services.trainer.loop.gate import (
     refuse_without_threshold,
     spent,
     threshold_missing,
+    unanswered,
 )
 from services.trainer.loop.payloads import (
     DeletionExpired,
@@ -212,7 +213,11 @@ def _judge(state: LoopState, cycle: Cycle, facts: Facts, policy: LoopPolicy, now
     gate = cycle.gate
     if gate is None:
         return spent(state, cycle, policy) or begin(state, cycle, policy)
-    return _decision(gate, cycle, facts, policy, now) or _measurement(gate, facts, policy, now)
+    return (
+        unanswered(facts.refusal, cycle)
+        or _decision(gate, cycle, facts, policy, now)
+        or _measurement(gate, facts, policy, now)
+    )
 
 
 def _decision(gate: Gate, cycle: Cycle, facts: Facts, policy: LoopPolicy, now: datetime) -> GateDecided | None:

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from aimass.starter import RUN_ID
 from services.common.errors import Conflict
+from services.common.pixels import transform
 from services.trainer.analyst.basis import Basis, embed_basis, load_basis
 from services.trainer.analyst.encoders import OpenedEncoder
 from services.trainer.analyst.stopping import Stopped
@@ -58,6 +61,19 @@ def test_features_stay_where_sets_of_decoded_pictures_are_removed(
 
     assert len([each for each in sources.prepared.iterdir() if each.is_dir()]) == KEPT
     assert len(list(sources.prepared.glob("features-*.npy"))) == 1
+
+
+def test_an_encoder_is_given_the_pixels_that_it_takes(
+    basis: Basis, encoder: OpenedEncoder, sources: DataSources, settings: TrainerSettings
+) -> None:
+    cropping = SPEC.model_copy(update={"mode": "crop", "shorter_side": 40})
+    other = OpenedEncoder(settings.runs / RUN_ID, cropping, 10)
+
+    features = embed_basis(basis, other, sources.prepared, lambda: None)
+
+    expected = encoder.embed(np.stack([transform(Image.fromarray(each), cropping) for each in basis.test.images]))
+    assert np.allclose(features.test, expected, rtol=2e-3, atol=1e-3)
+    assert not np.allclose(features.test, encoder.embed(basis.test.images), rtol=2e-3, atol=1e-3)
 
 
 def test_a_set_for_other_labels_is_not_compared_with(

@@ -9,9 +9,10 @@ from services.trainer.analyst.encoders import Encoders, OpenedEncoder
 from services.trainer.analyst.spaces import FeatureSpace, unpack
 from services.trainer.analyst.stored import StoredPictures
 from services.trainer.data.blobs import Blobs
+from services.trainer.data.files import PictureFile
 from services.trainer.data.models import Model, create_model
 from services.trainer.data.observing import Role
-from services.trainer.data.prepared import PictureFile, prepare_pictures
+from services.trainer.data.prepared import prepare_pictures
 from services.trainer.data.samples import Samples
 from services.trainer.data.tables import ObservationRow, PredictionRow
 from services.trainer.feedback.tables import EmbeddingRow, EncoderRow
@@ -21,7 +22,7 @@ from tests.trainer.analyst.conftest import CAT, DOG, MODEL, SPEC, Users, observa
 
 
 def embed(database: Database, blobs: Blobs, encoder: OpenedEncoder, numbers: list[int]) -> dict[int, str]:
-    return embed_observations(database, StoredPictures(blobs), SPEC, encoder, numbers)
+    return embed_observations(database, StoredPictures(blobs), encoder, numbers)
 
 
 def test_features_are_of_the_pixels_that_a_run_would_learn(

@@ -23,7 +23,7 @@ from services.trainer.data.sources import DataSources
 from services.trainer.feedback.tables import FindingRow, NeighbourhoodRow
 from services.trainer.settings import TrainerSettings
 from services.trainer.storage.database import Database
-from tests.trainer.analyst.conftest import CAT, DOG, HORSE, MODEL, SPEC, Users, observation, of_class, restate
+from tests.trainer.analyst.conftest import CAT, DOG, HORSE, MODEL, Users, observation, of_class, restate
 
 
 class Placing:
@@ -41,7 +41,7 @@ class Placing:
         self._pictures = StoredPictures(Blobs(settings.blobs))
 
     def __call__(self, numbers: list[int], k: int = 5) -> None:
-        embed_observations(self._database, self._pictures, SPEC, self._encoder, numbers)
+        embed_observations(self._database, self._pictures, self._encoder, numbers)
         with self._database.read() as session:
             self.space.refresh(session)
         place(self._database, self._pictures, self.ground, numbers, k)

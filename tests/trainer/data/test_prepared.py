@@ -11,8 +11,9 @@ from PIL import Image
 from services.common.errors import Overloaded
 from services.common.manifest import PreprocessSpec
 from services.trainer.data import prepared
+from services.trainer.data.files import PictureFile
 from services.trainer.data.pictures import read_picture
-from services.trainer.data.prepared import PictureFile, prepare_pictures
+from services.trainer.data.prepared import prepare_pictures
 from tests.trainer.data.conftest import write_classes
 
 SPEC = PreprocessSpec(input="image", width=8, height=6)

@@ -13,7 +13,7 @@ from services.common.errors import Conflict, InvalidInput, NotFound, NotReady
 from services.common.manifest import PreprocessSpec
 from services.trainer.data.choosing import Base, Caps
 from services.trainer.data.collecting import collect
-from services.trainer.data.datasets import Dataset, load_dataset
+from services.trainer.data.datasets import Dataset, load_dataset, load_with_originals
 from services.trainer.data.imported import NewSample, SampleImport
 from services.trainer.data.models import Model, create_model, find_model
 from services.trainer.data.observing import NEAR_COPY, Role
@@ -189,6 +189,20 @@ def test_a_snapshot_is_a_data_set(filled: Database, sources: DataSources, base: 
     drawn = list(read_snapshot(filled, made.digest).base_drawn)
     assert np.array_equal(dataset.train.images[: len(drawn)], base.train.images[drawn])
     assert np.array_equal(dataset.validation.images[: len(base.validation)], base.validation.images)
+
+
+def test_the_samples_of_a_snapshot_have_the_pictures_of_its_base_and_of_users(
+    filled: Database, sources: DataSources, base: Dataset, options: Make
+) -> None:
+    made = make(filled, describe_base(base))
+    spec = SPEC.model_copy(update={"datatype": "FP32"})  # the same pixels, made of the pictures once more
+
+    dataset, originals = load_with_originals(options(f"snapshot:{made.digest}", clean=True), sources)
+
+    for part in ("train", "validation", "test"):
+        images = getattr(dataset, part).images
+        assert all(originals[part].file(row) for row in range(len(images)))
+        assert np.array_equal(originals[part].pixels(slice(None), spec), images)
 
 
 def test_without_a_base_the_test_part_is_drawn(filled: Database, sources: DataSources, options: Make) -> None:

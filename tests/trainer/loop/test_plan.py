@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from services.trainer.loop.cycle_payloads import GateDecided
 from services.trainer.loop.facts import Alarm, TrafficFact
 from services.trainer.loop.payloads import (
     DeletionRequested,
@@ -18,6 +19,7 @@ from services.trainer.loop.payloads import (
 )
 from services.trainer.loop.plan import plan
 from services.trainer.loop.policy import DeletionPolicy, LoopPolicy, Strategy
+from services.trainer.loop.refusals import Refusal
 from services.trainer.loop.state import Stage
 from services.trainer.loop.steps import Record, SetTraffic
 from services.trainer.loop.values import Goal, TrialCounts
@@ -451,6 +453,19 @@ def test_a_candidate_that_takes_other_pixels_is_no_shadow_and_the_log_says_why()
     ruling = director.last("shadow.ended").ruling  # type: ignore[attr-defined]
     assert ruling.rule == "OTHER_PREPROCESS_SPEC"
     assert ended(director) == ("PROMOTED", "")  # the canary has shown that it answers
+
+
+@pytest.mark.parametrize(("version", "outcome"), [(2, "REFUSED"), (1, "EXHAUSTED")])
+def test_a_version_that_does_not_answer_is_ruled_on_at_once(version: int, outcome: str) -> None:
+    director = Director(World(judged=0, refusal=Refusal(version, "DOES_NOT_ANSWER"))).run()
+
+    decided = director.last("gate.decided")
+    assert isinstance(decided, GateDecided)
+    assert (decided.outcome, decided.ruling.rule, decided.ruling.subject) == (
+        outcome, "DOES_NOT_ANSWER", f"version {version}"
+    )  # fmt: skip
+    assert ended(director) == ("REFUSED", "DOES_NOT_ANSWER")
+    assert director.world.now - director.log[0].time < timedelta(hours=1)
 
 
 def test_one_margin_is_all_that_candidates_which_need_not_be_better_may_give_up() -> None:

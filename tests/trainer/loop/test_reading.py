@@ -30,6 +30,7 @@ from services.trainer.loop.policy import Strategy
 from services.trainer.loop.policy_file import load_policy
 from services.trainer.loop.reading import Reader
 from services.trainer.loop.reducer import fold
+from services.trainer.loop.refusals import REFUSAL, Refusal
 from services.trainer.loop.served import Served
 from services.trainer.loop.state import LoopState
 from services.trainer.loop.tables import FigureRow, LoopModelRow, PublicationRow
@@ -48,6 +49,7 @@ from tests.trainer.loop.rows import (
     TIME,
     add_answers,
     add_draws,
+    add_figure,
     add_holdout,
     add_pictures,
     add_review,
@@ -444,6 +446,20 @@ async def test_samples_are_counted_anew_when_one_comes(reader: Reader, database:
     fourth = (await reader.facts(LoopState(MODEL), POLICY)).accepted
 
     assert (first, second, third, fourth) == (3, 3, 2, 3)
+
+
+async def test_what_an_analyst_could_not_ask_is_heeded_in_its_cycle_alone(
+    reader: Reader, database: Database, clock: Clock
+) -> None:
+    def refused(number: int, cycle: int, version: int) -> None:
+        add_figure(database, REFUSAL, number, {"cycle": cycle, "version": version}, rule="OTHER_LABELS", detail="")
+
+    state, found = at_gate(clock), []
+    for number, cycle, version in ((1, 0, 2), (2, 1, 7), (3, 1, 1), (4, 1, 2)):
+        refused(number, cycle, version)
+        found.append((await reader.facts(state, POLICY)).refusal)
+
+    assert found == [None, None, Refusal(1, "OTHER_LABELS"), Refusal(2, "OTHER_LABELS")]
 
 
 async def test_versions_that_take_other_pixels_cannot_be_compared_as_shadows(

@@ -22,6 +22,7 @@ from services.trainer.loop.plan import plan
 from services.trainer.loop.policy import LoopPolicy, Strategy
 from services.trainer.loop.policy_file import load_policy
 from services.trainer.loop.reducer import fold, replay
+from services.trainer.loop.refusals import Refusal
 from services.trainer.loop.state import LoopState, Stage
 from services.trainer.loop.steps import (
     Action,
@@ -96,6 +97,8 @@ class World:
     has_origin: bool = True
     """Whether a clean run is there to start from."""
     comparable: bool = True
+    refusal: Refusal | None = None
+    """Of a version at the gate."""
     accepted: int = 150
     newest_sample: int = 150
     alarms: tuple[Alarm, ...] = ()
@@ -132,6 +135,7 @@ class World:
             )
             if cycle and cycle.gate and self.answers
             else None,
+            refusal=self.refusal if cycle and cycle.stage == Stage.GATE else None,
             shadow=None if self.away else self.shadow,
             canary=None if self.away else self.counts,
             free_bytes=10**12,
