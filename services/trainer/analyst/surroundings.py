@@ -185,7 +185,7 @@ class Surroundings:
             add_figure(session, self.task.name, REFUSAL, window, {"rule": error.reason, "detail": error.message})
 
     def has_lost(self, holdout: str, version: int, error: Conflict) -> None:
-        """Read the hold-out again, a picture of which is lost; where it is the same still, it is refused by *version*.
+        """Read the hold-out again, a picture of which is lost; where that does not help, a version cannot answer it.
 
         Args:
             holdout: As `look` takes it.
@@ -195,7 +195,7 @@ class Surroundings:
         before = self.holdout(holdout)
         self._forget_set(holdout, 0)
         after = self.holdout(holdout)
-        if before is not None and after is not None and before.holdout_digest == after.holdout_digest:
+        if after is None or (before is not None and before.holdout_digest == after.holdout_digest):
             self.refuses(version, error)
 
     def does_not_fit(self, reason: str) -> None:
