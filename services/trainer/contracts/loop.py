@@ -20,6 +20,7 @@ from services.trainer.contracts.remembering import Remembered
 from services.trainer.contracts.wishes import Wishes
 from services.trainer.data.models import find_model
 from services.trainer.loop.cycle_payloads import CycleEnded, CycleStarted, Promoted, RollbackIntended, RolledBack
+from services.trainer.loop.cycle_reducer import begin
 from services.trainer.loop.directors import Directors
 from services.trainer.loop.events import KINDS
 from services.trainer.loop.log import EventLog
@@ -30,6 +31,7 @@ from services.trainer.loop.payloads import (
     RejectionWished,
     RollbackWished,
     TriggerWished,
+    Wish,
 )
 from services.trainer.loop.policy import LoopPolicy, Strategy
 from services.trainer.loop.reading import Reader
@@ -127,8 +129,7 @@ class LoopServicer(LoopServiceServicer):
             strategy=Strategy(request.strategy) if request.strategy else None,
         )
         await self._check_model(request.model)
-        await self._wishes.ask(request.model, wish, (CycleStarted,))
-        return pb.TriggerCycleResponse(cycle=await self._cycle(request.model))
+        return pb.TriggerCycleResponse(cycle=await self._begin(request.model, wish))
 
     async def ProposeVersion(self, request: pb.ProposeVersionRequest, context: Context) -> pb.ProposeVersionResponse:
         """Put a version to the gate."""
@@ -140,30 +141,22 @@ class LoopServicer(LoopServiceServicer):
             goal=Goal.NOT_WORSE if request.goal == pb.Cycle.GOAL_NOT_WORSE else Goal.BETTER,
         )
         await self._check_model(request.model)
-        await self._wishes.ask(request.model, wish, (CycleStarted,))
-        return pb.ProposeVersionResponse(cycle=await self._cycle(request.model))
+        return pb.ProposeVersionResponse(cycle=await self._begin(request.model, wish))
 
     async def PromoteCandidate(
         self, request: pb.PromoteCandidateRequest, context: Context
     ) -> pb.PromoteCandidateResponse:
         """Let a candidate serve at once."""
         caller = allowed_caller(context, Scope.ADMIN)
-        state = await self._state(request.model)
-        candidates = {each.candidate for each in (state.cycle, state.last_cycle) if each is not None} - {0}
-        if _version(request.version) not in candidates:
-            raise Conflict(
-                f"version {request.version} of model {request.model!r} is no candidate, and "
-                f"{', '.join(map(str, sorted(candidates))) or 'none'} is; use SetTraffic for a version that never was "
-                "one",
-                reason="NO_CANDIDATE",
-                field="version",
-            )
         wish = PromotionWished(
             request_id=_request_id(request.request_id),
             reason=_reason(request.reason),
             by_hash=_hash(caller),
-            version=request.version,
+            version=_version(request.version),
         )
+        await self._check_model(request.model)
+        if not await asyncio.to_thread(self._events.was_asked, request.model, wish):
+            await self._check_candidate(request.model, request.version)
         return pb.PromoteCandidateResponse(event=pack_event(await self._wishes.ask(request.model, wish, (Promoted,))))
 
     async def RejectCandidate(self, request: pb.RejectCandidateRequest, context: Context) -> pb.RejectCandidateResponse:
@@ -259,12 +252,23 @@ class LoopServicer(LoopServiceServicer):
         self._states[model] = state = await asyncio.to_thread(self._events.catch_up, known)
         return state
 
-    async def _cycle(self, model: str) -> pb.Cycle:
-        """Return the cycle that has begun, which may have ended since."""
+    async def _begin(self, model: str, wish: Wish) -> pb.Cycle:
+        """Let a cycle begin, and return it as it began: what becomes of it is another question."""
+        event = await self._wishes.ask(model, wish, (CycleStarted,))
+        assert isinstance(event.payload, CycleStarted)
+        return pack_cycle(begin(event, event.payload))
+
+    async def _check_candidate(self, model: str, version: int) -> None:
         state = await self._state(model)
-        cycle = state.cycle or state.last_cycle
-        assert cycle is not None, "one has begun"
-        return pack_cycle(cycle)
+        candidates = {each.candidate for each in (state.cycle, state.last_cycle) if each is not None} - {0}
+        if version not in candidates:
+            raise Conflict(
+                f"version {version} of model {model!r} is no candidate, and "
+                f"{', '.join(map(str, sorted(candidates))) or 'none'} is; use SetTraffic for a version that never was "
+                "one",
+                reason="NO_CANDIDATE",
+                field="version",
+            )
 
 
 def _hash(caller: Caller) -> str:

@@ -7,6 +7,7 @@ from services.trainer.loop.cycle_payloads import (
     ActionFailed,
     CanaryEnded,
     CandidatePublished,
+    CycleStarted,
     GateBegun,
     GateDecided,
     GateMeasured,
@@ -37,6 +38,25 @@ def check(fits: bool, event: Event, expected: str) -> None:
             f"event {event.number} ({event.kind}, cycle {event.cycle}) of model {event.model!r} cannot be: {expected}; "
             "restore the database, or let the loop of this model begin anew under another name"
         )
+
+
+def begin(event: Event, payload: CycleStarted) -> Cycle:
+    """Return the cycle that *event* begins."""
+    stage = Stage.GATE if payload.candidate else Stage.SNAPSHOT
+    return Cycle(
+        number=event.cycle,
+        reason=payload.reason,
+        goal=payload.goal,
+        champion=payload.champion,
+        generation=payload.generation,
+        accepted=payload.accepted,
+        start_time=event.time,
+        wished_strategy=payload.strategy,
+        deletion=payload.deletion,
+        stage=stage,
+        entered=((stage, event.time),),
+        candidate=payload.candidate,
+    )
 
 
 def advance(cycle: Cycle, event: Event) -> Cycle:

@@ -114,6 +114,11 @@ class EventLog:
             session.add(_row(event))
             return event
 
+    def was_asked(self, model: str, wish: Wish) -> bool:
+        """Whether something was asked for with the id of *wish*, so that this asks for nothing new."""
+        with self._database.read() as session:
+            return _by_key(session, model, wish.key(0) or "") is not None
+
     def read(self, model: str, after: int = 0, limit: int = _READ_AT_ONCE, kind: str = "") -> list[Event]:
         """Return *limit* events at most of a model that come after number *after*, in their order.
 

@@ -6,11 +6,11 @@ from datetime import timedelta
 
 from services.trainer.loop import cycle_payloads as of_cycle
 from services.trainer.loop import payloads
-from services.trainer.loop.cycle_reducer import advance, check
+from services.trainer.loop.cycle_reducer import advance, begin, check
 from services.trainer.loop.events import Event
 from services.trainer.loop.moves import intended, made
 from services.trainer.loop.policy import Strategy
-from services.trainer.loop.state import Cycle, Deletion, InvalidLog, LoopState, Stage, Wished
+from services.trainer.loop.state import Deletion, InvalidLog, LoopState, Stage, Wished
 from services.trainer.loop.values import GateOutcome, Outcome
 
 _DAY = timedelta(days=1)
@@ -66,8 +66,10 @@ def _folded(state: LoopState, event: Event) -> LoopState:
             check(state.move is None or state.move.made is not of_cycle.Withdrawn, event, "a withdrawal is tried again")
             return _not_moved(state, event)
         case payloads.AlarmRaised():
-            check(payload.alarm > state.alarm, event, f"alarm {state.alarm} was raised already")
-            return replace(state, alarm=payload.alarm, alarms=state.alarms | {payload.detector})
+            heard = state.heard.get(payload.detector, 0)
+            check(payload.alarm > heard, event, f"alarm {heard} of {payload.detector} was raised already")
+            heeded = {**state.heard, payload.detector: payload.alarm}
+            return replace(state, heard=heeded, alarms=state.alarms | {payload.detector})
         case payloads.CapturePaused():
             return replace(state, paused=payload.reason)
         case payloads.CaptureResumed():
@@ -102,21 +104,7 @@ def _started(state: LoopState, event: Event, payload: of_cycle.CycleStarted) -> 
     else:
         recent = tuple(each for each in state.starts if event.time - each < _DAY)
         state = replace(state, starts=(*recent, event.time))
-    stage = Stage.GATE if payload.candidate else Stage.SNAPSHOT
-    cycle = Cycle(
-        number=event.cycle,
-        reason=payload.reason,
-        goal=payload.goal,
-        champion=payload.champion,
-        generation=payload.generation,
-        accepted=payload.accepted,
-        start_time=event.time,
-        wished_strategy=payload.strategy,
-        deletion=payload.deletion,
-        stage=stage,
-        entered=((stage, event.time),),
-        candidate=payload.candidate,
-    )
+    cycle = begin(event, payload)
     return replace(state, cycle=cycle, cycles=event.cycle, alarms=frozenset())
 
 

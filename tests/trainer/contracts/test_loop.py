@@ -137,7 +137,8 @@ async def test_a_cycle_that_is_triggered_is_watched_to_its_promotion_and_taken_b
     request_back = pb.RollBackRequest(model=MODEL, reason="users complain", request_id="by-hand-9")
     back, repeated = await stub.RollBack(request_back), await stub.RollBack(request_back)
 
-    assert begun.number == again.number == 1
+    assert again == begun
+    assert (begun.number, begun.stage) == (1, pb.Cycle.STAGE_SNAPSHOT)
     assert [event.number for event in events] == list(range(1, len(events) + 1))
     wish = json.loads(events[1].payload_json if events[1].kind == "wish.trigger" else events[0].payload_json)
     assert wish == {"request_id": "by-hand-1", "reason": "new camera"}
@@ -168,6 +169,33 @@ async def test_a_candidate_is_promoted_by_hand_past_the_gate(stub: LoopServiceSt
     assert promoted.event.kind == "promoted"
     assert repeated == promoted
     assert (await home.stable())[0] == 2
+
+
+async def test_who_asks_again_gets_the_first_answer_whatever_has_happened_since(
+    stub: LoopServiceStub, home: Home
+) -> None:
+    home.policy = home.policy.model_copy(update={"trigger": home.policy.trigger.model_copy(update={"accepted": 1000})})
+    home.accept(3)
+    trigger = pb.TriggerCycleRequest(model=MODEL, request_id="by-hand-1")
+    promote = pb.PromoteCandidateRequest(model=MODEL, version=2, request_id="by-hand-2")
+    reject = pb.RejectCandidateRequest(model=MODEL, version=3, request_id="by-hand-3")
+    begun = await stub.TriggerCycle(trigger)
+    await events_until(stub, "gate.begun")
+    promoted = await stub.PromoteCandidate(promote)
+    home.accept(3)
+    another = await stub.TriggerCycle(pb.TriggerCycleRequest(model=MODEL, request_id="by-hand-4"))
+    await events_until(stub, "gate.begun", promoted.event.number)
+    rejected = await stub.RejectCandidate(reject)
+
+    late = pb.PromoteCandidateRequest(model=MODEL, version=2, request_id="by-hand-5")
+    other_values = pb.PromoteCandidateRequest(model=MODEL, version=9, request_id="by-hand-2")
+
+    assert (await refused(stub.PromoteCandidate(late)))[1] == "NO_CANDIDATE"  # that of the last cycle is version 3
+    assert await stub.PromoteCandidate(promote) == promoted
+    assert await stub.RejectCandidate(reject) == rejected
+    assert await stub.TriggerCycle(trigger) == begun
+    assert (begun.cycle.number, another.cycle.number) == (1, 2)
+    assert "has the same request_id" in (await refused(stub.PromoteCandidate(other_values)))[2]
 
 
 async def test_a_cycle_under_way_declines_another_and_ends_when_it_is_rejected(
