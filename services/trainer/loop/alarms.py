@@ -21,14 +21,15 @@ def last_looks(session: Session, model: str) -> tuple[tuple[str, int], ...]:
 
 
 def read_alarms(session: Session, model: str) -> tuple[Alarm, ...]:
-    """Return the alarms of a model, by rising number."""
+    """Return the alarms of a model, by rising number.
+
+    Each figure that raises one is an alarm of its own, also where no draw has come since the one before: reviewers may
+    have judged older draws meanwhile.
+    """
     statement = select(FigureRow).where(
         FigureRow.model == model, FigureRow.kind.in_(DETECTORS), FigureRow.values["alarm"].as_boolean()
     )
-    return tuple(sorted(map(_alarm, session.scalars(statement)), key=lambda alarm: alarm.number))
-
-
-def _alarm(row: FigureRow) -> Alarm:
-    """Return the alarm of a figure; numbers rise, for each window ends with the newest draw at the time of the look."""
-    number = int(row.window["last"]) * len(DETECTORS) + DETECTORS.index(row.kind) + 1
-    return Alarm(number, row.kind, float(row.values["level"]), float(row.values["threshold"]))
+    return tuple(
+        Alarm(row.number, row.kind, float(row.values["level"]), float(row.values["threshold"]))
+        for row in session.scalars(statement.order_by(FigureRow.number, FigureRow.kind))
+    )

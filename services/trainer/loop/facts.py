@@ -49,7 +49,7 @@ class Alarm:
     """Drift that a detector has found."""
 
     number: int
-    """Rises with every alarm of the model, from 1."""
+    """Rises with every alarm of the detector, from 1; that of the figure that has raised it."""
     detector: str
     level: float
     threshold: float

@@ -80,14 +80,14 @@ class AlarmRaised(Payload):
 
     kind = "alarm.raised"
     alarm: Annotated[int, Field(ge=1)]
-    """Number of the alarm."""
+    """Number of the alarm among those of its detector."""
     detector: str
     level: float
     threshold: float
 
     def key(self, cycle: int) -> str | None:
         """Return the alarm's name."""
-        return f"alarm-{self.alarm}"
+        return f"alarm-{self.detector}-{self.alarm}"
 
 
 class CapturePaused(Payload):

@@ -69,7 +69,7 @@ def _news(state: LoopState, facts: Facts, policy: LoopPolicy) -> Payload | None:
     if policy.digest != state.policy_digest:
         return PolicyChanged(digest=policy.digest)
     for alarm in facts.alarms:
-        if alarm.number > state.alarm:
+        if alarm.number > state.heard.get(alarm.detector, 0):
             return AlarmRaised(
                 alarm=alarm.number, detector=alarm.detector, level=alarm.level, threshold=alarm.threshold
             )

@@ -1,5 +1,6 @@
 """Where the loop of a model is: a value that follows from its events and from nothing else."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -190,8 +191,8 @@ class LoopState:
     """In the order in which they came."""
     alarms: frozenset[str] = frozenset()
     """Detectors that have raised one since the last cycle began."""
-    alarm: int = 0
-    """Number of the last alarm."""
+    heard: Mapping[str, int] = field(default_factory=dict)
+    """By detector: the number of its last alarm."""
     deletions: tuple[Deletion, ...] = ()
     """In the order in which they came."""
     tainted: frozenset[int] = frozenset()

@@ -343,6 +343,17 @@ def test_drift_begins_a_cycle_once_there_is_something_new_to_learn() -> None:
     assert director.kinds.count("alarm.raised") == 1
 
 
+def test_every_alarm_of_every_detector_is_told_once() -> None:
+    first = (Alarm(2, "error_drift", 1.0, 1.0), Alarm(1, "label_shift", 0.0, 0.1))
+    director = Director(World(newest_sample=0, alarms=first)).run()
+    director.world.alarms = (*first, Alarm(3, "error_drift", 1.0, 1.0), Alarm(7, "softmax_shift", 0.0, 0.1))
+    director.run()
+
+    told = [(each.payload.detector, each.payload.alarm) for each in director.log if each.kind == "alarm.raised"]  # type: ignore[attr-defined]
+    assert told == [("error_drift", 2), ("label_shift", 1), ("error_drift", 3), ("softmax_shift", 7)]
+    assert director.state.heard == {"error_drift": 3, "label_shift": 1, "softmax_shift": 7}
+
+
 def test_capturing_pauses_while_the_disk_is_full_and_does_not_stop_and_go_at_the_border() -> None:
     director = Director(World(newest_sample=0)).run()
     least = POLICY.capture.least_free_bytes
