@@ -1,4 +1,6 @@
-"""The figures of the gate, from the outcomes of both streams."""
+"""The figures of the gate, from the outcomes of both streams, and from what was measured where versions were made."""
+
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +12,8 @@ from services.trainer.loop.streams import Holdout, LiveStream
 from services.trainer.loop.values import GateFigures, GuardFigures
 from services.trainer.statistics.betting import highest_log_e
 
+_SPOILED, _SPOILED_BEFORE = "corrupted_accuracy", "source_corrupted_accuracy"
+"""Metrics of a version: its accuracy on spoiled pictures, and that of the version it is to replace on the same."""
 _NONE = np.empty(0, np.int8)
 
 
@@ -69,3 +73,20 @@ def _class_evidence(
 ) -> NDArray[np.float64]:
     """Return the evidence, for each class, that it has lost more than *drop* of its accuracy."""
     return np.array([highest_log_e(-outcomes[labels == each], -drop) for each in range(classes)])
+
+
+def spoiled_drop(
+    champion: Mapping[str, float], candidate: Mapping[str, float], *, beside: bool, alike: bool
+) -> float | None:
+    """Return what the candidate loses of the accuracy on spoiled pictures; None where both did not have the same ones.
+
+    Args:
+        champion: Its metrics.
+        candidate: As *champion*.
+        beside: Whether the candidate's run has measured the champion beside it.
+        alike: Whether the runs of both have measured them on the same pictures.
+    """
+    before, after = candidate.get(_SPOILED_BEFORE) if beside else None, candidate.get(_SPOILED)
+    if before is None and alike:
+        before = champion.get(_SPOILED)
+    return None if before is None or after is None else before - after

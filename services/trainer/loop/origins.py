@@ -58,6 +58,11 @@ class Origins:
             yield found
             found = self._parent(found)
 
+    def is_made_from(self, run: Run | None, model: str, version: int, made_by: Run | None) -> bool:
+        """Whether *run* names as its source that *version* of a model, which the run *made_by* has made."""
+        sources = {f"{model}@{version}"} | ({_RUN_PREFIX + made_by.id} if made_by else set())
+        return run is not None and _source(run.options) in sources
+
     def origin(self, task: Model, run: Run | None, tainted: Collection[str]) -> OriginFact | None:
         """Return the newest of a champion's run and its ancestors that is not tainted.
 

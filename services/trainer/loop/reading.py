@@ -17,7 +17,7 @@ from services.trainer.loop.counting import Counting, Memory
 from services.trainer.loop.facts import Alarm, Facts, OriginFact, RunFact
 from services.trainer.loop.forecasts import foretell_seconds, worth_of_cycle
 from services.trainer.loop.log import Clock, EventLog, utc_now
-from services.trainer.loop.measuring import measure
+from services.trainer.loop.measuring import measure, spoiled_drop
 from services.trainer.loop.origins import Origins
 from services.trainer.loop.overview import base_name, has_holdout
 from services.trainer.loop.policy import LoopPolicy, Strategy
@@ -32,8 +32,6 @@ from services.trainer.storage.database import Database
 
 ACCURACY_ERROR = 0.05
 """Chance that the interval of the live accuracy ever misses."""
-SPOILED, SPOILED_BEFORE = "corrupted_accuracy", "source_corrupted_accuracy"
-"""Metrics of a version: its accuracy on spoiled pictures, and that of the version it was made from on the same."""
 
 
 @dataclass(frozen=True)
@@ -255,12 +253,13 @@ class Reader:
         runs = [self._origins.run_of(model, each.version, each.graph_digest) for each in (ours, theirs)]
         manifests = [self._origins.manifest(run.id) if run else None for run in runs]
         sizes = [each.graph.size_bytes if each and each.graph else 0 for each in manifests]
-        before = theirs.metrics[SPOILED_BEFORE] if SPOILED_BEFORE in theirs.metrics else ours.metrics.get(SPOILED)
-        after = theirs.metrics.get(SPOILED)
+        beside = bool(cycle.snapshot) or self._origins.is_made_from(runs[1], model, cycle.champion, runs[0])
+        sets = [each.training.dataset.digest if each and each.training else "" for each in manifests]
+        alike = sets[0] != "" and sets[0] == sets[1]
         return GuardFigures(
             latency_ratio=asked.time_ratio,
             size_ratio=sizes[1] / sizes[0] if all(sizes) else None,
-            corrupted_drop=None if before is None or after is None else before - after,
+            corrupted_drop=spoiled_drop(ours.metrics, theirs.metrics, beside=beside, alike=alike),
         )
 
     def _run(self, cycle: Cycle | None) -> RunFact | None:

@@ -95,8 +95,10 @@ class Runs:
         self._runs = runs
         self._manifest = classifier.manifest
 
-    def add(self, run_id: str, seconds: float = 0.0, *, graph_bytes: int = 0, **options: object) -> None:
-        """Add a run that took *seconds*; 0 for one that another machine has made."""
+    def add(
+        self, run_id: str, seconds: float = 0.0, *, graph_bytes: int = 0, digest: int = 0, **options: object
+    ) -> None:
+        """Add a run that took *seconds*, 0 for one that another machine has made; *digest* is its data set's."""
         chosen = make_options("quick", dict(options))
         request = Request(id=run_id, kind=RunKind.TRAINING, options=chosen, create_time=TIME)
         outcome = RunOutcome(state=RunState.SUCCEEDED, finish_time=TIME)
@@ -110,16 +112,16 @@ class Runs:
             self._store.finish(run_id, outcome.model_copy(update={"finish_time": finish}))
         else:
             self._store.adopt(request, outcome, "service")
-        self._write(run_id, chosen, graph_bytes)
+        self._write(run_id, chosen, graph_bytes, digest)
 
-    def _write(self, run_id: str, options: TrainingOptions, graph_bytes: int) -> None:
+    def _write(self, run_id: str, options: TrainingOptions, graph_bytes: int, digest: int) -> None:
         graph = self._manifest.graph
         assert graph is not None
         if graph_bytes:
             graph = Graph(sha256=f"sha256:{graph_bytes:064x}", size_bytes=graph_bytes)
         training = Training(
             run_id=run_id, recipe="quick", options=options.model_dump(mode="json"), seconds=1.0,
-            dataset=Dataset(name=options.dataset, digest="sha256:" + "0" * 64, counts={"train": 1000}),
+            dataset=Dataset(name=options.dataset, digest=f"sha256:{digest:064x}", counts={"train": 1000}),
         )  # fmt: skip
         folder = self._runs / run_id
         folder.mkdir(parents=True)
@@ -152,19 +154,22 @@ def snapshot(database: Database, digest: str, pictures: list[int]) -> None:
             session.add(SnapshotSampleRow(snapshot=digest, observation=number, sample=number, label=0, part="train"))
 
 
-def at_gate(clock: Clock, margin: float = 0.0) -> LoopState:
+def at_gate(clock: Clock, margin: float = 0.0, *, proposed: bool = False) -> LoopState:
     """Return the state of a loop whose candidate, version 2, is judged against version 1."""
     state = LoopState(MODEL)
-    payloads = (
-        CycleStarted(reason=Reason.BY_HAND, accepted=1, goal=Goal.BETTER, champion=1, generation=0, policy_digest="a"),
+    started = CycleStarted(
+        reason=Reason.BY_HAND, accepted=1, goal=Goal.BETTER, champion=1, candidate=2 if proposed else 0, generation=0,
+        policy_digest="a",
+    )  # fmt: skip
+    making = (
         SnapshotMade(digest="s", last_sample=1),
         RunCreated(run_id="run-2", attempt=0, strategy=Strategy.REFIT),
         RunEnded(run_id="run-2", state="SUCCEEDED"),
         PublicationIntended(publication_id="publication-2", run_id="run-2"),
         CandidatePublished(version=2),
-        GateBegun(candidate_count=1, error_share=0.03, margin=margin),
     )
-    for payload in payloads:
+    begun = GateBegun(candidate_count=1, error_share=0.03, margin=margin)
+    for payload in (started, *(() if proposed else making), begun):
         state = fold(state, state.next_event(payload, clock()))
     return state
 
@@ -197,7 +202,9 @@ async def test_what_inference_would_say_is_unknown_while_it_is_away(
     assert judged.gate is not None  # rows are there all the same
 
 
-async def test_alarms_rise_whatever_detector_has_raised_them(reader: Reader, database: Database) -> None:
+async def test_every_figure_that_raises_an_alarm_is_one_whatever_draw_was_the_newest(
+    reader: Reader, database: Database
+) -> None:
     with database.begin() as session:
         for kind, number, last, alarm in (
             ("softmax_shift", 1, 500, True),
@@ -205,6 +212,8 @@ async def test_alarms_rise_whatever_detector_has_raised_them(reader: Reader, dat
             ("label_shift", 2, 900, True),
             ("softmax_shift", 2, 900, False),
             ("quality", 1, 900, True),
+            ("error_drift", 1, 900, True),
+            ("error_drift", 2, 900, True),
         ):
             session.add(
                 FigureRow(
@@ -215,8 +224,9 @@ async def test_alarms_rise_whatever_detector_has_raised_them(reader: Reader, dat
 
     alarms = (await reader.facts(LoopState(MODEL), POLICY)).alarms
 
-    assert [each.detector for each in alarms] == ["label_shift", "softmax_shift", "label_shift"]
-    assert alarms[0].number < alarms[1].number < alarms[2].number
+    assert [(each.detector, each.number) for each in alarms] == [
+        ("error_drift", 1), ("label_shift", 1), ("softmax_shift", 1), ("error_drift", 2), ("label_shift", 2),
+    ]  # fmt: skip
     assert (alarms[0].level, alarms[0].threshold) == (0.001, 0.01)
 
 
@@ -295,6 +305,49 @@ async def test_guards_are_measured_on_the_whole_holdout(reader: Reader, database
     assert guards.calibration_rise is not None
     assert guards.calibration_rise > 0.1
     assert (guards.latency_ratio, guards.size_ratio, guards.corrupted_drop) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("proposed", "source", "digest", "metrics", "drop"),
+    [
+        (False, "run:other", 2, {"corrupted_accuracy": 0.5, "source_corrupted_accuracy": 0.55}, 0.05),
+        (True, "run:first", 2, {"corrupted_accuracy": 0.5, "source_corrupted_accuracy": 0.55}, 0.05),
+        (True, f"{MODEL}@1", 2, {"corrupted_accuracy": 0.5, "source_corrupted_accuracy": 0.55}, 0.05),
+        (True, "run:other", 2, {"corrupted_accuracy": 0.5, "source_corrupted_accuracy": 0.55}, None),
+        (True, "run:other", 1, {"corrupted_accuracy": 0.5, "source_corrupted_accuracy": 0.55}, 0.1),
+        (False, "run:first", 2, {"corrupted_accuracy": 0.5}, None),
+        (False, "run:first", 1, {"corrupted_accuracy": 0.5}, 0.1),
+        (False, "run:first", 1, {}, None),
+    ],
+)
+async def test_accuracies_on_spoiled_pictures_are_compared_where_they_are_of_the_same_pictures(
+    reader: Reader, database: Database, made: Runs, served: Served, clock: Clock, monkeypatch: pytest.MonkeyPatch,
+    proposed: bool, source: str, digest: int, metrics: dict[str, float], drop: float | None,
+) -> None:  # fmt: skip
+    """The champion, of the run `first`, has learnt the data set 1, and says 0.6."""
+    made.add("first", graph_bytes=1, digest=1)
+    made.add("second", graph_bytes=2, digest=digest, start_from=source)
+    published(database, 1, "first")
+    published(database, 2, "second")
+    add_holdout(database, [0, 1, 2])
+    for version in (1, 2):
+        add_set_answers(database, version, [0, 1, 2])
+
+    async def model(name: str) -> lifecycle_pb2.ModelState:
+        figures = {1: {"corrupted_accuracy": 0.6}, 2: metrics}
+        versions = [lifecycle_pb2.ModelVersion(version=each, metrics=figures[each]) for each in figures]
+        return lifecycle_pb2.ModelState(model=name, versions=versions)
+
+    async def time_ratio(*versions: object) -> None:
+        return None
+
+    monkeypatch.setattr(served, "model", model)
+    monkeypatch.setattr(served, "time_ratio", time_ratio)
+    gate = (await reader.facts(at_gate(clock, proposed=proposed), POLICY)).gate
+
+    assert gate is not None
+    assert gate.guards.corrupted_drop == (None if drop is None else pytest.approx(drop))
+    assert gate.guards.size_ratio == 2
 
 
 async def test_the_margin_is_that_with_which_the_gate_began(reader: Reader, database: Database, clock: Clock) -> None:
