@@ -23,6 +23,8 @@ def show_queue(
 ) -> None:
     """Print pictures of *model*, and how many wait for a reviewer.
 
+    What a reviewer may not see before deciding is `hidden`.
+
     Args:
         out: Where to.
         address: Of the suite.
@@ -94,13 +96,15 @@ def _table(observations: Sequence[pb.Observation]) -> Table:
     for each in observations:
         state = _state(each)
         reason = f" {escape(each.state_reason)}" if each.state_reason else ""
-        said = f"{each.label} {each.label_probability:.0%}" if each.label else "-"
+        unknown = "hidden" if each.blind else "-"
+        said = f"{each.label} {each.label_probability:.0%}" if each.label else unknown
+        answered = f"{each.predicted_label} {each.predicted_probability:.0%}" if each.predicted_label else unknown
         table.add_row(
             str(each.id),
             f"[{_COLOURS.get(state, 'white')}]{state}[/]{reason}",
             escape(said),
             str(len(each.votes) or "-"),
-            escape(f"{each.predicted_label} {each.predicted_probability:.0%}") if each.predicted_label else "-",
+            escape(answered),
             escape(f"{each.champion_label} / {each.candidate_label}") if each.candidate_label else "-",
             pb.Observation.Role.Name(each.role).removeprefix("ROLE_").lower() + (", drawn" if each.drawn else ""),
             each.create_time.ToDatetime().isoformat(" ", "minutes"),

@@ -43,8 +43,12 @@ async def test_pictures_are_listed_newest_first_with_what_was_said(typed, pets):
     assert [row[0] for row in listed] == ["3", "2", "1"]
     assert listed[0][1] == "captured"
     assert listed[1][1] == "proposed"
-    assert "cat" in listed[0]
+    assert listed[0][2:5] == ["hidden", "-", "hidden"]  # a draw that no reviewer has decided on
+    assert listed[1][2:6] == ["unicorn", "100%", "1", "cat"]
     assert "train," in listed[0]
+    await typed("review", "decide", "3", "--label", "dog", "--address", pets)
+    decided = (await rows(typed, pets, "pets", "--state", "accepted"))[0]
+    assert decided[2:7] == ["dog", "100%", "1", "cat", "50%"]
 
 
 async def test_a_queue_has_its_order_states_and_length(typed, pets):
@@ -72,7 +76,7 @@ async def test_a_decision_is_told_and_leaves_the_queue(typed, pets, arguments, t
 async def test_a_refusal_is_the_services_sentence(typed, pets):
     with pytest.raises(PredictionError, match="picture 9 is unknown"):
         await typed("review", "decide", "9", "--reject", "--address", pets)
-    with pytest.raises(PredictionError, match="has no leading label") as caught:
+    with pytest.raises(PredictionError, match="what others say of it must not decide") as caught:
         await typed("review", "decide", "1", "--release", "--address", pets)
 
     assert caught.value.code == grpc.StatusCode.INVALID_ARGUMENT.name

@@ -116,7 +116,7 @@ class CreateKeyRequest(_message.Message):
     contributor: _builtins.str
     """Whose: 1 to 64 letters, digits, `.`, `_`, `@` and `-`, not `anonymous`; required."""
     trusted: _builtins.bool
-    """Whether the contributor's word decides."""
+    """Whether the contributor's word decides; one that is trusted already stays so."""
     @_builtins.property
     def scopes(self) -> _containers.RepeatedScalarFieldContainer[Global___Scope.ValueType]:
         """What it allows; at least one."""
@@ -261,7 +261,7 @@ class UpdateContributorRequest(_message.Message):
     TRUSTED_FIELD_NUMBER: _builtins.int
     BLOCKED_FIELD_NUMBER: _builtins.int
     contributor: _builtins.str
-    """Who; required."""
+    """Who; required. `anonymous` stands for all on this machine without a key."""
     trusted: _builtins.bool
     """Whether the contributor's word decides."""
     blocked: _builtins.bool

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class AccessServiceStub(object):
-    """Gives out the keys by which contributors are known.
+    """Gives out the keys by which contributors are known. All of it needs scope `admin`, without which a call ends with
+    PERMISSION_DENIED.
     """
 
     def __init__(self, channel):
@@ -63,13 +64,14 @@ class AccessServiceStub(object):
 
 
 class AccessServiceServicer(object):
-    """Gives out the keys by which contributors are known.
+    """Gives out the keys by which contributors are known. All of it needs scope `admin`, without which a call ends with
+    PERMISSION_DENIED.
     """
 
     def CreateKey(self, request, context):
         """Makes a key, and its contributor where the name is new.
 
-        Ends with INVALID_ARGUMENT when a value is malformed, and with PERMISSION_DENIED when the caller is no administrator.
+        Ends with INVALID_ARGUMENT when a value is malformed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -90,7 +92,8 @@ class AccessServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UpdateContributor(self, request, context):
-        """Changes what a contributor's word is worth. Ends with NOT_FOUND when there is no such contributor.
+        """Changes what a contributor's word is worth, of what was said already too. Ends with NOT_FOUND when there is no such
+        contributor.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -142,7 +145,8 @@ def add_AccessServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AccessService(object):
-    """Gives out the keys by which contributors are known.
+    """Gives out the keys by which contributors are known. All of it needs scope `admin`, without which a call ends with
+    PERMISSION_DENIED.
     """
 
     @staticmethod

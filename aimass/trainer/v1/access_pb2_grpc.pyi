@@ -27,7 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AccessServiceStub:
-    """Gives out the keys by which contributors are known."""
+    """Gives out the keys by which contributors are known. All of it needs scope `admin`, without which a call ends with
+    PERMISSION_DENIED.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -36,14 +38,16 @@ class AccessServiceStub:
     CreateKey: _grpc.UnaryUnaryMultiCallable[_access_pb2.CreateKeyRequest, _access_pb2.CreateKeyResponse]
     """Makes a key, and its contributor where the name is new.
 
-    Ends with INVALID_ARGUMENT when a value is malformed, and with PERMISSION_DENIED when the caller is no administrator.
+    Ends with INVALID_ARGUMENT when a value is malformed.
     """
     ListKeys: _grpc.UnaryUnaryMultiCallable[_access_pb2.ListKeysRequest, _access_pb2.ListKeysResponse]
     """Lists all keys, revoked ones too, without their secrets, which nobody keeps."""
     RevokeKey: _grpc.UnaryUnaryMultiCallable[_access_pb2.RevokeKeyRequest, _access_pb2.RevokeKeyResponse]
     """Makes a key invalid; gateways know within a second. Idempotent. Ends with NOT_FOUND when there is no such key."""
     UpdateContributor: _grpc.UnaryUnaryMultiCallable[_access_pb2.UpdateContributorRequest, _access_pb2.UpdateContributorResponse]
-    """Changes what a contributor's word is worth. Ends with NOT_FOUND when there is no such contributor."""
+    """Changes what a contributor's word is worth, of what was said already too. Ends with NOT_FOUND when there is no such
+    contributor.
+    """
     WatchKeys: _grpc.UnaryStreamMultiCallable[_access_pb2.WatchKeysRequest, _access_pb2.WatchKeysResponse]
     """Sends all valid keys, now and after each change. Spoken between gateway and trainer only, not offered to users.
 
@@ -52,20 +56,24 @@ class AccessServiceStub:
 
 @_typing.type_check_only
 class AccessServiceAsyncStub(AccessServiceStub):
-    """Gives out the keys by which contributors are known."""
+    """Gives out the keys by which contributors are known. All of it needs scope `admin`, without which a call ends with
+    PERMISSION_DENIED.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateKey: _aio.UnaryUnaryMultiCallable[_access_pb2.CreateKeyRequest, _access_pb2.CreateKeyResponse]  # type: ignore[assignment]
     """Makes a key, and its contributor where the name is new.
 
-    Ends with INVALID_ARGUMENT when a value is malformed, and with PERMISSION_DENIED when the caller is no administrator.
+    Ends with INVALID_ARGUMENT when a value is malformed.
     """
     ListKeys: _aio.UnaryUnaryMultiCallable[_access_pb2.ListKeysRequest, _access_pb2.ListKeysResponse]  # type: ignore[assignment]
     """Lists all keys, revoked ones too, without their secrets, which nobody keeps."""
     RevokeKey: _aio.UnaryUnaryMultiCallable[_access_pb2.RevokeKeyRequest, _access_pb2.RevokeKeyResponse]  # type: ignore[assignment]
     """Makes a key invalid; gateways know within a second. Idempotent. Ends with NOT_FOUND when there is no such key."""
     UpdateContributor: _aio.UnaryUnaryMultiCallable[_access_pb2.UpdateContributorRequest, _access_pb2.UpdateContributorResponse]  # type: ignore[assignment]
-    """Changes what a contributor's word is worth. Ends with NOT_FOUND when there is no such contributor."""
+    """Changes what a contributor's word is worth, of what was said already too. Ends with NOT_FOUND when there is no such
+    contributor.
+    """
     WatchKeys: _aio.UnaryStreamMultiCallable[_access_pb2.WatchKeysRequest, _access_pb2.WatchKeysResponse]  # type: ignore[assignment]
     """Sends all valid keys, now and after each change. Spoken between gateway and trainer only, not offered to users.
 
@@ -73,7 +81,9 @@ class AccessServiceAsyncStub(AccessServiceStub):
     """
 
 class AccessServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Gives out the keys by which contributors are known."""
+    """Gives out the keys by which contributors are known. All of it needs scope `admin`, without which a call ends with
+    PERMISSION_DENIED.
+    """
 
     @_abc_1.abstractmethod
     def CreateKey(
@@ -83,7 +93,7 @@ class AccessServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_access_pb2.CreateKeyResponse, _abc.Awaitable[_access_pb2.CreateKeyResponse]]:
         """Makes a key, and its contributor where the name is new.
 
-        Ends with INVALID_ARGUMENT when a value is malformed, and with PERMISSION_DENIED when the caller is no administrator.
+        Ends with INVALID_ARGUMENT when a value is malformed.
         """
 
     @_abc_1.abstractmethod
@@ -108,7 +118,9 @@ class AccessServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _access_pb2.UpdateContributorRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_access_pb2.UpdateContributorResponse, _abc.Awaitable[_access_pb2.UpdateContributorResponse]]:
-        """Changes what a contributor's word is worth. Ends with NOT_FOUND when there is no such contributor."""
+        """Changes what a contributor's word is worth, of what was said already too. Ends with NOT_FOUND when there is no such
+        contributor.
+        """
 
     @_abc_1.abstractmethod
     def WatchKeys(

@@ -400,7 +400,7 @@ class CapturePolicy(_message.Message):
     burst: _builtins.int
     """How many may come at once."""
     paused_reason: _builtins.str
-    """Why nothing is captured: `DISK_FULL`, `BYTES`, `NOT_WANTED`; empty where something is."""
+    """Why nothing is captured: `DISK_FULL`, or `BYTES` where pictures take as much as they may; empty where something is."""
     @_builtins.property
     def rare_labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Rare labels."""
@@ -466,7 +466,9 @@ class RefusedPrediction(_message.Message):
     sequence: _builtins.int
     """Which one."""
     reason: _builtins.str
-    """Stable word, such as `NOT_AN_IMAGE` or `UNKNOWN_MODEL`."""
+    """Stable word: `UNKNOWN_MODEL`, `MALFORMED`, `DISK_FULL`, `CONTRIBUTOR_DELETED` where the contributor's pictures were
+    asked to be forgotten, or what is wrong with the image, such as `NOT_AN_IMAGE`.
+    """
     def __init__(
         self,
         *,

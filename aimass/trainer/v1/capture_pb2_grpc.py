@@ -52,7 +52,9 @@ class CaptureServiceServicer(object):
         The first message is the header; the first answer holds the policies. A prediction that is sent twice is kept once.
         What a receipt names is on the disk. Ends with:
         - INVALID_ARGUMENT when the first message is not the header, or a later one is,
-        - UNAVAILABLE when the server stops; what no receipt has named must be sent again.
+        - PERMISSION_DENIED when the caller is no administrator,
+        - UNAVAILABLE when the server stops or the database does not answer; what no receipt has named must be sent
+        again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -39,7 +39,9 @@ class CaptureServiceStub:
     The first message is the header; the first answer holds the policies. A prediction that is sent twice is kept once.
     What a receipt names is on the disk. Ends with:
       - INVALID_ARGUMENT when the first message is not the header, or a later one is,
-      - UNAVAILABLE when the server stops; what no receipt has named must be sent again.
+      - PERMISSION_DENIED when the caller is no administrator,
+      - UNAVAILABLE when the server stops or the database does not answer; what no receipt has named must be sent
+        again.
     """
 
 @_typing.type_check_only
@@ -53,7 +55,9 @@ class CaptureServiceAsyncStub(CaptureServiceStub):
     The first message is the header; the first answer holds the policies. A prediction that is sent twice is kept once.
     What a receipt names is on the disk. Ends with:
       - INVALID_ARGUMENT when the first message is not the header, or a later one is,
-      - UNAVAILABLE when the server stops; what no receipt has named must be sent again.
+      - PERMISSION_DENIED when the caller is no administrator,
+      - UNAVAILABLE when the server stops or the database does not answer; what no receipt has named must be sent
+        again.
     """
 
 class CaptureServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -70,7 +74,9 @@ class CaptureServiceServicer(metaclass=_abc_1.ABCMeta):
         The first message is the header; the first answer holds the policies. A prediction that is sent twice is kept once.
         What a receipt names is on the disk. Ends with:
           - INVALID_ARGUMENT when the first message is not the header, or a later one is,
-          - UNAVAILABLE when the server stops; what no receipt has named must be sent again.
+          - PERMISSION_DENIED when the caller is no administrator,
+          - UNAVAILABLE when the server stops or the database does not answer; what no receipt has named must be sent
+            again.
         """
 
 def add_CaptureServiceServicer_to_server(servicer: CaptureServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

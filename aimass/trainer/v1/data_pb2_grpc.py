@@ -99,12 +99,17 @@ class DataServiceServicer(object):
         """Takes in labelled images for one model. Each refused one fails alone.
 
         The first message is the header, the rest are samples. Metadata such as EXIF is removed from the files; which
-        pixels are equal to those of a sample that is there already is a duplicate, and is not stored again. What the answer
-        counts as accepted survives a power cut. Of a call that breaks off, a beginning is kept; sending all of it again is
-        safe. Ends with:
+        pixels are equal to those of a sample that is there already is a duplicate, and is not stored again. What the
+        answer counts as accepted survives a power cut. Of a call that breaks off, a beginning is kept; sending all of it
+        again is safe.
+
+        The label of a trusted contributor, or of the owner, decides. Others give new pictures to learn from; of one that
+        users have sent before, among them all that candidates are judged by, their label is one vote as of any user, and
+        it counts as a duplicate. Ends with:
         - INVALID_ARGUMENT when the first message is not the header, or a later one is,
         - NOT_FOUND when the model is unknown,
         - DEADLINE_EXCEEDED when no sample came for 60 seconds,
+        - PERMISSION_DENIED when the contributor is blocked,
         - UNAVAILABLE when the server stops before all have arrived,
         - RESOURCE_EXHAUSTED when the disk is full.
         """

@@ -26,7 +26,7 @@ from aimass.trainer.v1 import data_pb2 as aimass_dot_trainer_dot_v1_dot_data__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n aimass/trainer/v1/feedback.proto\x12\x11\x61imass.trainer.v1\x1a\x1c\x61imass/trainer/v1/data.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe4\x05\n\x0bObservation\x12\n\n\x02id\x18\x01 \x01(\x03\x12\r\n\x05model\x18\x02 \x01(\t\x12\x16\n\x0e\x63ontent_digest\x18\x03 \x01(\t\x12\x33\n\x05state\x18\x04 \x01(\x0e\x32$.aimass.trainer.v1.Observation.State\x12\x14\n\x0cstate_reason\x18\x05 \x01(\t\x12\x14\n\x0cstate_detail\x18\x06 \x01(\t\x12\x31\n\x04role\x18\x07 \x01(\x0e\x32#.aimass.trainer.v1.Observation.Role\x12\r\n\x05label\x18\x08 \x01(\t\x12\x19\n\x11label_probability\x18\t \x01(\x01\x12&\n\x05votes\x18\n \x03(\x0b\x32\x17.aimass.trainer.v1.Vote\x12\x17\n\x0fpredicted_label\x18\x0b \x01(\t\x12\x1d\n\x15predicted_probability\x18\x0c \x01(\x01\x12\x0f\n\x07version\x18\r \x01(\x03\x12\r\n\x05\x64rawn\x18\x0e \x01(\x08\x12\x17\n\x0f\x63\x61ndidate_label\x18\x0f \x01(\t\x12\x16\n\x0e\x63hampion_label\x18\x10 \x01(\t\x12\x16\n\x0eprediction_ids\x18\x11 \x03(\t\x12\x11\n\tsample_id\x18\x12 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x98\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTATE_CAPTURED\x10\x01\x12\x11\n\rSTATE_PENDING\x10\x02\x12\x12\n\x0eSTATE_ACCEPTED\x10\x03\x12\x15\n\x11STATE_QUARANTINED\x10\x04\x12\x12\n\x0eSTATE_PROPOSED\x10\x05\x12\x12\n\x0eSTATE_REJECTED\x10\x06\"<\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n\nROLE_TRAIN\x10\x01\x12\x0e\n\nROLE_JUDGE\x10\x02\"v\n\x04Vote\x12\x13\n\x0b\x63ontributor\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x0f\n\x07trusted\x18\x03 \x01(\x08\x12\x0f\n\x07\x63omment\x18\x04 \x01(\t\x12(\n\x04time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x8a\x01\n\x13SendFeedbackRequest\x12\x15\n\rprediction_id\x18\x01 \x01(\t\x12\x0f\n\x05label\x18\x02 \x01(\tH\x00\x12\x11\n\x07\x63orrect\x18\x03 \x01(\x08H\x00\x12\x0f\n\x07\x63omment\x18\x04 \x01(\t\x12\r\n\x05image\x18\x05 \x01(\x0c\x12\r\n\x05model\x18\x06 \x01(\tB\t\n\x07verdict\"\x8a\x01\n\x14SendFeedbackResponse\x12\x33\n\x05state\x18\x01 \x01(\x0e\x32$.aimass.trainer.v1.Observation.State\x12\x14\n\x0cstate_reason\x18\x02 \x01(\t\x12\x16\n\x0eobservation_id\x18\x03 \x01(\x03\x12\x0f\n\x07\x63reated\x18\x04 \x01(\x08\"\xb3\x01\n\x15ImportFeedbackRequest\x12\x39\n\x06header\x18\x01 \x01(\x0b\x32\'.aimass.trainer.v1.ImportFeedbackHeaderH\x00\x12:\n\x08\x66\x65\x65\x64\x62\x61\x63k\x18\x02 \x01(\x0b\x32&.aimass.trainer.v1.SendFeedbackRequestH\x00\x12\x1b\n\x11label_studio_json\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04part\"%\n\x14ImportFeedbackHeader\x12\r\n\x05model\x18\x01 \x01(\t\"\x98\x01\n\x16ImportFeedbackResponse\x12\x16\n\x0e\x61\x63\x63\x65pted_count\x18\x01 \x01(\x03\x12\x17\n\x0f\x64uplicate_count\x18\x02 \x01(\x03\x12\x16\n\x0erejected_count\x18\x03 \x01(\x03\x12\x35\n\nrejections\x18\x04 \x03(\x0b\x32!.aimass.trainer.v1.RejectedSample\"\xec\x01\n\x15\x45xportFeedbackRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12?\n\x06\x66ormat\x18\x02 \x01(\x0e\x32/.aimass.trainer.v1.ExportFeedbackRequest.Format\x12\x1c\n\x14\x61\x66ter_observation_id\x18\x03 \x01(\x03\x12\x13\n\x0bwith_images\x18\x04 \x01(\x08\"P\n\x06\x46ormat\x12\x16\n\x12\x46ORMAT_UNSPECIFIED\x10\x00\x12\x15\n\x11\x46ORMAT_JSON_LINES\x10\x01\x12\x17\n\x13\x46ORMAT_LABEL_STUDIO\x10\x02\"\'\n\x16\x45xportFeedbackResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"\x8d\x03\n\x17ListObservationsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x34\n\x06states\x18\x02 \x03(\x0e\x32$.aimass.trainer.v1.Observation.State\x12?\n\x05order\x18\x03 \x01(\x0e\x32\x30.aimass.trainer.v1.ListObservationsRequest.Order\x12\r\n\x05label\x18\x04 \x01(\t\x12\x13\n\x0b\x63ontributor\x18\x05 \x01(\t\x12\x31\n\x04role\x18\x06 \x01(\x0e\x32#.aimass.trainer.v1.Observation.Role\x12\x11\n\tpage_size\x18\x07 \x01(\x05\x12\x12\n\npage_token\x18\x08 \x01(\t\"n\n\x05Order\x12\x15\n\x11ORDER_UNSPECIFIED\x10\x00\x12\x10\n\x0cORDER_NEWEST\x10\x01\x12\x13\n\x0fORDER_UNCERTAIN\x10\x02\x12\x16\n\x12ORDER_DISAGREEMENT\x10\x03\x12\x0f\n\x0bORDER_DRAWN\x10\x04\"\x80\x01\n\x18ListObservationsResponse\x12\x34\n\x0cobservations\x18\x01 \x03(\x0b\x32\x1e.aimass.trainer.v1.Observation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x15\n\rwaiting_count\x18\x03 \x01(\x03\"(\n\x1aGetObservationImageRequest\x12\n\n\x02id\x18\x01 \x01(\x03\"Q\n\x1bGetObservationImageResponse\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\x0e\n\x06\x66ormat\x18\x02 \x01(\t\x12\x13\n\x0borientation\x18\x03 \x01(\x05\"~\n\x18ReviewObservationRequest\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x0f\n\x05label\x18\x02 \x01(\tH\x00\x12\x15\n\x0bundecidable\x18\x03 \x01(\x08H\x00\x12\x10\n\x06reject\x18\x04 \x01(\x08H\x00\x12\x11\n\x07release\x18\x05 \x01(\x08H\x00\x42\t\n\x07verdict\"P\n\x19ReviewObservationResponse\x12\x33\n\x0bobservation\x18\x01 \x01(\x0b\x32\x1e.aimass.trainer.v1.Observation2\x97\x05\n\x0f\x46\x65\x65\x64\x62\x61\x63kService\x12_\n\x0cSendFeedback\x12&.aimass.trainer.v1.SendFeedbackRequest\x1a\'.aimass.trainer.v1.SendFeedbackResponse\x12g\n\x0eImportFeedback\x12(.aimass.trainer.v1.ImportFeedbackRequest\x1a).aimass.trainer.v1.ImportFeedbackResponse(\x01\x12g\n\x0e\x45xportFeedback\x12(.aimass.trainer.v1.ExportFeedbackRequest\x1a).aimass.trainer.v1.ExportFeedbackResponse0\x01\x12k\n\x10ListObservations\x12*.aimass.trainer.v1.ListObservationsRequest\x1a+.aimass.trainer.v1.ListObservationsResponse\x12t\n\x13GetObservationImage\x12-.aimass.trainer.v1.GetObservationImageRequest\x1a..aimass.trainer.v1.GetObservationImageResponse\x12n\n\x11ReviewObservation\x12+.aimass.trainer.v1.ReviewObservationRequest\x1a,.aimass.trainer.v1.ReviewObservationResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n aimass/trainer/v1/feedback.proto\x12\x11\x61imass.trainer.v1\x1a\x1c\x61imass/trainer/v1/data.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf3\x05\n\x0bObservation\x12\n\n\x02id\x18\x01 \x01(\x03\x12\r\n\x05model\x18\x02 \x01(\t\x12\x16\n\x0e\x63ontent_digest\x18\x03 \x01(\t\x12\x33\n\x05state\x18\x04 \x01(\x0e\x32$.aimass.trainer.v1.Observation.State\x12\x14\n\x0cstate_reason\x18\x05 \x01(\t\x12\x14\n\x0cstate_detail\x18\x06 \x01(\t\x12\x31\n\x04role\x18\x07 \x01(\x0e\x32#.aimass.trainer.v1.Observation.Role\x12\r\n\x05label\x18\x08 \x01(\t\x12\x19\n\x11label_probability\x18\t \x01(\x01\x12&\n\x05votes\x18\n \x03(\x0b\x32\x17.aimass.trainer.v1.Vote\x12\x17\n\x0fpredicted_label\x18\x0b \x01(\t\x12\x1d\n\x15predicted_probability\x18\x0c \x01(\x01\x12\x0f\n\x07version\x18\r \x01(\x03\x12\r\n\x05\x64rawn\x18\x0e \x01(\x08\x12\x17\n\x0f\x63\x61ndidate_label\x18\x0f \x01(\t\x12\x16\n\x0e\x63hampion_label\x18\x10 \x01(\t\x12\x16\n\x0eprediction_ids\x18\x11 \x03(\t\x12\x11\n\tsample_id\x18\x12 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x62lind\x18\x14 \x01(\x08\"\x98\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTATE_CAPTURED\x10\x01\x12\x11\n\rSTATE_PENDING\x10\x02\x12\x12\n\x0eSTATE_ACCEPTED\x10\x03\x12\x15\n\x11STATE_QUARANTINED\x10\x04\x12\x12\n\x0eSTATE_PROPOSED\x10\x05\x12\x12\n\x0eSTATE_REJECTED\x10\x06\"<\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n\nROLE_TRAIN\x10\x01\x12\x0e\n\nROLE_JUDGE\x10\x02\"v\n\x04Vote\x12\x13\n\x0b\x63ontributor\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x0f\n\x07trusted\x18\x03 \x01(\x08\x12\x0f\n\x07\x63omment\x18\x04 \x01(\t\x12(\n\x04time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x8a\x01\n\x13SendFeedbackRequest\x12\x15\n\rprediction_id\x18\x01 \x01(\t\x12\x0f\n\x05label\x18\x02 \x01(\tH\x00\x12\x11\n\x07\x63orrect\x18\x03 \x01(\x08H\x00\x12\x0f\n\x07\x63omment\x18\x04 \x01(\t\x12\r\n\x05image\x18\x05 \x01(\x0c\x12\r\n\x05model\x18\x06 \x01(\tB\t\n\x07verdict\"\x8a\x01\n\x14SendFeedbackResponse\x12\x33\n\x05state\x18\x01 \x01(\x0e\x32$.aimass.trainer.v1.Observation.State\x12\x14\n\x0cstate_reason\x18\x02 \x01(\t\x12\x16\n\x0eobservation_id\x18\x03 \x01(\x03\x12\x0f\n\x07\x63reated\x18\x04 \x01(\x08\"\xb3\x01\n\x15ImportFeedbackRequest\x12\x39\n\x06header\x18\x01 \x01(\x0b\x32\'.aimass.trainer.v1.ImportFeedbackHeaderH\x00\x12:\n\x08\x66\x65\x65\x64\x62\x61\x63k\x18\x02 \x01(\x0b\x32&.aimass.trainer.v1.SendFeedbackRequestH\x00\x12\x1b\n\x11label_studio_json\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04part\"%\n\x14ImportFeedbackHeader\x12\r\n\x05model\x18\x01 \x01(\t\"\x98\x01\n\x16ImportFeedbackResponse\x12\x16\n\x0e\x61\x63\x63\x65pted_count\x18\x01 \x01(\x03\x12\x17\n\x0f\x64uplicate_count\x18\x02 \x01(\x03\x12\x16\n\x0erejected_count\x18\x03 \x01(\x03\x12\x35\n\nrejections\x18\x04 \x03(\x0b\x32!.aimass.trainer.v1.RejectedSample\"\xec\x01\n\x15\x45xportFeedbackRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12?\n\x06\x66ormat\x18\x02 \x01(\x0e\x32/.aimass.trainer.v1.ExportFeedbackRequest.Format\x12\x1c\n\x14\x61\x66ter_observation_id\x18\x03 \x01(\x03\x12\x13\n\x0bwith_images\x18\x04 \x01(\x08\"P\n\x06\x46ormat\x12\x16\n\x12\x46ORMAT_UNSPECIFIED\x10\x00\x12\x15\n\x11\x46ORMAT_JSON_LINES\x10\x01\x12\x17\n\x13\x46ORMAT_LABEL_STUDIO\x10\x02\"\'\n\x16\x45xportFeedbackResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"\x8d\x03\n\x17ListObservationsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x34\n\x06states\x18\x02 \x03(\x0e\x32$.aimass.trainer.v1.Observation.State\x12?\n\x05order\x18\x03 \x01(\x0e\x32\x30.aimass.trainer.v1.ListObservationsRequest.Order\x12\r\n\x05label\x18\x04 \x01(\t\x12\x13\n\x0b\x63ontributor\x18\x05 \x01(\t\x12\x31\n\x04role\x18\x06 \x01(\x0e\x32#.aimass.trainer.v1.Observation.Role\x12\x11\n\tpage_size\x18\x07 \x01(\x05\x12\x12\n\npage_token\x18\x08 \x01(\t\"n\n\x05Order\x12\x15\n\x11ORDER_UNSPECIFIED\x10\x00\x12\x10\n\x0cORDER_NEWEST\x10\x01\x12\x13\n\x0fORDER_UNCERTAIN\x10\x02\x12\x16\n\x12ORDER_DISAGREEMENT\x10\x03\x12\x0f\n\x0bORDER_DRAWN\x10\x04\"\x80\x01\n\x18ListObservationsResponse\x12\x34\n\x0cobservations\x18\x01 \x03(\x0b\x32\x1e.aimass.trainer.v1.Observation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x15\n\rwaiting_count\x18\x03 \x01(\x03\"(\n\x1aGetObservationImageRequest\x12\n\n\x02id\x18\x01 \x01(\x03\"Q\n\x1bGetObservationImageResponse\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\x0e\n\x06\x66ormat\x18\x02 \x01(\t\x12\x13\n\x0borientation\x18\x03 \x01(\x05\"~\n\x18ReviewObservationRequest\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x0f\n\x05label\x18\x02 \x01(\tH\x00\x12\x15\n\x0bundecidable\x18\x03 \x01(\x08H\x00\x12\x10\n\x06reject\x18\x04 \x01(\x08H\x00\x12\x11\n\x07release\x18\x05 \x01(\x08H\x00\x42\t\n\x07verdict\"P\n\x19ReviewObservationResponse\x12\x33\n\x0bobservation\x18\x01 \x01(\x0b\x32\x1e.aimass.trainer.v1.Observation2\x97\x05\n\x0f\x46\x65\x65\x64\x62\x61\x63kService\x12_\n\x0cSendFeedback\x12&.aimass.trainer.v1.SendFeedbackRequest\x1a\'.aimass.trainer.v1.SendFeedbackResponse\x12g\n\x0eImportFeedback\x12(.aimass.trainer.v1.ImportFeedbackRequest\x1a).aimass.trainer.v1.ImportFeedbackResponse(\x01\x12g\n\x0e\x45xportFeedback\x12(.aimass.trainer.v1.ExportFeedbackRequest\x1a).aimass.trainer.v1.ExportFeedbackResponse0\x01\x12k\n\x10ListObservations\x12*.aimass.trainer.v1.ListObservationsRequest\x1a+.aimass.trainer.v1.ListObservationsResponse\x12t\n\x13GetObservationImage\x12-.aimass.trainer.v1.GetObservationImageRequest\x1a..aimass.trainer.v1.GetObservationImageResponse\x12n\n\x11ReviewObservation\x12+.aimass.trainer.v1.ReviewObservationRequest\x1a,.aimass.trainer.v1.ReviewObservationResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,43 +34,43 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'aimass.trainer.v1.feedback_
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_OBSERVATION']._serialized_start=119
-  _globals['_OBSERVATION']._serialized_end=859
-  _globals['_OBSERVATION_STATE']._serialized_start=645
-  _globals['_OBSERVATION_STATE']._serialized_end=797
-  _globals['_OBSERVATION_ROLE']._serialized_start=799
-  _globals['_OBSERVATION_ROLE']._serialized_end=859
-  _globals['_VOTE']._serialized_start=861
-  _globals['_VOTE']._serialized_end=979
-  _globals['_SENDFEEDBACKREQUEST']._serialized_start=982
-  _globals['_SENDFEEDBACKREQUEST']._serialized_end=1120
-  _globals['_SENDFEEDBACKRESPONSE']._serialized_start=1123
-  _globals['_SENDFEEDBACKRESPONSE']._serialized_end=1261
-  _globals['_IMPORTFEEDBACKREQUEST']._serialized_start=1264
-  _globals['_IMPORTFEEDBACKREQUEST']._serialized_end=1443
-  _globals['_IMPORTFEEDBACKHEADER']._serialized_start=1445
-  _globals['_IMPORTFEEDBACKHEADER']._serialized_end=1482
-  _globals['_IMPORTFEEDBACKRESPONSE']._serialized_start=1485
-  _globals['_IMPORTFEEDBACKRESPONSE']._serialized_end=1637
-  _globals['_EXPORTFEEDBACKREQUEST']._serialized_start=1640
-  _globals['_EXPORTFEEDBACKREQUEST']._serialized_end=1876
-  _globals['_EXPORTFEEDBACKREQUEST_FORMAT']._serialized_start=1796
-  _globals['_EXPORTFEEDBACKREQUEST_FORMAT']._serialized_end=1876
-  _globals['_EXPORTFEEDBACKRESPONSE']._serialized_start=1878
-  _globals['_EXPORTFEEDBACKRESPONSE']._serialized_end=1917
-  _globals['_LISTOBSERVATIONSREQUEST']._serialized_start=1920
-  _globals['_LISTOBSERVATIONSREQUEST']._serialized_end=2317
-  _globals['_LISTOBSERVATIONSREQUEST_ORDER']._serialized_start=2207
-  _globals['_LISTOBSERVATIONSREQUEST_ORDER']._serialized_end=2317
-  _globals['_LISTOBSERVATIONSRESPONSE']._serialized_start=2320
-  _globals['_LISTOBSERVATIONSRESPONSE']._serialized_end=2448
-  _globals['_GETOBSERVATIONIMAGEREQUEST']._serialized_start=2450
-  _globals['_GETOBSERVATIONIMAGEREQUEST']._serialized_end=2490
-  _globals['_GETOBSERVATIONIMAGERESPONSE']._serialized_start=2492
-  _globals['_GETOBSERVATIONIMAGERESPONSE']._serialized_end=2573
-  _globals['_REVIEWOBSERVATIONREQUEST']._serialized_start=2575
-  _globals['_REVIEWOBSERVATIONREQUEST']._serialized_end=2701
-  _globals['_REVIEWOBSERVATIONRESPONSE']._serialized_start=2703
-  _globals['_REVIEWOBSERVATIONRESPONSE']._serialized_end=2783
-  _globals['_FEEDBACKSERVICE']._serialized_start=2786
-  _globals['_FEEDBACKSERVICE']._serialized_end=3449
+  _globals['_OBSERVATION']._serialized_end=874
+  _globals['_OBSERVATION_STATE']._serialized_start=660
+  _globals['_OBSERVATION_STATE']._serialized_end=812
+  _globals['_OBSERVATION_ROLE']._serialized_start=814
+  _globals['_OBSERVATION_ROLE']._serialized_end=874
+  _globals['_VOTE']._serialized_start=876
+  _globals['_VOTE']._serialized_end=994
+  _globals['_SENDFEEDBACKREQUEST']._serialized_start=997
+  _globals['_SENDFEEDBACKREQUEST']._serialized_end=1135
+  _globals['_SENDFEEDBACKRESPONSE']._serialized_start=1138
+  _globals['_SENDFEEDBACKRESPONSE']._serialized_end=1276
+  _globals['_IMPORTFEEDBACKREQUEST']._serialized_start=1279
+  _globals['_IMPORTFEEDBACKREQUEST']._serialized_end=1458
+  _globals['_IMPORTFEEDBACKHEADER']._serialized_start=1460
+  _globals['_IMPORTFEEDBACKHEADER']._serialized_end=1497
+  _globals['_IMPORTFEEDBACKRESPONSE']._serialized_start=1500
+  _globals['_IMPORTFEEDBACKRESPONSE']._serialized_end=1652
+  _globals['_EXPORTFEEDBACKREQUEST']._serialized_start=1655
+  _globals['_EXPORTFEEDBACKREQUEST']._serialized_end=1891
+  _globals['_EXPORTFEEDBACKREQUEST_FORMAT']._serialized_start=1811
+  _globals['_EXPORTFEEDBACKREQUEST_FORMAT']._serialized_end=1891
+  _globals['_EXPORTFEEDBACKRESPONSE']._serialized_start=1893
+  _globals['_EXPORTFEEDBACKRESPONSE']._serialized_end=1932
+  _globals['_LISTOBSERVATIONSREQUEST']._serialized_start=1935
+  _globals['_LISTOBSERVATIONSREQUEST']._serialized_end=2332
+  _globals['_LISTOBSERVATIONSREQUEST_ORDER']._serialized_start=2222
+  _globals['_LISTOBSERVATIONSREQUEST_ORDER']._serialized_end=2332
+  _globals['_LISTOBSERVATIONSRESPONSE']._serialized_start=2335
+  _globals['_LISTOBSERVATIONSRESPONSE']._serialized_end=2463
+  _globals['_GETOBSERVATIONIMAGEREQUEST']._serialized_start=2465
+  _globals['_GETOBSERVATIONIMAGEREQUEST']._serialized_end=2505
+  _globals['_GETOBSERVATIONIMAGERESPONSE']._serialized_start=2507
+  _globals['_GETOBSERVATIONIMAGERESPONSE']._serialized_end=2588
+  _globals['_REVIEWOBSERVATIONREQUEST']._serialized_start=2590
+  _globals['_REVIEWOBSERVATIONREQUEST']._serialized_end=2716
+  _globals['_REVIEWOBSERVATIONRESPONSE']._serialized_start=2718
+  _globals['_REVIEWOBSERVATIONRESPONSE']._serialized_end=2798
+  _globals['_FEEDBACKSERVICE']._serialized_start=2801
+  _globals['_FEEDBACKSERVICE']._serialized_end=3464
 # @@protoc_insertion_point(module_scope)

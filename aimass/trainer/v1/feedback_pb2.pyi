@@ -36,9 +36,9 @@ class Observation(_message.Message):
         STATE_UNSPECIFIED: Observation._State.ValueType  # 0
         """Not set."""
         STATE_CAPTURED: Observation._State.ValueType  # 1
-        """Nobody has said anything of it."""
+        """Nobody has said anything of it that counts."""
         STATE_PENDING: Observation._State.ValueType  # 2
-        """Too little was said of it."""
+        """Too little was said of it; of one to judge by, a reviewer must say something."""
         STATE_ACCEPTED: Observation._State.ValueType  # 3
         """It is a sample, with a label."""
         STATE_QUARANTINED: Observation._State.ValueType  # 4
@@ -46,7 +46,7 @@ class Observation(_message.Message):
         STATE_PROPOSED: Observation._State.ValueType  # 5
         """It was given a label that the model does not know."""
         STATE_REJECTED: Observation._State.ValueType  # 6
-        """A reviewer does not want it."""
+        """A reviewer does not want it, or says that nobody can tell what it is."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """How far it has come."""
@@ -54,9 +54,9 @@ class Observation(_message.Message):
     STATE_UNSPECIFIED: Observation.State.ValueType  # 0
     """Not set."""
     STATE_CAPTURED: Observation.State.ValueType  # 1
-    """Nobody has said anything of it."""
+    """Nobody has said anything of it that counts."""
     STATE_PENDING: Observation.State.ValueType  # 2
-    """Too little was said of it."""
+    """Too little was said of it; of one to judge by, a reviewer must say something."""
     STATE_ACCEPTED: Observation.State.ValueType  # 3
     """It is a sample, with a label."""
     STATE_QUARANTINED: Observation.State.ValueType  # 4
@@ -64,7 +64,7 @@ class Observation(_message.Message):
     STATE_PROPOSED: Observation.State.ValueType  # 5
     """It was given a label that the model does not know."""
     STATE_REJECTED: Observation.State.ValueType  # 6
-    """A reviewer does not want it."""
+    """A reviewer does not want it, or says that nobody can tell what it is."""
 
     class _Role:
         ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -108,6 +108,7 @@ class Observation(_message.Message):
     PREDICTION_IDS_FIELD_NUMBER: _builtins.int
     SAMPLE_ID_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    BLIND_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Identity within the trainer; rises in the order of arrival."""
     model: _builtins.str
@@ -119,30 +120,35 @@ class Observation(_message.Message):
     state_reason: _builtins.str
     """Stable word that says why, such as `NEIGHBOURS_DISAGREE`; empty where the state says all."""
     state_detail: _builtins.str
-    """Sentence with the figures."""
+    """Sentence with the figures; withheld with the votes."""
     role: Global___Observation.Role.ValueType
     """Role."""
     label: _builtins.str
-    """Label: the accepted one, or the leading one; empty when there is none."""
+    """Label: the accepted one, or the leading one; empty when there is none, and withheld with the votes."""
     label_probability: _builtins.float
-    """Probability of that label given what was said; 0 when nothing was."""
+    """Probability of that label given what was said; 0 when nothing was, and withheld with the votes."""
     predicted_label: _builtins.str
-    """Label that was answered first."""
+    """Label that was answered first; empty where no answer was captured, and withheld where `blind`."""
     predicted_probability: _builtins.float
-    """Its probability."""
+    """Its probability; withheld where `blind`."""
     version: _builtins.int
-    """Version that answered first."""
+    """Version that answered first; 0 where no answer was captured."""
     drawn: _builtins.bool
     """Whether it was drawn at random, so that it counts for live accuracy."""
     candidate_label: _builtins.str
-    """Label that the candidate gives it, where one is judged."""
+    """Label that the candidate gives it, where one is judged; withheld where `blind`."""
     champion_label: _builtins.str
-    """Label that the champion gives it, where a candidate is judged."""
+    """Label that the champion gives it, where a candidate is judged; withheld where `blind`."""
     sample_id: _builtins.int
     """Sample that it is; 0 when it is none."""
+    blind: _builtins.bool
+    """Whether reviewers have to decide on it without knowing what versions answer: it is drawn or has the role to judge,
+    so that accuracy and candidates are judged by it, and no reviewer has decided on it yet. What others say is
+    withheld as well, unless it is to learn from and QUARANTINED or PROPOSED: then that is what has to be decided.
+    """
     @_builtins.property
     def votes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Vote]:
-        """What was said."""
+        """What was said; may be withheld, see `blind`."""
 
     @_builtins.property
     def prediction_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -174,10 +180,11 @@ class Observation(_message.Message):
         prediction_ids: _abc.Iterable[_builtins.str] | None = ...,
         sample_id: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        blind: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidate_label", b"candidate_label", "champion_label", b"champion_label", "content_digest", b"content_digest", "create_time", b"create_time", "drawn", b"drawn", "id", b"id", "label", b"label", "label_probability", b"label_probability", "model", b"model", "predicted_label", b"predicted_label", "predicted_probability", b"predicted_probability", "prediction_ids", b"prediction_ids", "role", b"role", "sample_id", b"sample_id", "state", b"state", "state_detail", b"state_detail", "state_reason", b"state_reason", "version", b"version", "votes", b"votes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blind", b"blind", "candidate_label", b"candidate_label", "champion_label", b"champion_label", "content_digest", b"content_digest", "create_time", b"create_time", "drawn", b"drawn", "id", b"id", "label", b"label", "label_probability", b"label_probability", "model", b"model", "predicted_label", b"predicted_label", "predicted_probability", b"predicted_probability", "prediction_ids", b"prediction_ids", "role", b"role", "sample_id", b"sample_id", "state", b"state", "state_detail", b"state_detail", "state_reason", b"state_reason", "version", b"version", "votes", b"votes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -197,7 +204,9 @@ class Vote(_message.Message):
     contributor: _builtins.str
     """Who."""
     label: _builtins.str
-    """Label; empty where the contributor cannot tell."""
+    """Label; empty where the contributor names none: cannot tell, does not want the picture, or says only that the answer
+    is wrong.
+    """
     trusted: _builtins.bool
     """Whether the contributor is trusted."""
     comment: _builtins.str
@@ -238,13 +247,16 @@ class SendFeedbackRequest(_message.Message):
     prediction_id: _builtins.str
     """Prediction; required unless image and model are given."""
     label: _builtins.str
-    """What it should have been: a label of the model, or one to propose, of at most 200 characters."""
+    """What it should have been: a label of the model, whatever its case, or one to propose, of at most 200 characters."""
     correct: _builtins.bool
-    """Whether the answer was right."""
+    """Whether the answer was right, which counts as its label. Where it was not, that alone is no label: a picture of
+    which nothing else was said stays PENDING with the reason `NEEDS_LABEL`, or `WAITS_FOR_REVIEW` where it judges.
+    Only for predictions that were captured.
+    """
     comment: _builtins.str
     """Comment of at most 1,000 characters; kept, never learnt from."""
     image: _builtins.bytes
-    """The image again, where the prediction was not captured."""
+    """The image again, where the prediction was not captured; comes with model and a label."""
     model: _builtins.str
     """Model, where the prediction was not captured."""
     def __init__(
@@ -280,7 +292,7 @@ class SendFeedbackResponse(_message.Message):
     state: Global___Observation.State.ValueType
     """State of the picture."""
     state_reason: _builtins.str
-    """Why; see `Observation.state_reason`."""
+    """Why; as `Observation.state_reason`."""
     observation_id: _builtins.int
     """Picture."""
     created: _builtins.bool
@@ -311,7 +323,7 @@ class ImportFeedbackRequest(_message.Message):
     FEEDBACK_FIELD_NUMBER: _builtins.int
     LABEL_STUDIO_JSON_FIELD_NUMBER: _builtins.int
     label_studio_json: _builtins.bytes
-    """Next task as Label Studio exports it, JSON."""
+    """Next task as Label Studio exports it, JSON, or a list of some; its newest annotation counts."""
     @_builtins.property
     def header(self) -> Global___ImportFeedbackHeader:
         """First message, once."""
@@ -410,7 +422,9 @@ class ExportFeedbackRequest(_message.Message):
         FORMAT_UNSPECIFIED: ExportFeedbackRequest._Format.ValueType  # 0
         """Not set."""
         FORMAT_JSON_LINES: ExportFeedbackRequest._Format.ValueType  # 1
-        """One JSON object a line."""
+        """One JSON object a line. Its `label` is empty where a listing would withhold it: else the file, imported again by
+        somebody who is trusted, would let what others say decide.
+        """
         FORMAT_LABEL_STUDIO: ExportFeedbackRequest._Format.ValueType  # 2
         """Tasks as Label Studio imports them."""
 
@@ -420,7 +434,9 @@ class ExportFeedbackRequest(_message.Message):
     FORMAT_UNSPECIFIED: ExportFeedbackRequest.Format.ValueType  # 0
     """Not set."""
     FORMAT_JSON_LINES: ExportFeedbackRequest.Format.ValueType  # 1
-    """One JSON object a line."""
+    """One JSON object a line. Its `label` is empty where a listing would withhold it: else the file, imported again by
+    somebody who is trusted, would let what others say decide.
+    """
     FORMAT_LABEL_STUDIO: ExportFeedbackRequest.Format.ValueType  # 2
     """Tasks as Label Studio imports them."""
 
@@ -491,11 +507,11 @@ class ListObservationsRequest(_message.Message):
         ORDER_NEWEST: ListObservationsRequest._Order.ValueType  # 1
         """Newest first."""
         ORDER_UNCERTAIN: ListObservationsRequest._Order.ValueType  # 2
-        """Those first of which the model was least sure."""
+        """Those first of which the model was least sure; only those that it has answered."""
         ORDER_DISAGREEMENT: ListObservationsRequest._Order.ValueType  # 3
-        """Those first on which candidate and champion differ."""
+        """Draws with the role to judge that no reviewer has decided on, those first on which candidate and champion differ."""
         ORDER_DRAWN: ListObservationsRequest._Order.ValueType  # 4
-        """Those drawn at random, in their order."""
+        """Draws, of either role, that no reviewer has decided on, in the order in which they were drawn."""
 
     class Order(_Order, metaclass=_OrderEnumTypeWrapper):
         """In what order."""
@@ -505,11 +521,11 @@ class ListObservationsRequest(_message.Message):
     ORDER_NEWEST: ListObservationsRequest.Order.ValueType  # 1
     """Newest first."""
     ORDER_UNCERTAIN: ListObservationsRequest.Order.ValueType  # 2
-    """Those first of which the model was least sure."""
+    """Those first of which the model was least sure; only those that it has answered."""
     ORDER_DISAGREEMENT: ListObservationsRequest.Order.ValueType  # 3
-    """Those first on which candidate and champion differ."""
+    """Draws with the role to judge that no reviewer has decided on, those first on which candidate and champion differ."""
     ORDER_DRAWN: ListObservationsRequest.Order.ValueType  # 4
-    """Those drawn at random, in their order."""
+    """Draws, of either role, that no reviewer has decided on, in the order in which they were drawn."""
 
     MODEL_FIELD_NUMBER: _builtins.int
     STATES_FIELD_NUMBER: _builtins.int
@@ -524,7 +540,7 @@ class ListObservationsRequest(_message.Message):
     order: Global___ListObservationsRequest.Order.ValueType
     """Order."""
     label: _builtins.str
-    """Only with this label, accepted or leading."""
+    """Only with this label, accepted or leading; those whose label is withheld are left out."""
     contributor: _builtins.str
     """Only those that this contributor has said something of."""
     role: Global___Observation.Role.ValueType
@@ -569,7 +585,7 @@ class ListObservationsResponse(_message.Message):
     next_page_token: _builtins.str
     """Where the next page begins; empty on the last one."""
     waiting_count: _builtins.int
-    """How many wait for a reviewer in all."""
+    """How many of the model wait for a reviewer in all: QUARANTINED and PROPOSED ones, and draws without a decision."""
     @_builtins.property
     def observations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Observation]:
         """Pictures, without their files."""
@@ -661,7 +677,7 @@ class ReviewObservationRequest(_message.Message):
     reject: _builtins.bool
     """That it shall not be used."""
     release: _builtins.bool
-    """That it leaves quarantine with its leading label."""
+    """That it leaves quarantine with its leading label, which must not be withheld."""
     def __init__(
         self,
         *,

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class FeedbackServiceStub(object):
-    """Takes in labels of what was predicted.
+    """Takes in labels of what was predicted. Needs scope `feedback`, but for what is said to need `admin`.
     """
 
     def __init__(self, channel):
@@ -68,14 +68,17 @@ class FeedbackServiceStub(object):
 
 
 class FeedbackServiceServicer(object):
-    """Takes in labels of what was predicted.
+    """Takes in labels of what was predicted. Needs scope `feedback`, but for what is said to need `admin`.
     """
 
     def SendFeedback(self, request, context):
         """Says what a prediction should have been.
 
-        Idempotent: the last word of a contributor on a picture counts, and the same one again changes nothing. Ends with:
-        - INVALID_ARGUMENT when there is neither label nor correct, or a value is malformed,
+        Idempotent: the last word of a contributor on a picture counts, and the same one again changes nothing. The word of
+        a trusted contributor decides, as a review does. Ends with:
+        - INVALID_ARGUMENT when there is neither label nor correct, or a value is malformed; with the reason
+        `ANSWER_UNKNOWN` when correct, true or false, is said with an image of a prediction that was not captured: only
+        a label tells something then,
         - NOT_FOUND when the prediction was not captured and no image came, or there is no such model,
         - PERMISSION_DENIED when the contributor is blocked or the key has no scope `feedback`,
         - RESOURCE_EXHAUSTED when the contributor says too much at a time, or the disk is full.
@@ -85,16 +88,28 @@ class FeedbackServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ImportFeedback(self, request_iterator, context):
-        """Takes in many labels; each refused one fails alone. Ends as `DataService.ImportSamples` does.
+        """Takes in many labels, each as `SendFeedback` does with a word of the caller; each refused one fails alone, also
+        where the caller is blocked, says too much at a time, or the disk is full.
+
+        Of a call that breaks off, a beginning is kept; sending all of it again is safe. Ends with:
+        - INVALID_ARGUMENT when the first message is not the header,
+        - NOT_FOUND when the model is unknown,
+        - DEADLINE_EXCEEDED when nothing came for 60 seconds,
+        - PERMISSION_DENIED when the key has no scope `feedback`,
+        - UNAVAILABLE when the server stops before all have arrived, or the database does not answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ExportFeedback(self, request, context):
-        """Gives all pictures of a model with what was said of them, as a file in pieces.
+        """Gives all pictures of a model of which something was said, with what was, as a file in pieces.
 
-        Ends with NOT_FOUND when the model is unknown, and with INVALID_ARGUMENT when no format is named.
+        Needs scope `admin`. Lines of JSON are the whole record; tasks of Label Studio are for annotators, and lack what
+        `Observation.blind` withholds. Ends with:
+        - INVALID_ARGUMENT when no format is named,
+        - NOT_FOUND when the model is unknown,
+        - PERMISSION_DENIED when the caller is no administrator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -103,14 +118,16 @@ class FeedbackServiceServicer(object):
     def ListObservations(self, request, context):
         """Lists pictures that users have sent: the queue of reviews.
 
-        Ends with NOT_FOUND when the model is unknown, and with INVALID_ARGUMENT when a value is malformed.
+        For trusted contributors, and for administrators. Ends with NOT_FOUND when the model is unknown, with
+        INVALID_ARGUMENT when a value is malformed, and with PERMISSION_DENIED when the caller is neither.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetObservationImage(self, request, context):
-        """Returns the picture of one. Ends with NOT_FOUND when it is unknown or was deleted.
+        """Returns the picture of one, to the same callers. Ends with NOT_FOUND when it is unknown or was deleted, and with
+        PERMISSION_DENIED as `ListObservations` does.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -119,8 +136,11 @@ class FeedbackServiceServicer(object):
     def ReviewObservation(self, request, context):
         """Decides on one; only a trusted contributor may. Idempotent.
 
-        Ends with NOT_FOUND when it is unknown or was deleted, with PERMISSION_DENIED when the contributor is not trusted,
-        and with INVALID_ARGUMENT when the label is malformed.
+        Ends with:
+        - INVALID_ARGUMENT when there is no verdict, the label is malformed, or there is none to release the picture
+        with; with the reason `BLIND` when there is one that the reviewer may not see,
+        - NOT_FOUND when it is unknown or was deleted,
+        - PERMISSION_DENIED when the contributor is not trusted, or is blocked.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -168,7 +188,7 @@ def add_FeedbackServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class FeedbackService(object):
-    """Takes in labels of what was predicted.
+    """Takes in labels of what was predicted. Needs scope `feedback`, but for what is said to need `admin`.
     """
 
     @staticmethod

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class FeedbackServiceStub:
-    """Takes in labels of what was predicted."""
+    """Takes in labels of what was predicted. Needs scope `feedback`, but for what is said to need `admin`."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -36,70 +36,114 @@ class FeedbackServiceStub:
     SendFeedback: _grpc.UnaryUnaryMultiCallable[_feedback_pb2.SendFeedbackRequest, _feedback_pb2.SendFeedbackResponse]
     """Says what a prediction should have been.
 
-    Idempotent: the last word of a contributor on a picture counts, and the same one again changes nothing. Ends with:
-      - INVALID_ARGUMENT when there is neither label nor correct, or a value is malformed,
+    Idempotent: the last word of a contributor on a picture counts, and the same one again changes nothing. The word of
+    a trusted contributor decides, as a review does. Ends with:
+      - INVALID_ARGUMENT when there is neither label nor correct, or a value is malformed; with the reason
+        `ANSWER_UNKNOWN` when correct, true or false, is said with an image of a prediction that was not captured: only
+        a label tells something then,
       - NOT_FOUND when the prediction was not captured and no image came, or there is no such model,
       - PERMISSION_DENIED when the contributor is blocked or the key has no scope `feedback`,
       - RESOURCE_EXHAUSTED when the contributor says too much at a time, or the disk is full.
     """
     ImportFeedback: _grpc.StreamUnaryMultiCallable[_feedback_pb2.ImportFeedbackRequest, _feedback_pb2.ImportFeedbackResponse]
-    """Takes in many labels; each refused one fails alone. Ends as `DataService.ImportSamples` does."""
-    ExportFeedback: _grpc.UnaryStreamMultiCallable[_feedback_pb2.ExportFeedbackRequest, _feedback_pb2.ExportFeedbackResponse]
-    """Gives all pictures of a model with what was said of them, as a file in pieces.
+    """Takes in many labels, each as `SendFeedback` does with a word of the caller; each refused one fails alone, also
+    where the caller is blocked, says too much at a time, or the disk is full.
 
-    Ends with NOT_FOUND when the model is unknown, and with INVALID_ARGUMENT when no format is named.
+    Of a call that breaks off, a beginning is kept; sending all of it again is safe. Ends with:
+      - INVALID_ARGUMENT when the first message is not the header,
+      - NOT_FOUND when the model is unknown,
+      - DEADLINE_EXCEEDED when nothing came for 60 seconds,
+      - PERMISSION_DENIED when the key has no scope `feedback`,
+      - UNAVAILABLE when the server stops before all have arrived, or the database does not answer.
+    """
+    ExportFeedback: _grpc.UnaryStreamMultiCallable[_feedback_pb2.ExportFeedbackRequest, _feedback_pb2.ExportFeedbackResponse]
+    """Gives all pictures of a model of which something was said, with what was, as a file in pieces.
+
+    Needs scope `admin`. Lines of JSON are the whole record; tasks of Label Studio are for annotators, and lack what
+    `Observation.blind` withholds. Ends with:
+      - INVALID_ARGUMENT when no format is named,
+      - NOT_FOUND when the model is unknown,
+      - PERMISSION_DENIED when the caller is no administrator.
     """
     ListObservations: _grpc.UnaryUnaryMultiCallable[_feedback_pb2.ListObservationsRequest, _feedback_pb2.ListObservationsResponse]
     """Lists pictures that users have sent: the queue of reviews.
 
-    Ends with NOT_FOUND when the model is unknown, and with INVALID_ARGUMENT when a value is malformed.
+    For trusted contributors, and for administrators. Ends with NOT_FOUND when the model is unknown, with
+    INVALID_ARGUMENT when a value is malformed, and with PERMISSION_DENIED when the caller is neither.
     """
     GetObservationImage: _grpc.UnaryUnaryMultiCallable[_feedback_pb2.GetObservationImageRequest, _feedback_pb2.GetObservationImageResponse]
-    """Returns the picture of one. Ends with NOT_FOUND when it is unknown or was deleted."""
+    """Returns the picture of one, to the same callers. Ends with NOT_FOUND when it is unknown or was deleted, and with
+    PERMISSION_DENIED as `ListObservations` does.
+    """
     ReviewObservation: _grpc.UnaryUnaryMultiCallable[_feedback_pb2.ReviewObservationRequest, _feedback_pb2.ReviewObservationResponse]
     """Decides on one; only a trusted contributor may. Idempotent.
 
-    Ends with NOT_FOUND when it is unknown or was deleted, with PERMISSION_DENIED when the contributor is not trusted,
-    and with INVALID_ARGUMENT when the label is malformed.
+    Ends with:
+      - INVALID_ARGUMENT when there is no verdict, the label is malformed, or there is none to release the picture
+        with; with the reason `BLIND` when there is one that the reviewer may not see,
+      - NOT_FOUND when it is unknown or was deleted,
+      - PERMISSION_DENIED when the contributor is not trusted, or is blocked.
     """
 
 @_typing.type_check_only
 class FeedbackServiceAsyncStub(FeedbackServiceStub):
-    """Takes in labels of what was predicted."""
+    """Takes in labels of what was predicted. Needs scope `feedback`, but for what is said to need `admin`."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     SendFeedback: _aio.UnaryUnaryMultiCallable[_feedback_pb2.SendFeedbackRequest, _feedback_pb2.SendFeedbackResponse]  # type: ignore[assignment]
     """Says what a prediction should have been.
 
-    Idempotent: the last word of a contributor on a picture counts, and the same one again changes nothing. Ends with:
-      - INVALID_ARGUMENT when there is neither label nor correct, or a value is malformed,
+    Idempotent: the last word of a contributor on a picture counts, and the same one again changes nothing. The word of
+    a trusted contributor decides, as a review does. Ends with:
+      - INVALID_ARGUMENT when there is neither label nor correct, or a value is malformed; with the reason
+        `ANSWER_UNKNOWN` when correct, true or false, is said with an image of a prediction that was not captured: only
+        a label tells something then,
       - NOT_FOUND when the prediction was not captured and no image came, or there is no such model,
       - PERMISSION_DENIED when the contributor is blocked or the key has no scope `feedback`,
       - RESOURCE_EXHAUSTED when the contributor says too much at a time, or the disk is full.
     """
     ImportFeedback: _aio.StreamUnaryMultiCallable[_feedback_pb2.ImportFeedbackRequest, _feedback_pb2.ImportFeedbackResponse]  # type: ignore[assignment]
-    """Takes in many labels; each refused one fails alone. Ends as `DataService.ImportSamples` does."""
-    ExportFeedback: _aio.UnaryStreamMultiCallable[_feedback_pb2.ExportFeedbackRequest, _feedback_pb2.ExportFeedbackResponse]  # type: ignore[assignment]
-    """Gives all pictures of a model with what was said of them, as a file in pieces.
+    """Takes in many labels, each as `SendFeedback` does with a word of the caller; each refused one fails alone, also
+    where the caller is blocked, says too much at a time, or the disk is full.
 
-    Ends with NOT_FOUND when the model is unknown, and with INVALID_ARGUMENT when no format is named.
+    Of a call that breaks off, a beginning is kept; sending all of it again is safe. Ends with:
+      - INVALID_ARGUMENT when the first message is not the header,
+      - NOT_FOUND when the model is unknown,
+      - DEADLINE_EXCEEDED when nothing came for 60 seconds,
+      - PERMISSION_DENIED when the key has no scope `feedback`,
+      - UNAVAILABLE when the server stops before all have arrived, or the database does not answer.
+    """
+    ExportFeedback: _aio.UnaryStreamMultiCallable[_feedback_pb2.ExportFeedbackRequest, _feedback_pb2.ExportFeedbackResponse]  # type: ignore[assignment]
+    """Gives all pictures of a model of which something was said, with what was, as a file in pieces.
+
+    Needs scope `admin`. Lines of JSON are the whole record; tasks of Label Studio are for annotators, and lack what
+    `Observation.blind` withholds. Ends with:
+      - INVALID_ARGUMENT when no format is named,
+      - NOT_FOUND when the model is unknown,
+      - PERMISSION_DENIED when the caller is no administrator.
     """
     ListObservations: _aio.UnaryUnaryMultiCallable[_feedback_pb2.ListObservationsRequest, _feedback_pb2.ListObservationsResponse]  # type: ignore[assignment]
     """Lists pictures that users have sent: the queue of reviews.
 
-    Ends with NOT_FOUND when the model is unknown, and with INVALID_ARGUMENT when a value is malformed.
+    For trusted contributors, and for administrators. Ends with NOT_FOUND when the model is unknown, with
+    INVALID_ARGUMENT when a value is malformed, and with PERMISSION_DENIED when the caller is neither.
     """
     GetObservationImage: _aio.UnaryUnaryMultiCallable[_feedback_pb2.GetObservationImageRequest, _feedback_pb2.GetObservationImageResponse]  # type: ignore[assignment]
-    """Returns the picture of one. Ends with NOT_FOUND when it is unknown or was deleted."""
+    """Returns the picture of one, to the same callers. Ends with NOT_FOUND when it is unknown or was deleted, and with
+    PERMISSION_DENIED as `ListObservations` does.
+    """
     ReviewObservation: _aio.UnaryUnaryMultiCallable[_feedback_pb2.ReviewObservationRequest, _feedback_pb2.ReviewObservationResponse]  # type: ignore[assignment]
     """Decides on one; only a trusted contributor may. Idempotent.
 
-    Ends with NOT_FOUND when it is unknown or was deleted, with PERMISSION_DENIED when the contributor is not trusted,
-    and with INVALID_ARGUMENT when the label is malformed.
+    Ends with:
+      - INVALID_ARGUMENT when there is no verdict, the label is malformed, or there is none to release the picture
+        with; with the reason `BLIND` when there is one that the reviewer may not see,
+      - NOT_FOUND when it is unknown or was deleted,
+      - PERMISSION_DENIED when the contributor is not trusted, or is blocked.
     """
 
 class FeedbackServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Takes in labels of what was predicted."""
+    """Takes in labels of what was predicted. Needs scope `feedback`, but for what is said to need `admin`."""
 
     @_abc_1.abstractmethod
     def SendFeedback(
@@ -109,8 +153,11 @@ class FeedbackServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_feedback_pb2.SendFeedbackResponse, _abc.Awaitable[_feedback_pb2.SendFeedbackResponse]]:
         """Says what a prediction should have been.
 
-        Idempotent: the last word of a contributor on a picture counts, and the same one again changes nothing. Ends with:
-          - INVALID_ARGUMENT when there is neither label nor correct, or a value is malformed,
+        Idempotent: the last word of a contributor on a picture counts, and the same one again changes nothing. The word of
+        a trusted contributor decides, as a review does. Ends with:
+          - INVALID_ARGUMENT when there is neither label nor correct, or a value is malformed; with the reason
+            `ANSWER_UNKNOWN` when correct, true or false, is said with an image of a prediction that was not captured: only
+            a label tells something then,
           - NOT_FOUND when the prediction was not captured and no image came, or there is no such model,
           - PERMISSION_DENIED when the contributor is blocked or the key has no scope `feedback`,
           - RESOURCE_EXHAUSTED when the contributor says too much at a time, or the disk is full.
@@ -122,7 +169,16 @@ class FeedbackServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_feedback_pb2.ImportFeedbackRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_feedback_pb2.ImportFeedbackResponse, _abc.Awaitable[_feedback_pb2.ImportFeedbackResponse]]:
-        """Takes in many labels; each refused one fails alone. Ends as `DataService.ImportSamples` does."""
+        """Takes in many labels, each as `SendFeedback` does with a word of the caller; each refused one fails alone, also
+        where the caller is blocked, says too much at a time, or the disk is full.
+
+        Of a call that breaks off, a beginning is kept; sending all of it again is safe. Ends with:
+          - INVALID_ARGUMENT when the first message is not the header,
+          - NOT_FOUND when the model is unknown,
+          - DEADLINE_EXCEEDED when nothing came for 60 seconds,
+          - PERMISSION_DENIED when the key has no scope `feedback`,
+          - UNAVAILABLE when the server stops before all have arrived, or the database does not answer.
+        """
 
     @_abc_1.abstractmethod
     def ExportFeedback(
@@ -130,9 +186,13 @@ class FeedbackServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _feedback_pb2.ExportFeedbackRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_feedback_pb2.ExportFeedbackResponse], _abc.AsyncIterator[_feedback_pb2.ExportFeedbackResponse]]:
-        """Gives all pictures of a model with what was said of them, as a file in pieces.
+        """Gives all pictures of a model of which something was said, with what was, as a file in pieces.
 
-        Ends with NOT_FOUND when the model is unknown, and with INVALID_ARGUMENT when no format is named.
+        Needs scope `admin`. Lines of JSON are the whole record; tasks of Label Studio are for annotators, and lack what
+        `Observation.blind` withholds. Ends with:
+          - INVALID_ARGUMENT when no format is named,
+          - NOT_FOUND when the model is unknown,
+          - PERMISSION_DENIED when the caller is no administrator.
         """
 
     @_abc_1.abstractmethod
@@ -143,7 +203,8 @@ class FeedbackServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_feedback_pb2.ListObservationsResponse, _abc.Awaitable[_feedback_pb2.ListObservationsResponse]]:
         """Lists pictures that users have sent: the queue of reviews.
 
-        Ends with NOT_FOUND when the model is unknown, and with INVALID_ARGUMENT when a value is malformed.
+        For trusted contributors, and for administrators. Ends with NOT_FOUND when the model is unknown, with
+        INVALID_ARGUMENT when a value is malformed, and with PERMISSION_DENIED when the caller is neither.
         """
 
     @_abc_1.abstractmethod
@@ -152,7 +213,9 @@ class FeedbackServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _feedback_pb2.GetObservationImageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_feedback_pb2.GetObservationImageResponse, _abc.Awaitable[_feedback_pb2.GetObservationImageResponse]]:
-        """Returns the picture of one. Ends with NOT_FOUND when it is unknown or was deleted."""
+        """Returns the picture of one, to the same callers. Ends with NOT_FOUND when it is unknown or was deleted, and with
+        PERMISSION_DENIED as `ListObservations` does.
+        """
 
     @_abc_1.abstractmethod
     def ReviewObservation(
@@ -162,8 +225,11 @@ class FeedbackServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_feedback_pb2.ReviewObservationResponse, _abc.Awaitable[_feedback_pb2.ReviewObservationResponse]]:
         """Decides on one; only a trusted contributor may. Idempotent.
 
-        Ends with NOT_FOUND when it is unknown or was deleted, with PERMISSION_DENIED when the contributor is not trusted,
-        and with INVALID_ARGUMENT when the label is malformed.
+        Ends with:
+          - INVALID_ARGUMENT when there is no verdict, the label is malformed, or there is none to release the picture
+            with; with the reason `BLIND` when there is one that the reviewer may not see,
+          - NOT_FOUND when it is unknown or was deleted,
+          - PERMISSION_DENIED when the contributor is not trusted, or is blocked.
         """
 
 def add_FeedbackServiceServicer_to_server(servicer: FeedbackServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

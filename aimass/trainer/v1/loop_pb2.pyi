@@ -136,26 +136,28 @@ class Cycle(_message.Message):
     goal: Global___Cycle.Goal.ValueType
     """Goal."""
     reason: _builtins.str
-    """Why it began."""
+    """Why it began: `ACCEPTED_SAMPLES`, `DRIFT`, `ACCURACY`, `SCHEDULE`, `DELETION`, `BY_HAND` or `PROPOSED`."""
     strategy: _builtins.str
-    """How it trains: `refit`, `incremental` or `scratch`."""
+    """How it trains: `refit`, `incremental` or `scratch`; empty before that is chosen, and for a proposed version."""
     snapshot: _builtins.str
-    """Digest of its samples."""
+    """Digest of its samples; empty before they are chosen, and for a proposed version."""
     run_id: _builtins.str
-    """Run that trains."""
+    """Run that trains, the last one where several were tried; empty where there is none."""
     champion_version: _builtins.int
-    """Version that serves."""
+    """Version that served when it began."""
     candidate_version: _builtins.int
-    """Version that shall."""
+    """Version that shall; 0 before it is published."""
     promoted: _builtins.bool
     """Whether the candidate serves, or did."""
     @_builtins.property
     def gate(self) -> Global___GateFigures:
-        """Figures of the gate."""
+        """Figures of the gate; absent before it."""
 
     @_builtins.property
     def refusal(self) -> Global___Refusal:
-        """Why the candidate was refused; absent where it was not."""
+        """Why it ended without a promotion, or is about to: the candidate was refused, the run failed, or somebody or
+        something put an end to it; absent where none of this is so.
+        """
 
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
@@ -167,7 +169,7 @@ class Cycle(_message.Message):
 
     @_builtins.property
     def stage_durations(self) -> _containers.MessageMap[_builtins.str, _duration_pb2.Duration]:
-        """How long each stage took, by its name in lower case."""
+        """How long each stage that is over took, by its name in lower case."""
 
     def __init__(
         self,
@@ -295,11 +297,11 @@ class Refusal(_message.Message):
     BOUND_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     rule: _builtins.str
-    """Rule, such as `PER_CLASS` or `LATENCY`."""
+    """Rule, such as `CLASS_DROP`, `LATENCY_RATIO`, `NOT_PROVED`, `NOT_MEASURED` or `REJECTED_BY_HAND`."""
     figure: _builtins.float
-    """What was measured."""
+    """What was measured; 0 where the rule compares nothing."""
     bound: _builtins.float
-    """What was allowed."""
+    """What was allowed; 0 where the rule compares nothing."""
     message: _builtins.str
     """Sentence."""
     def __init__(
@@ -403,15 +405,17 @@ class GetLoopResponse(_message.Message):
     POLICY_JSON_FIELD_NUMBER: _builtins.int
     POLICY_DIGEST_FIELD_NUMBER: _builtins.int
     enabled: _builtins.bool
-    """Whether it is on."""
+    """Whether it is on and goes on by itself."""
     disabled_reason: _builtins.str
-    """Why it is not."""
+    """Why it is not, as a sentence; empty where it is."""
     reported_accuracy: _builtins.float
-    """Share of what users said that was consent; they mostly report mistakes, so it is no accuracy."""
+    """Share of what users said that was consent; they mostly report mistakes, so it is no accuracy. 0 where nothing was
+    said.
+    """
     accepted_count: _builtins.int
-    """Pictures that are samples."""
+    """Pictures that are samples to learn from."""
     accepted_since_snapshot: _builtins.int
-    """Those of them that no snapshot has."""
+    """Those of them that are newer than what any candidate has learnt that was promoted or refused."""
     pending_count: _builtins.int
     """Pictures of which too little was said."""
     quarantined_count: _builtins.int
@@ -419,9 +423,9 @@ class GetLoopResponse(_message.Message):
     proposed_count: _builtins.int
     """Pictures with a label that the model does not know."""
     to_judge_count: _builtins.int
-    """Pictures whose review would help to judge."""
+    """While a candidate is judged: pictures whose review would help most. Else: those that wait for a reviewer."""
     next_trigger: _builtins.str
-    """What the next cycle waits for."""
+    """What the next cycle waits for, as a sentence; empty while one is under way."""
     policy_json: _builtins.str
     """Policy in force, as JSON."""
     policy_digest: _builtins.str
@@ -432,15 +436,15 @@ class GetLoopResponse(_message.Message):
 
     @_builtins.property
     def last_cycle(self) -> Global___Cycle:
-        """Cycle before."""
+        """Cycle that ended last; absent before the first has."""
 
     @_builtins.property
     def live_accuracy(self) -> Global___Accuracy:
-        """Accuracy of the version that serves."""
+        """Accuracy of the version that serves; absent where none of its draws was judged, or inference is away."""
 
     @_builtins.property
     def alarms(self) -> _containers.RepeatedCompositeFieldContainer[Global___Alarm]:
-        """Newest alarms."""
+        """Newest 5 alarms, newest first."""
 
     def __init__(
         self,
@@ -496,7 +500,7 @@ class Accuracy(_message.Message):
     draw_count: _builtins.int
     """Reviewed draws that it is from."""
     lost_draw_count: _builtins.int
-    """Draws that were lost before they could be reviewed."""
+    """Answers of the version that were to be captured, by whatever strategy, and were lost."""
     def __init__(
         self,
         *,
@@ -528,7 +532,7 @@ class Alarm(_message.Message):
     THRESHOLD_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
-    """Detector: `ERROR`, `LABELS`, `SOFTMAX` or `EMBEDDING`."""
+    """Detector: `error_drift`, `label_shift`, `softmax_shift` or `embedding_shift`."""
     level: _builtins.float
     """What was measured."""
     threshold: _builtins.float
@@ -677,11 +681,13 @@ class TriggerCycleRequest(_message.Message):
     model: _builtins.str
     """Model; required."""
     reason: _builtins.str
-    """Why; kept with the cycle."""
+    """Why; kept in the event; at most 200 characters."""
     strategy: _builtins.str
     """How it shall train; the policy decides if empty."""
     request_id: _builtins.str
-    """Whoever asks twice with the same one asks once; any of 8 to 64 letters, digits and `-`; required."""
+    """Whoever asks twice with the same one asks once; any of 8 to 64 letters, digits and `-`, used once in a model, and
+    for one deletion; required.
+    """
     def __init__(
         self,
         *,
@@ -707,7 +713,7 @@ class TriggerCycleResponse(_message.Message):
     CYCLE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def cycle(self) -> Global___Cycle:
-        """Cycle."""
+        """Cycle, as it began."""
 
     def __init__(
         self,
@@ -765,7 +771,7 @@ class ProposeVersionResponse(_message.Message):
     CYCLE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def cycle(self) -> Global___Cycle:
-        """Cycle."""
+        """Cycle, as it began."""
 
     def __init__(
         self,
@@ -823,7 +829,7 @@ class PromoteCandidateResponse(_message.Message):
     EVENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def event(self) -> Global___Event:
-        """Event that says so."""
+        """Event `promoted`."""
 
     def __init__(
         self,
@@ -881,7 +887,7 @@ class RejectCandidateResponse(_message.Message):
     EVENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def event(self) -> Global___Event:
-        """Event that says so."""
+        """Event `cycle.ended`."""
 
     def __init__(
         self,
@@ -935,10 +941,10 @@ class RollBackResponse(_message.Message):
     EVENT_FIELD_NUMBER: _builtins.int
     STABLE_VERSION_FIELD_NUMBER: _builtins.int
     stable_version: _builtins.int
-    """Version that serves now."""
+    """Version that served from then on."""
     @_builtins.property
     def event(self) -> Global___Event:
-        """Event that says so."""
+        """Event `rolled_back`."""
 
     def __init__(
         self,
@@ -1050,12 +1056,12 @@ class TracePredictionResponse(_message.Message):
     run_id: _builtins.str
     """Run that made it."""
     snapshot: _builtins.str
-    """Digest of the samples that it has learnt."""
+    """Digest of the samples that it has learnt; empty where it has learnt another set."""
     tainted: _builtins.bool
     """Whether the version has learnt what was deleted since."""
     @_builtins.property
     def samples(self) -> _containers.RepeatedCompositeFieldContainer[Global___TracedSample]:
-        """Those of them that are most like the picture, nearest first."""
+        """Those that it has learnt which are most like the picture, nearest first; none where nobody has looked at it yet."""
 
     def __init__(
         self,
@@ -1129,7 +1135,7 @@ class DeleteSampleRequest(_message.Message):
     OBSERVATION_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     observation_id: _builtins.int
-    """Picture; required."""
+    """Picture, `Observation.id`; required."""
     request_id: _builtins.str
     """As in `TriggerCycleRequest`."""
     def __init__(
@@ -1310,7 +1316,7 @@ class Deletion(_message.Message):
     state: Global___Deletion.State.ValueType
     """State."""
     report_json: _builtins.str
-    """What was erased, as JSON."""
+    """What was erased, and what a search finds of it now, as JSON; only in the answer of `GetDeletion`."""
     @_builtins.property
     def deadline(self) -> _timestamp_pb2.Timestamp:
         """When tainted versions go at the latest."""

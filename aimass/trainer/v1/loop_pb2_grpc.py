@@ -27,6 +27,14 @@ if _version_not_supported:
 
 class LoopServiceStub(object):
     """Collects, retrains, judges and promotes by itself; here it can be watched and overruled.
+
+    Watching needs no scope; a cycle, a proposal and the analysis need `train`, and all else needs `admin`. Without it a
+    call ends with PERMISSION_DENIED.
+
+    What is idempotent by `request_id` gives the answer of the first call with it again, whatever has happened since,
+    also where that was an error of the loop. With other values the same id ends with FAILED_PRECONDITION. A call that
+    waits in vain for the loop ends with UNAVAILABLE after 30 seconds, while what was asked for is kept: ask again with
+    the same id.
     """
 
     def __init__(self, channel):
@@ -104,6 +112,14 @@ class LoopServiceStub(object):
 
 class LoopServiceServicer(object):
     """Collects, retrains, judges and promotes by itself; here it can be watched and overruled.
+
+    Watching needs no scope; a cycle, a proposal and the analysis need `train`, and all else needs `admin`. Without it a
+    call ends with PERMISSION_DENIED.
+
+    What is idempotent by `request_id` gives the answer of the first call with it again, whatever has happened since,
+    also where that was an error of the loop. With other values the same id ends with FAILED_PRECONDITION. A call that
+    waits in vain for the loop ends with UNAVAILABLE after 30 seconds, while what was asked for is kept: ask again with
+    the same id.
     """
 
     def GetLoop(self, request, context):
@@ -114,7 +130,8 @@ class LoopServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListEvents(self, request, context):
-        """Lists what has happened, in its order. Ends with NOT_FOUND when the model is unknown.
+        """Lists what has happened, in its order. Ends with NOT_FOUND when the model is unknown, and with INVALID_ARGUMENT
+        when there is no such kind of event.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -131,30 +148,34 @@ class LoopServiceServicer(object):
     def TriggerCycle(self, request, context):
         """Begins a cycle by hand. Idempotent by `request_id`.
 
-        Ends with NOT_FOUND when the model is unknown, and with FAILED_PRECONDITION while a cycle is under way.
+        Ends with NOT_FOUND when the model is unknown, with INVALID_ARGUMENT when a value is malformed, and with
+        FAILED_PRECONDITION while a cycle is under way or none can begin; the reason says why, such as `CYCLE_UNDER_WAY`,
+        `NO_HOLDOUT` or `NO_STRATEGY`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ProposeVersion(self, request, context):
-        """Puts a published version to the gate. Idempotent by `request_id`. Ends as `TriggerCycle` does.
+        """Puts a published version to the gate. Idempotent by `request_id`. Ends as `TriggerCycle` does, and with
+        FAILED_PRECONDITION when the version cannot serve, with a reason such as `NOT_READY` or `STABLE_ALREADY`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PromoteCandidate(self, request, context):
-        """Lets the candidate serve at once, past gate and trial. Idempotent by `request_id`. Ends with FAILED_PRECONDITION
-        when that version is no candidate.
+        """Lets the candidate serve at once, past gate and trial: that of the cycle under way, or of the last one, which may
+        have been refused. Idempotent by `request_id`. Ends with FAILED_PRECONDITION when that version is neither, with the
+        reason `NO_CANDIDATE`, or cannot serve.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RejectCandidate(self, request, context):
-        """Ends the cycle of the candidate. Idempotent by `request_id`. Ends with FAILED_PRECONDITION when that version is no
-        candidate.
+        """Ends the cycle of the candidate. Idempotent by `request_id`. Ends with FAILED_PRECONDITION when that version is not
+        the candidate of the cycle under way.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -162,14 +183,15 @@ class LoopServiceServicer(object):
 
     def RollBack(self, request, context):
         """Lets the version serve again that did before the last promotion. Idempotent by `request_id`: asked again, it does
-        not go back and forth. Ends with FAILED_PRECONDITION when there is none.
+        not go back and forth. Ends a cycle that is under way. Ends with FAILED_PRECONDITION when there is none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetAnalysis(self, request, context):
-        """Returns what is known of a model's traffic: accuracy, drift, quality. Ends with NOT_FOUND when the model is unknown.
+        """Returns what is known of a model's traffic: accuracy, drift, quality. Ends with NOT_FOUND when the model is
+        unknown.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -177,21 +199,23 @@ class LoopServiceServicer(object):
 
     def TracePrediction(self, request, context):
         """Follows a prediction to the samples that the version had learnt from. Ends with NOT_FOUND when the prediction was
-        not captured, or is no longer kept.
+        not captured, or is no longer kept, and with INVALID_ARGUMENT when too many samples are asked for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteSample(self, request, context):
-        """Deletes a picture, and begins to replace what has learnt from it. Idempotent by `request_id`.
+        """Deletes a picture, and begins to replace what has learnt from it. Idempotent by `request_id`: asked again, it tells
+        how far the deletion is. Ends with NOT_FOUND when the picture is unknown.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteContributor(self, request, context):
-        """Deletes all that a contributor has given, likewise.
+        """Deletes all that a contributor has given, likewise; name and keys go at once, and what is still on its way is
+        refused. Ends with NOT_FOUND when nobody of that name has given anything or has a key.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -282,6 +306,14 @@ def add_LoopServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class LoopService(object):
     """Collects, retrains, judges and promotes by itself; here it can be watched and overruled.
+
+    Watching needs no scope; a cycle, a proposal and the analysis need `train`, and all else needs `admin`. Without it a
+    call ends with PERMISSION_DENIED.
+
+    What is idempotent by `request_id` gives the answer of the first call with it again, whatever has happened since,
+    also where that was an error of the loop. With other values the same id ends with FAILED_PRECONDITION. A call that
+    waits in vain for the loop ends with UNAVAILABLE after 30 seconds, while what was asked for is kept: ask again with
+    the same id.
     """
 
     @staticmethod

@@ -27,7 +27,16 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class LoopServiceStub:
-    """Collects, retrains, judges and promotes by itself; here it can be watched and overruled."""
+    """Collects, retrains, judges and promotes by itself; here it can be watched and overruled.
+
+    Watching needs no scope; a cycle, a proposal and the analysis need `train`, and all else needs `admin`. Without it a
+    call ends with PERMISSION_DENIED.
+
+    What is idempotent by `request_id` gives the answer of the first call with it again, whatever has happened since,
+    also where that was an error of the loop. With other values the same id ends with FAILED_PRECONDITION. A call that
+    waits in vain for the loop ends with UNAVAILABLE after 30 seconds, while what was asked for is kept: ask again with
+    the same id.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -36,7 +45,9 @@ class LoopServiceStub:
     GetLoop: _grpc.UnaryUnaryMultiCallable[_loop_pb2.GetLoopRequest, _loop_pb2.GetLoopResponse]
     """Tells how the loop of a model stands. Ends with NOT_FOUND when the model is unknown."""
     ListEvents: _grpc.UnaryUnaryMultiCallable[_loop_pb2.ListEventsRequest, _loop_pb2.ListEventsResponse]
-    """Lists what has happened, in its order. Ends with NOT_FOUND when the model is unknown."""
+    """Lists what has happened, in its order. Ends with NOT_FOUND when the model is unknown, and with INVALID_ARGUMENT
+    when there is no such kind of event.
+    """
     WatchEvents: _grpc.UnaryStreamMultiCallable[_loop_pb2.WatchEventsRequest, _loop_pb2.WatchEventsResponse]
     """Sends what has happened and what happens from now on. Ends with NOT_FOUND when the model is unknown, and with
     UNAVAILABLE when the server stops; ask again from the last number on.
@@ -44,44 +55,66 @@ class LoopServiceStub:
     TriggerCycle: _grpc.UnaryUnaryMultiCallable[_loop_pb2.TriggerCycleRequest, _loop_pb2.TriggerCycleResponse]
     """Begins a cycle by hand. Idempotent by `request_id`.
 
-    Ends with NOT_FOUND when the model is unknown, and with FAILED_PRECONDITION while a cycle is under way.
+    Ends with NOT_FOUND when the model is unknown, with INVALID_ARGUMENT when a value is malformed, and with
+    FAILED_PRECONDITION while a cycle is under way or none can begin; the reason says why, such as `CYCLE_UNDER_WAY`,
+    `NO_HOLDOUT` or `NO_STRATEGY`.
     """
     ProposeVersion: _grpc.UnaryUnaryMultiCallable[_loop_pb2.ProposeVersionRequest, _loop_pb2.ProposeVersionResponse]
-    """Puts a published version to the gate. Idempotent by `request_id`. Ends as `TriggerCycle` does."""
+    """Puts a published version to the gate. Idempotent by `request_id`. Ends as `TriggerCycle` does, and with
+    FAILED_PRECONDITION when the version cannot serve, with a reason such as `NOT_READY` or `STABLE_ALREADY`.
+    """
     PromoteCandidate: _grpc.UnaryUnaryMultiCallable[_loop_pb2.PromoteCandidateRequest, _loop_pb2.PromoteCandidateResponse]
-    """Lets the candidate serve at once, past gate and trial. Idempotent by `request_id`. Ends with FAILED_PRECONDITION
-    when that version is no candidate.
+    """Lets the candidate serve at once, past gate and trial: that of the cycle under way, or of the last one, which may
+    have been refused. Idempotent by `request_id`. Ends with FAILED_PRECONDITION when that version is neither, with the
+    reason `NO_CANDIDATE`, or cannot serve.
     """
     RejectCandidate: _grpc.UnaryUnaryMultiCallable[_loop_pb2.RejectCandidateRequest, _loop_pb2.RejectCandidateResponse]
-    """Ends the cycle of the candidate. Idempotent by `request_id`. Ends with FAILED_PRECONDITION when that version is no
-    candidate.
+    """Ends the cycle of the candidate. Idempotent by `request_id`. Ends with FAILED_PRECONDITION when that version is not
+    the candidate of the cycle under way.
     """
     RollBack: _grpc.UnaryUnaryMultiCallable[_loop_pb2.RollBackRequest, _loop_pb2.RollBackResponse]
     """Lets the version serve again that did before the last promotion. Idempotent by `request_id`: asked again, it does
-    not go back and forth. Ends with FAILED_PRECONDITION when there is none.
+    not go back and forth. Ends a cycle that is under way. Ends with FAILED_PRECONDITION when there is none.
     """
     GetAnalysis: _grpc.UnaryUnaryMultiCallable[_loop_pb2.GetAnalysisRequest, _loop_pb2.GetAnalysisResponse]
-    """Returns what is known of a model's traffic: accuracy, drift, quality. Ends with NOT_FOUND when the model is unknown."""
+    """Returns what is known of a model's traffic: accuracy, drift, quality. Ends with NOT_FOUND when the model is
+    unknown.
+    """
     TracePrediction: _grpc.UnaryUnaryMultiCallable[_loop_pb2.TracePredictionRequest, _loop_pb2.TracePredictionResponse]
     """Follows a prediction to the samples that the version had learnt from. Ends with NOT_FOUND when the prediction was
-    not captured, or is no longer kept.
+    not captured, or is no longer kept, and with INVALID_ARGUMENT when too many samples are asked for.
     """
     DeleteSample: _grpc.UnaryUnaryMultiCallable[_loop_pb2.DeleteSampleRequest, _loop_pb2.DeleteSampleResponse]
-    """Deletes a picture, and begins to replace what has learnt from it. Idempotent by `request_id`."""
+    """Deletes a picture, and begins to replace what has learnt from it. Idempotent by `request_id`: asked again, it tells
+    how far the deletion is. Ends with NOT_FOUND when the picture is unknown.
+    """
     DeleteContributor: _grpc.UnaryUnaryMultiCallable[_loop_pb2.DeleteContributorRequest, _loop_pb2.DeleteContributorResponse]
-    """Deletes all that a contributor has given, likewise."""
+    """Deletes all that a contributor has given, likewise; name and keys go at once, and what is still on its way is
+    refused. Ends with NOT_FOUND when nobody of that name has given anything or has a key.
+    """
     GetDeletion: _grpc.UnaryUnaryMultiCallable[_loop_pb2.GetDeletionRequest, _loop_pb2.GetDeletionResponse]
     """Tells how far a deletion is. Ends with NOT_FOUND when it is unknown."""
 
 @_typing.type_check_only
 class LoopServiceAsyncStub(LoopServiceStub):
-    """Collects, retrains, judges and promotes by itself; here it can be watched and overruled."""
+    """Collects, retrains, judges and promotes by itself; here it can be watched and overruled.
+
+    Watching needs no scope; a cycle, a proposal and the analysis need `train`, and all else needs `admin`. Without it a
+    call ends with PERMISSION_DENIED.
+
+    What is idempotent by `request_id` gives the answer of the first call with it again, whatever has happened since,
+    also where that was an error of the loop. With other values the same id ends with FAILED_PRECONDITION. A call that
+    waits in vain for the loop ends with UNAVAILABLE after 30 seconds, while what was asked for is kept: ask again with
+    the same id.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetLoop: _aio.UnaryUnaryMultiCallable[_loop_pb2.GetLoopRequest, _loop_pb2.GetLoopResponse]  # type: ignore[assignment]
     """Tells how the loop of a model stands. Ends with NOT_FOUND when the model is unknown."""
     ListEvents: _aio.UnaryUnaryMultiCallable[_loop_pb2.ListEventsRequest, _loop_pb2.ListEventsResponse]  # type: ignore[assignment]
-    """Lists what has happened, in its order. Ends with NOT_FOUND when the model is unknown."""
+    """Lists what has happened, in its order. Ends with NOT_FOUND when the model is unknown, and with INVALID_ARGUMENT
+    when there is no such kind of event.
+    """
     WatchEvents: _aio.UnaryStreamMultiCallable[_loop_pb2.WatchEventsRequest, _loop_pb2.WatchEventsResponse]  # type: ignore[assignment]
     """Sends what has happened and what happens from now on. Ends with NOT_FOUND when the model is unknown, and with
     UNAVAILABLE when the server stops; ask again from the last number on.
@@ -89,37 +122,57 @@ class LoopServiceAsyncStub(LoopServiceStub):
     TriggerCycle: _aio.UnaryUnaryMultiCallable[_loop_pb2.TriggerCycleRequest, _loop_pb2.TriggerCycleResponse]  # type: ignore[assignment]
     """Begins a cycle by hand. Idempotent by `request_id`.
 
-    Ends with NOT_FOUND when the model is unknown, and with FAILED_PRECONDITION while a cycle is under way.
+    Ends with NOT_FOUND when the model is unknown, with INVALID_ARGUMENT when a value is malformed, and with
+    FAILED_PRECONDITION while a cycle is under way or none can begin; the reason says why, such as `CYCLE_UNDER_WAY`,
+    `NO_HOLDOUT` or `NO_STRATEGY`.
     """
     ProposeVersion: _aio.UnaryUnaryMultiCallable[_loop_pb2.ProposeVersionRequest, _loop_pb2.ProposeVersionResponse]  # type: ignore[assignment]
-    """Puts a published version to the gate. Idempotent by `request_id`. Ends as `TriggerCycle` does."""
+    """Puts a published version to the gate. Idempotent by `request_id`. Ends as `TriggerCycle` does, and with
+    FAILED_PRECONDITION when the version cannot serve, with a reason such as `NOT_READY` or `STABLE_ALREADY`.
+    """
     PromoteCandidate: _aio.UnaryUnaryMultiCallable[_loop_pb2.PromoteCandidateRequest, _loop_pb2.PromoteCandidateResponse]  # type: ignore[assignment]
-    """Lets the candidate serve at once, past gate and trial. Idempotent by `request_id`. Ends with FAILED_PRECONDITION
-    when that version is no candidate.
+    """Lets the candidate serve at once, past gate and trial: that of the cycle under way, or of the last one, which may
+    have been refused. Idempotent by `request_id`. Ends with FAILED_PRECONDITION when that version is neither, with the
+    reason `NO_CANDIDATE`, or cannot serve.
     """
     RejectCandidate: _aio.UnaryUnaryMultiCallable[_loop_pb2.RejectCandidateRequest, _loop_pb2.RejectCandidateResponse]  # type: ignore[assignment]
-    """Ends the cycle of the candidate. Idempotent by `request_id`. Ends with FAILED_PRECONDITION when that version is no
-    candidate.
+    """Ends the cycle of the candidate. Idempotent by `request_id`. Ends with FAILED_PRECONDITION when that version is not
+    the candidate of the cycle under way.
     """
     RollBack: _aio.UnaryUnaryMultiCallable[_loop_pb2.RollBackRequest, _loop_pb2.RollBackResponse]  # type: ignore[assignment]
     """Lets the version serve again that did before the last promotion. Idempotent by `request_id`: asked again, it does
-    not go back and forth. Ends with FAILED_PRECONDITION when there is none.
+    not go back and forth. Ends a cycle that is under way. Ends with FAILED_PRECONDITION when there is none.
     """
     GetAnalysis: _aio.UnaryUnaryMultiCallable[_loop_pb2.GetAnalysisRequest, _loop_pb2.GetAnalysisResponse]  # type: ignore[assignment]
-    """Returns what is known of a model's traffic: accuracy, drift, quality. Ends with NOT_FOUND when the model is unknown."""
+    """Returns what is known of a model's traffic: accuracy, drift, quality. Ends with NOT_FOUND when the model is
+    unknown.
+    """
     TracePrediction: _aio.UnaryUnaryMultiCallable[_loop_pb2.TracePredictionRequest, _loop_pb2.TracePredictionResponse]  # type: ignore[assignment]
     """Follows a prediction to the samples that the version had learnt from. Ends with NOT_FOUND when the prediction was
-    not captured, or is no longer kept.
+    not captured, or is no longer kept, and with INVALID_ARGUMENT when too many samples are asked for.
     """
     DeleteSample: _aio.UnaryUnaryMultiCallable[_loop_pb2.DeleteSampleRequest, _loop_pb2.DeleteSampleResponse]  # type: ignore[assignment]
-    """Deletes a picture, and begins to replace what has learnt from it. Idempotent by `request_id`."""
+    """Deletes a picture, and begins to replace what has learnt from it. Idempotent by `request_id`: asked again, it tells
+    how far the deletion is. Ends with NOT_FOUND when the picture is unknown.
+    """
     DeleteContributor: _aio.UnaryUnaryMultiCallable[_loop_pb2.DeleteContributorRequest, _loop_pb2.DeleteContributorResponse]  # type: ignore[assignment]
-    """Deletes all that a contributor has given, likewise."""
+    """Deletes all that a contributor has given, likewise; name and keys go at once, and what is still on its way is
+    refused. Ends with NOT_FOUND when nobody of that name has given anything or has a key.
+    """
     GetDeletion: _aio.UnaryUnaryMultiCallable[_loop_pb2.GetDeletionRequest, _loop_pb2.GetDeletionResponse]  # type: ignore[assignment]
     """Tells how far a deletion is. Ends with NOT_FOUND when it is unknown."""
 
 class LoopServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Collects, retrains, judges and promotes by itself; here it can be watched and overruled."""
+    """Collects, retrains, judges and promotes by itself; here it can be watched and overruled.
+
+    Watching needs no scope; a cycle, a proposal and the analysis need `train`, and all else needs `admin`. Without it a
+    call ends with PERMISSION_DENIED.
+
+    What is idempotent by `request_id` gives the answer of the first call with it again, whatever has happened since,
+    also where that was an error of the loop. With other values the same id ends with FAILED_PRECONDITION. A call that
+    waits in vain for the loop ends with UNAVAILABLE after 30 seconds, while what was asked for is kept: ask again with
+    the same id.
+    """
 
     @_abc_1.abstractmethod
     def GetLoop(
@@ -135,7 +188,9 @@ class LoopServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _loop_pb2.ListEventsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_loop_pb2.ListEventsResponse, _abc.Awaitable[_loop_pb2.ListEventsResponse]]:
-        """Lists what has happened, in its order. Ends with NOT_FOUND when the model is unknown."""
+        """Lists what has happened, in its order. Ends with NOT_FOUND when the model is unknown, and with INVALID_ARGUMENT
+        when there is no such kind of event.
+        """
 
     @_abc_1.abstractmethod
     def WatchEvents(
@@ -155,7 +210,9 @@ class LoopServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_loop_pb2.TriggerCycleResponse, _abc.Awaitable[_loop_pb2.TriggerCycleResponse]]:
         """Begins a cycle by hand. Idempotent by `request_id`.
 
-        Ends with NOT_FOUND when the model is unknown, and with FAILED_PRECONDITION while a cycle is under way.
+        Ends with NOT_FOUND when the model is unknown, with INVALID_ARGUMENT when a value is malformed, and with
+        FAILED_PRECONDITION while a cycle is under way or none can begin; the reason says why, such as `CYCLE_UNDER_WAY`,
+        `NO_HOLDOUT` or `NO_STRATEGY`.
         """
 
     @_abc_1.abstractmethod
@@ -164,7 +221,9 @@ class LoopServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _loop_pb2.ProposeVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_loop_pb2.ProposeVersionResponse, _abc.Awaitable[_loop_pb2.ProposeVersionResponse]]:
-        """Puts a published version to the gate. Idempotent by `request_id`. Ends as `TriggerCycle` does."""
+        """Puts a published version to the gate. Idempotent by `request_id`. Ends as `TriggerCycle` does, and with
+        FAILED_PRECONDITION when the version cannot serve, with a reason such as `NOT_READY` or `STABLE_ALREADY`.
+        """
 
     @_abc_1.abstractmethod
     def PromoteCandidate(
@@ -172,8 +231,9 @@ class LoopServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _loop_pb2.PromoteCandidateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_loop_pb2.PromoteCandidateResponse, _abc.Awaitable[_loop_pb2.PromoteCandidateResponse]]:
-        """Lets the candidate serve at once, past gate and trial. Idempotent by `request_id`. Ends with FAILED_PRECONDITION
-        when that version is no candidate.
+        """Lets the candidate serve at once, past gate and trial: that of the cycle under way, or of the last one, which may
+        have been refused. Idempotent by `request_id`. Ends with FAILED_PRECONDITION when that version is neither, with the
+        reason `NO_CANDIDATE`, or cannot serve.
         """
 
     @_abc_1.abstractmethod
@@ -182,8 +242,8 @@ class LoopServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _loop_pb2.RejectCandidateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_loop_pb2.RejectCandidateResponse, _abc.Awaitable[_loop_pb2.RejectCandidateResponse]]:
-        """Ends the cycle of the candidate. Idempotent by `request_id`. Ends with FAILED_PRECONDITION when that version is no
-        candidate.
+        """Ends the cycle of the candidate. Idempotent by `request_id`. Ends with FAILED_PRECONDITION when that version is not
+        the candidate of the cycle under way.
         """
 
     @_abc_1.abstractmethod
@@ -193,7 +253,7 @@ class LoopServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_loop_pb2.RollBackResponse, _abc.Awaitable[_loop_pb2.RollBackResponse]]:
         """Lets the version serve again that did before the last promotion. Idempotent by `request_id`: asked again, it does
-        not go back and forth. Ends with FAILED_PRECONDITION when there is none.
+        not go back and forth. Ends a cycle that is under way. Ends with FAILED_PRECONDITION when there is none.
         """
 
     @_abc_1.abstractmethod
@@ -202,7 +262,9 @@ class LoopServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _loop_pb2.GetAnalysisRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_loop_pb2.GetAnalysisResponse, _abc.Awaitable[_loop_pb2.GetAnalysisResponse]]:
-        """Returns what is known of a model's traffic: accuracy, drift, quality. Ends with NOT_FOUND when the model is unknown."""
+        """Returns what is known of a model's traffic: accuracy, drift, quality. Ends with NOT_FOUND when the model is
+        unknown.
+        """
 
     @_abc_1.abstractmethod
     def TracePrediction(
@@ -211,7 +273,7 @@ class LoopServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_loop_pb2.TracePredictionResponse, _abc.Awaitable[_loop_pb2.TracePredictionResponse]]:
         """Follows a prediction to the samples that the version had learnt from. Ends with NOT_FOUND when the prediction was
-        not captured, or is no longer kept.
+        not captured, or is no longer kept, and with INVALID_ARGUMENT when too many samples are asked for.
         """
 
     @_abc_1.abstractmethod
@@ -220,7 +282,9 @@ class LoopServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _loop_pb2.DeleteSampleRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_loop_pb2.DeleteSampleResponse, _abc.Awaitable[_loop_pb2.DeleteSampleResponse]]:
-        """Deletes a picture, and begins to replace what has learnt from it. Idempotent by `request_id`."""
+        """Deletes a picture, and begins to replace what has learnt from it. Idempotent by `request_id`: asked again, it tells
+        how far the deletion is. Ends with NOT_FOUND when the picture is unknown.
+        """
 
     @_abc_1.abstractmethod
     def DeleteContributor(
@@ -228,7 +292,9 @@ class LoopServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _loop_pb2.DeleteContributorRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_loop_pb2.DeleteContributorResponse, _abc.Awaitable[_loop_pb2.DeleteContributorResponse]]:
-        """Deletes all that a contributor has given, likewise."""
+        """Deletes all that a contributor has given, likewise; name and keys go at once, and what is still on its way is
+        refused. Ends with NOT_FOUND when nobody of that name has given anything or has a key.
+        """
 
     @_abc_1.abstractmethod
     def GetDeletion(

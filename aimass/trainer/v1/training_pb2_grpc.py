@@ -96,7 +96,8 @@ class TrainingServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CreateRun(self, request, context):
-        """Creates a run and queues it. At most `TRAINER_MAX_PARALLEL_RUNS` are at work at once, the oldest first.
+        """Creates a run and queues it. At most `TRAINER_MAX_PARALLEL_RUNS` are at work at once, the oldest first; one refit,
+        which takes seconds, may be at work beside them.
 
         Everything that can be known before a process starts is checked here. A request that is sent once more, with the
         `client_id` or the `id` of a run and equal options, gives that run, whatever has become of what it names.

@@ -38,7 +38,8 @@ class TrainingServiceStub:
     ListRecipes: _grpc.UnaryUnaryMultiCallable[_training_pb2.ListRecipesRequest, _training_pb2.ListRecipesResponse]
     """Lists the recipes by name with all of their options."""
     CreateRun: _grpc.UnaryUnaryMultiCallable[_training_pb2.CreateRunRequest, _training_pb2.CreateRunResponse]
-    """Creates a run and queues it. At most `TRAINER_MAX_PARALLEL_RUNS` are at work at once, the oldest first.
+    """Creates a run and queues it. At most `TRAINER_MAX_PARALLEL_RUNS` are at work at once, the oldest first; one refit,
+    which takes seconds, may be at work beside them.
 
     Everything that can be known before a process starts is checked here. A request that is sent once more, with the
     `client_id` or the `id` of a run and equal options, gives that run, whatever has become of what it names.
@@ -101,7 +102,8 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     ListRecipes: _aio.UnaryUnaryMultiCallable[_training_pb2.ListRecipesRequest, _training_pb2.ListRecipesResponse]  # type: ignore[assignment]
     """Lists the recipes by name with all of their options."""
     CreateRun: _aio.UnaryUnaryMultiCallable[_training_pb2.CreateRunRequest, _training_pb2.CreateRunResponse]  # type: ignore[assignment]
-    """Creates a run and queues it. At most `TRAINER_MAX_PARALLEL_RUNS` are at work at once, the oldest first.
+    """Creates a run and queues it. At most `TRAINER_MAX_PARALLEL_RUNS` are at work at once, the oldest first; one refit,
+    which takes seconds, may be at work beside them.
 
     Everything that can be known before a process starts is checked here. A request that is sent once more, with the
     `client_id` or the `id` of a run and equal options, gives that run, whatever has become of what it names.
@@ -173,7 +175,8 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _training_pb2.CreateRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.CreateRunResponse, _abc.Awaitable[_training_pb2.CreateRunResponse]]:
-        """Creates a run and queues it. At most `TRAINER_MAX_PARALLEL_RUNS` are at work at once, the oldest first.
+        """Creates a run and queues it. At most `TRAINER_MAX_PARALLEL_RUNS` are at work at once, the oldest first; one refit,
+        which takes seconds, may be at work beside them.
 
         Everything that can be known before a process starts is checked here. A request that is sent once more, with the
         `client_id` or the `id` of a run and equal options, gives that run, whatever has become of what it names.

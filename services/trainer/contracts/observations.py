@@ -77,6 +77,7 @@ def pack(found: ObservationView) -> pb.Observation:
         prediction_ids=found.prediction_ids,
         sample_id=found.sample or 0,
         create_time=timestamp_of(found.create_time),
+        blind=found.hides_answers,
     )
 
 

@@ -68,9 +68,13 @@ def export(
 
 
 def write_lines(lines: Iterable[FeedbackLine]) -> Iterator[bytes]:
-    """Yield each picture as one line of JSON."""
+    """Yield each picture as one line of JSON, with all that was said of it.
+
+    Where a reviewer may not see a label, `label` is empty: else the file, read back by somebody who is trusted, would
+    let what others say decide.
+    """
     for line in lines:
-        each = line.observation
+        each, shown = line.observation, line.observation.for_reviewers()
         fields = {
             "observation": each.number,
             "model": each.model,
@@ -78,8 +82,8 @@ def write_lines(lines: Iterable[FeedbackLine]) -> Iterator[bytes]:
             "state": each.state,
             "reason": each.reason,
             "role": each.role,
-            "label": each.label,
-            "label_probability": each.label_probability,
+            "label": shown.label,
+            "label_probability": shown.label_probability,
             "predicted_label": each.predicted_label,
             "predicted_probability": each.predicted_probability,
             "version": each.version,
@@ -129,10 +133,13 @@ def read_lines(text: str) -> Iterator[NewFeedback]:
 
 
 def write_label_studio(lines: Iterable[FeedbackLine]) -> Iterator[bytes]:
-    """Yield the pieces of one JSON file of tasks; the answer is a prediction, each label an annotation."""
+    """Yield the pieces of one JSON file of tasks; the answer is a prediction, each label an annotation.
+
+    Annotators are reviewers: what those may not see before they decide is not in it.
+    """
     first = True
     for line in lines:
-        each = line.observation
+        each = line.observation.for_reviewers()
         answered = each.predicted_label
         task = {
             "data": {

@@ -8,8 +8,9 @@ from sqlalchemy import ColumnElement, Double, Select, and_, case, exists, func, 
 from sqlalchemy.orm import Session, aliased
 
 from services.trainer.data.models import Model
-from services.trainer.data.observing import Role, State, VoteKind
+from services.trainer.data.observing import Role, State
 from services.trainer.data.tables import ObservationRow, PredictionRow, VoteRow
+from services.trainer.feedback.blinding import HELD_UP, hides_words, is_decided, is_drawn
 from services.trainer.feedback.tables import AnswerRow
 from services.trainer.feedback.views import Versions
 
@@ -37,7 +38,7 @@ class ObservationFilter:
 
     states: frozenset[State] = frozenset()
     label: str = ""
-    """Accepted or leading; one of the model's."""
+    """Accepted or leading; one of the model's. Pictures of which reviewers may not see it are left out."""
     contributor: str = ""
     """Has said something of it."""
     role: Role | None = None
@@ -56,7 +57,7 @@ def ordered(task: Model, order: Order, versions: Versions | None) -> tuple[Colum
         return key, select(ObservationRow, key).join(least, least.c.observation == ObservationRow.number).where(mine)
     draws = _each(func.min(PredictionRow.draw), PredictionRow.model == task.name, PredictionRow.draw.is_not(None))
     key = draws.c.value
-    undecided = and_(mine, ~_is_reviewed())
+    undecided = and_(mine, ~is_decided())
     if order is Order.DRAWN:
         return key, select(ObservationRow, key).join(draws, draws.c.observation == ObservationRow.number).where(
             undecided
@@ -86,12 +87,6 @@ def _is_disputed(model: str, versions: Versions) -> ColumnElement[bool]:
     )
 
 
-def _is_reviewed() -> ColumnElement[bool]:
-    return exists().where(
-        VoteRow.observation == ObservationRow.number, VoteRow.trusted, VoteRow.verdict != VoteKind.WRONG
-    )
-
-
 def filtered(task: Model, statement: Statement, wanted: ObservationFilter) -> Statement:
     """Return *statement* for those pictures alone that are wanted.
 
@@ -101,7 +96,7 @@ def filtered(task: Model, statement: Statement, wanted: ObservationFilter) -> St
     if wanted.states:
         statement = statement.where(ObservationRow.state.in_(sorted(wanted.states)))
     if wanted.label:
-        statement = statement.where(ObservationRow.label == task.label_number(wanted.label))
+        statement = statement.where(ObservationRow.label == task.label_number(wanted.label), ~hides_words())
     if wanted.contributor:
         said = exists().where(VoteRow.observation == ObservationRow.number, VoteRow.contributor == wanted.contributor)
         statement = statement.where(said)
@@ -110,7 +105,5 @@ def filtered(task: Model, statement: Statement, wanted: ObservationFilter) -> St
 
 def count_waiting(session: Session, model: str) -> int:
     """Return how many pictures wait for a reviewer: those held up, and draws that nobody has decided on."""
-    held_up = ObservationRow.state.in_((State.QUARANTINED, State.PROPOSED))
-    drawn = exists().where(PredictionRow.observation == ObservationRow.number, PredictionRow.draw.is_not(None))
-    statement = select(func.count()).where(ObservationRow.model == model, or_(held_up, and_(drawn, ~_is_reviewed())))
-    return session.scalar(statement) or 0
+    waits = or_(ObservationRow.state.in_(HELD_UP), and_(is_drawn(), ~is_decided()))
+    return session.scalar(select(func.count()).where(ObservationRow.model == model, waits)) or 0

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from sqlalchemy import and_, or_
+from sqlalchemy import and_, or_, select
 from sqlalchemy.orm import Session
 
 from services.common.errors import InvalidInput, NotAllowed, NotFound
@@ -15,6 +15,7 @@ from services.trainer.data.blobs import Blobs
 from services.trainer.data.models import MAX_LABEL_LENGTH, Model, find_model
 from services.trainer.data.observing import VoteKind, Word, vote
 from services.trainer.data.tables import ObservationRow
+from services.trainer.feedback.blinding import hides_words
 from services.trainer.feedback.contributors import standing_of
 from services.trainer.feedback.queue import ObservationFilter, Order, count_waiting, filtered, ordered
 from services.trainer.feedback.sifting import Sifter
@@ -35,7 +36,7 @@ class Decision(StrEnum):
     UNDECIDABLE = "UNDECIDABLE"
     REJECT = "REJECT"
     RELEASE = "RELEASE"
-    """It has its leading label."""
+    """It has its leading label, which the reviewer must be able to see."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Reviewing:
         page_size: int = 0,
         page_token: str = "",
     ) -> Page:
-        """Return a page of pictures.
+        """Return a page of pictures, without what reviewers may not see before they decide.
 
         Args:
             model: Name of their model.
@@ -115,10 +116,10 @@ class Reviewing:
             page = found[:size]
             token = f"{float(page[-1][1])!r}:{page[-1][0].number}" if len(found) > size else ""
             views = view(session, task, [row for row, _ in page], versions)
-            return Page(views, token, count_waiting(session, model))
+            return Page([each.for_reviewers() for each in views], token, count_waiting(session, model))
 
     def read(self, number: int) -> ObservationView:
-        """Return one picture.
+        """Return one picture, without what reviewers may not see before they decide.
 
         Raises:
             NotFound: There is none of that number, or it was deleted.
@@ -126,7 +127,7 @@ class Reviewing:
         with self._database.read() as session:
             row = _find(session, number)
             task = find_model(self._database, row.model)
-            return view(session, task, [row], self._versions_of(row.model))[0]
+            return view(session, task, [row], self._versions_of(row.model))[0].for_reviewers()
 
     def image(self, number: int) -> tuple[bytes, str, int]:
         """Return the file of a picture, its format, and how it must be turned to be upright, 1 to 8 as in EXIF.
@@ -153,7 +154,7 @@ class Reviewing:
         Raises:
             NotAllowed: The caller is not trusted, or blocked.
             NotFound: There is no such picture, or it was deleted.
-            InvalidInput: The label is malformed, or there is none to release the picture with.
+            InvalidInput: The label is malformed, or there is none to release the picture with that may be seen.
         """
         with self._database.begin(alone=True) as session:
             standing = standing_of(session, caller)
@@ -165,6 +166,8 @@ class Reviewing:
                 )
             row = _find(session, number)
             task = find_model(self._database, row.model)
+            if decision is Decision.RELEASE:
+                _check_release(session, row)
             vote(session, row, _word(task, row, caller.contributor, decision, label.strip()))
         self._sifter.sift(task.name)
         return self.read(number)
@@ -185,18 +188,29 @@ def _unknown(number: int) -> NotFound:
     )
 
 
+def _check_release(session: Session, row: ObservationRow) -> None:
+    """Refuse to decide by what others say where there is nothing, or where that must not decide."""
+    if session.scalar(select(hides_words()).where(ObservationRow.number == row.number)):
+        raise InvalidInput(
+            f"picture {row.number} measures the model, so that what others say of it must not decide; decide on it "
+            "with a label",
+            reason="BLIND",
+            field="release",
+        )
+    if row.label is None:
+        raise InvalidInput(
+            f"picture {row.number} has no leading label that the model knows; decide on it with a label",
+            reason="NO_LABEL",
+            field="release",
+        )
+
+
 def _word(task: Model, row: ObservationRow, contributor: str, decision: Decision, label: str) -> Word:
     if decision is Decision.UNDECIDABLE:
         return Word(contributor, VoteKind.UNDECIDABLE, trusted=True)
     if decision is Decision.REJECT:
         return Word(contributor, VoteKind.REJECT, trusted=True)
     if decision is Decision.RELEASE:
-        if row.label is None:
-            raise InvalidInput(
-                f"picture {row.number} has no leading label that the model knows; decide on it with a label",
-                reason="NO_LABEL",
-                field="release",
-            )
         return Word(contributor, VoteKind.LABEL, trusted=True, label=row.label)
     if not 1 <= len(label) <= MAX_LABEL_LENGTH:
         raise InvalidInput(f"label has {len(label)} characters; give 1 to {MAX_LABEL_LENGTH}", field="label")

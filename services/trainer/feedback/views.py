@@ -1,8 +1,10 @@
 """Pictures as they are shown: what was answered, what was said, what came of it."""
 
+from __future__ import annotations
+
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -10,6 +12,7 @@ from sqlalchemy.orm import Session
 from services.trainer.data.models import Model
 from services.trainer.data.observing import VoteKind
 from services.trainer.data.tables import ObservationRow, PredictionRow, VoteRow
+from services.trainer.feedback.blinding import hides_answers, hides_words
 from services.trainer.feedback.tables import AnswerRow
 
 MOST_PREDICTIONS = 10
@@ -62,12 +65,25 @@ class ObservationView:
     prediction_ids: tuple[str, ...]
     sample: int | None
     create_time: str
+    hides_answers: bool
+    """Whether reviewers may not see what versions answer."""
+    hides_words: bool
+    """Whether they may not see what others say either."""
+
+    def for_reviewers(self) -> ObservationView:
+        """Return the picture as it is shown to those who may decide on it."""
+        shown = self
+        if self.hides_answers:
+            shown = replace(shown, predicted_label="", predicted_probability=0.0, champion_label="", candidate_label="")
+        if self.hides_words:
+            shown = replace(shown, votes=(), label="", label_probability=0.0, detail="")
+        return shown
 
 
 def view(
     session: Session, task: Model, rows: Sequence[ObservationRow], versions: Versions | None = None
 ) -> list[ObservationView]:
-    """Return *rows* of a model as they are shown, in their order.
+    """Return *rows* of a model with all that is known of them, in their order.
 
     Args:
         session: Of the database.
@@ -85,7 +101,11 @@ def view(
     for prediction in session.scalars(answered.order_by(PredictionRow.time, PredictionRow.id)):
         predictions[prediction.observation].append(prediction)
     answers = _answers(session, task, numbers, versions)
-    return [_view(task, row, tuple(votes[row.number]), predictions[row.number], answers, versions) for row in rows]
+    hidden = select(ObservationRow.number, hides_words()).where(ObservationRow.number.in_(numbers), hides_answers())
+    hides: dict[int, bool] = dict(session.execute(hidden).all())
+    return [
+        _view(task, row, tuple(votes[row.number]), predictions[row.number], answers, versions, hides) for row in rows
+    ]
 
 
 def _view(
@@ -95,6 +115,7 @@ def _view(
     predictions: Sequence[PredictionRow],
     answers: dict[tuple[int, int], str],
     versions: Versions | None,
+    hides: Mapping[int, bool],
 ) -> ObservationView:
     first = predictions[0] if predictions else None
     return ObservationView(
@@ -117,6 +138,8 @@ def _view(
         prediction_ids=tuple(each.id for each in predictions[:MOST_PREDICTIONS]),
         sample=row.sample,
         create_time=row.create_time,
+        hides_answers=row.number in hides,
+        hides_words=hides.get(row.number, False),
     )
 
 

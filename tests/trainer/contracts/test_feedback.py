@@ -65,11 +65,16 @@ async def test_words_of_two_make_a_sample_and_wake_the_loop_once_each(parts: Par
     )  # fmt: skip
     assert (again.created, second.state) == (False, pb.Observation.STATE_ACCEPTED)
     assert component.woken == ["pets", "pets"]
-    shown = (await listed(stub, states=[pb.Observation.STATE_ACCEPTED])).observations[0]
+    blind = (await listed(stub, states=[pb.Observation.STATE_ACCEPTED])).observations[0]
+    assert (blind.blind, len(blind.votes), blind.label, blind.predicted_label, blind.drawn) == (True, 0, "", "", True)
+    review = pb.ReviewObservationRequest(id=1, label="dog")
+    shown = (await stub.ReviewObservation(review, metadata=REX)).observation
+    assert (shown.blind, shown.label, shown.predicted_label, shown.version, shown.drawn) == (
+        False, "dog", "cat", 1, True,
+    )  # fmt: skip
     assert [(each.contributor, each.label, each.trusted) for each in shown.votes] == [
-        ("ann", "dog", False), ("ben", "dog", False),
+        ("ann", "dog", False), ("ben", "dog", False), ("rex", "dog", True),
     ]  # fmt: skip
-    assert (shown.label, shown.predicted_label, shown.version, shown.drawn) == ("dog", "cat", 1, True)
     assert (shown.role, shown.sample_id > 0, shown.create_time.seconds > 0) == (pb.Observation.ROLE_TRAIN, True, True)
     assert shown.content_digest.startswith("sha256:")
 
@@ -81,6 +86,10 @@ async def test_correct_and_not_correct_are_told_apart(parts: Parts) -> None:
 
     assert (await stub.SendFeedback(right, metadata=REX)).state == pb.Observation.STATE_ACCEPTED
     assert (await stub.SendFeedback(wrong, metadata=REX)).state_reason == "NEEDS_LABEL"
+    elsewhere = pb.SendFeedbackRequest(correct=False, model="pets", image=pictures(1, 5)[0])
+    code, sentence = await refused(stub.SendFeedback(elsewhere, metadata=REX))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "correct says nothing of a picture whose answer was not captured; send the label" in sentence
 
 
 @pytest.mark.parametrize(

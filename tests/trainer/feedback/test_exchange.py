@@ -45,6 +45,9 @@ def test_what_was_said_is_exported_in_the_order_of_arrival(voting: Voting, datab
     assert [each["state"] for each in lines] == ["PENDING", "ACCEPTED", "PENDING"]
     assert [[vote["label"] for vote in each["votes"]] for each in lines] == [["dog"], ["yak", "cow"], ["dog"]]
     assert lines[0]["votes"][0]["comment"] == "so \N{DOG FACE}"
+    assert [(each["label"], each["label_probability"] > 0) for each in lines] == [
+        ("", False), ("cow", True), ("dog", True),
+    ]  # fmt: skip
     assert (lines[0]["predicted_label"], lines[0]["prediction_ids"]) == ("cat", [prediction_id(0)])
     assert "image" not in lines[0]
     assert [each.observation.number for each in export(database, blobs.folder, "pets", 1)] == [3, 4]
@@ -56,20 +59,24 @@ def test_what_was_said_is_exported_in_the_order_of_arrival(voting: Voting, datab
 def test_lines_are_read_as_the_words_that_they_hold(
     voting: Voting, database: Database, blobs: Blobs, with_images: bool
 ) -> None:
+    """But for the label of a draw that no reviewer has decided on: whoever imports it may be trusted."""
     text = b"".join(write_lines(export(database, blobs.folder, "pets", with_images=with_images))).decode()
 
     said = list(read_lines(text))
 
-    assert [each.label for each in said] == ["dog", "cow", "dog"]
-    assert [each.prediction_id for each in said] == [prediction_id(0), prediction_id(2), ""]
+    assert [each.label for each in said] == ["cow", "dog"]
+    assert [each.prediction_id for each in said] == [prediction_id(2), ""]
     assert {each.model for each in said} == {"pets"}
-    assert [bool(each.image) for each in said] == [with_images] * 3
-    assert [voting.send(ANN, each).observation for each in said] == [1, 3, 4]
+    assert [bool(each.image) for each in said] == [with_images] * 2
+    assert [voting.send(ANN, each).observation for each in said] == [3, 4]
 
 
 def test_label_studio_gets_tasks_and_gives_them_back(voting: Voting, database: Database, blobs: Blobs) -> None:
     text = b"".join(write_label_studio(export(database, blobs.folder, "pets", with_images=True))).decode()
     tasks = json.loads(text)
+    blind, decided = tasks[:2]
+    assert (blind["predictions"], blind["annotations"]) == ([], [])  # a draw that no reviewer has decided on
+    assert [each["result"][0]["value"]["choices"] for each in decided["annotations"]] == [["yak"], ["cow"]]
     tasks[0]["annotations"] = [
         {"updated_at": "2026-02-01", "result": [{"type": "choices", "value": {"choices": ["cow"]}}]},
         {"updated_at": "2026-03-01", "was_cancelled": True, "result": []},
@@ -80,7 +87,7 @@ def test_label_studio_gets_tasks_and_gives_them_back(voting: Voting, database: D
     said = list(read_label_studio(json.dumps(tasks)))
 
     assert tasks[2]["data"]["image"].startswith("data:image/png;base64,")
-    assert tasks[0]["predictions"][0]["result"][0]["value"] == {"choices": ["cat"]}
+    assert tasks[1]["predictions"][0]["result"][0]["value"] == {"choices": ["cat"]}
     assert tasks[2]["predictions"] == []
     assert [(each.label, each.observation, each.prediction_id) for each in said] == [
         ("cow", 1, prediction_id(0)),

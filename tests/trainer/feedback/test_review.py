@@ -95,12 +95,14 @@ def test_those_on_which_candidate_and_champion_differ_come_first(
 
     versions[0] = Versions(champion=1, candidate=2)
     page = reviewing.list("pets", ALL, Order.DISAGREEMENT)
+    decided = reviewing.review(REX, 4, Decision.LABEL, "dog")
     versions[0] = Versions(champion=1, candidate=3)
     alike = reviewing.list("pets", ALL, Order.DISAGREEMENT)
 
     assert numbers(page) == [4, 5, 1, 3]
-    assert (page.observations[0].champion_label, page.observations[0].candidate_label) == ("cat", "cow")
-    assert numbers(alike) == [1, 3, 4, 5]
+    assert [(each.champion_label, each.candidate_label) for each in page.observations] == [("", "")] * 4
+    assert (decided.champion_label, decided.candidate_label) == ("cat", "cow")
+    assert numbers(alike) == [1, 3, 5]
 
 
 def test_what_is_decided_leaves_the_queue(reviewing: Reviewing, database: Database) -> None:
@@ -131,14 +133,78 @@ def test_a_filter_leaves_out_what_is_not_asked_for(reviewing: Reviewing, databas
     assert len(found(role=Role.JUDGE, states=frozenset({State.CAPTURED}))) == 5
 
 
-def test_a_picture_is_shown_with_all_that_is_known(reviewing: Reviewing, database: Database) -> None:
+@pytest.mark.parametrize("order", Order)
+def test_reviewers_see_what_others_say_of_a_picture_that_judges_once_it_is_decided(
+    reviewing: Reviewing, database: Database, order: Order
+) -> None:
     say(database, 3, Word("ann", VoteKind.LABEL, label=1, comment="woof"))
-    shown = reviewing.read(3)
+    reviewing._sifter.sift("pets")
 
-    assert (shown.predicted_label, shown.predicted_probability, shown.version, shown.drawn) == ("cat", 0.4, 1, True)
+    (blind,) = (each for each in reviewing.list("pets", ALL, order).observations if each.number == 3)
+    shown = reviewing.review(REX, 3, Decision.LABEL, "cow")
+
+    assert (blind.state, blind.reason, blind.drawn, blind.version) == ("PENDING", "WAITS_FOR_REVIEW", True, 1)
+    assert blind.hides_answers
+    assert (blind.predicted_label, blind.predicted_probability) == ("", 0.0)
+    assert (blind.votes, blind.label, blind.label_probability, blind.detail) == ((), "", 0.0, "")
+    assert not shown.hides_answers
+    assert (shown.predicted_label, shown.predicted_probability) == ("cat", 0.4)
     assert shown.prediction_ids == (prediction_id(5), prediction_id(10))
-    assert [(each.contributor, each.label, each.comment) for each in shown.votes] == [("ann", "dog", "woof")]
+    assert [(each.contributor, each.label, each.comment) for each in shown.votes] == [
+        ("ann", "dog", "woof"), ("rex", "cow", ""),
+    ]  # fmt: skip
+
+
+def test_a_label_that_reviewers_may_not_see_cannot_be_found_by_asking_for_it(
+    reviewing: Reviewing, database: Database
+) -> None:
+    say(database, 3, Word("ann", VoteKind.LABEL, label=1))
+    reviewing._sifter.sift("pets")
+    before = numbers(reviewing.list("pets", ObservationFilter(label="dog")))
+    reviewing.review(REX, 3, Decision.LABEL, "dog")
+
+    assert (before, numbers(reviewing.list("pets", ObservationFilter(label="dog")))) == ([], [3])
+
+
+@pytest.mark.parametrize(
+    ("row", "state", "blind", "votes_shown"),
+    [(0, "PENDING", True, False), (0, "QUARANTINED", True, True), (0, "ACCEPTED", True, False),
+     (1, "PENDING", False, True), (1, "QUARANTINED", False, True)],
+)  # fmt: skip
+def test_a_draw_to_learn_from_that_is_held_up_shows_what_was_said_and_no_answer(
+    database: Database, blobs: Blobs, intake: Intake, sifter: Sifter, row: int, state: str, blind: bool,
+    votes_shown: bool,
+) -> None:  # fmt: skip
+    """Of two pictures to learn from the first is a draw."""
+    images = pictures(2)
+    intake.take([captured(0, images[0]), captured(1, images[1], strategy="LOW_CONFIDENCE", probability=0)])
+    say(database, row + 1, Word("ann", VoteKind.LABEL, label=2))
+    sifter.sift("pets")
+    with database.begin() as session:
+        session.get_one(ObservationRow, row + 1).state = state
+
+    shown = Reviewing(database, blobs.folder, sifter).read(row + 1)
+
+    assert (shown.hides_answers, shown.predicted_label) == (blind, "" if blind else "cat")
+    assert ([each.label for each in shown.votes], shown.label) == ((["cow"], "cow") if votes_shown else ([], ""))
+    assert bool(shown.detail) == votes_shown
+
+
+def test_a_reviewer_who_was_blocked_has_not_decided(reviewing: Reviewing, database: Database) -> None:
+    create_key(database, "rex", [Scope.FEEDBACK], trusted=True)
+    reviewing.review(REX, 1, Decision.LABEL, "dog")
+    set_contributor(database, "rex", blocked=True)
+    reviewing._sifter.sift("pets")
+
+    page = reviewing.list("pets", ALL, Order.DRAWN)
+
+    assert numbers(page) == [1, 3, 4, 5]
+    assert (page.observations[0].state, page.observations[0].votes) == ("QUARANTINED", ())
+
+
+def test_the_file_of_a_picture_is_given(reviewing: Reviewing) -> None:
     image, name, orientation = reviewing.image(3)
+
     assert (image[:4], name, orientation) == (b"\x89PNG", "PNG", 1)
 
 
@@ -155,15 +221,29 @@ def test_decisions_are_final_until_the_reviewer_thinks_again(reviewing: Reviewin
     assert len(votes(database)) == 1
 
 
-def test_a_picture_is_released_with_its_leading_label(reviewing: Reviewing, database: Database) -> None:
-    with pytest.raises(InvalidInput, match="picture 1 has no leading label that the model knows; decide on it with"):
-        reviewing.review(REX, 1, Decision.RELEASE)
-    say(database, 1, Word("ann", VoteKind.LABEL, label=2))
+def test_a_picture_is_released_with_its_leading_label(
+    reviewing: Reviewing, database: Database, intake: Intake, policies: dict[str, Groups]
+) -> None:
+    policies["pets"] = Groups()
+    intake.take([captured(20, pictures(1, 9)[0])])  # the picture 7 is to learn from
+    with pytest.raises(
+        InvalidInput, match="measures the model, so that what others say of it must not decide"
+    ) as blind:
+        reviewing.review(REX, 7, Decision.RELEASE)
+    with database.begin() as session:
+        session.get_one(ObservationRow, 7).state = State.QUARANTINED
+    with pytest.raises(InvalidInput, match="picture 7 has no leading label that the model knows; decide on it with"):
+        reviewing.review(REX, 7, Decision.RELEASE)
+    say(database, 7, Word("ann", VoteKind.LABEL, label=2))
     reviewing._sifter.sift("pets")
+    with database.begin() as session:
+        session.get_one(ObservationRow, 7).state = State.QUARANTINED
 
-    released = reviewing.review(REX, 1, Decision.RELEASE)
+    released = reviewing.review(REX, 7, Decision.RELEASE)
 
+    assert blind.value.reason == "BLIND"
     assert (released.state, released.label, released.sample is not None) == ("ACCEPTED", "cow", True)
+    assert reviewing.review(REX, 7, Decision.RELEASE) == released
 
 
 def test_only_the_trusted_decide(reviewing: Reviewing, database: Database) -> None:
