@@ -461,13 +461,16 @@ class SendFeedbackRequest(_message.Message):
     prediction_id: _builtins.str
     """Prediction; required unless image and model are given."""
     label: _builtins.str
-    """What it should have been: a label of the model, or one to propose, of at most 200 characters."""
+    """What it should have been: a label of the model, whatever its case, or one to propose, of at most 200 characters."""
     correct: _builtins.bool
-    """Whether the answer was right."""
+    """Whether the answer was right, which counts as its label. Where it was not, that alone is no label: a picture of
+    which nothing else was said stays `pending` with the reason `NEEDS_LABEL`, or `WAITS_FOR_REVIEW` where it judges.
+    Only for predictions that were captured.
+    """
     comment: _builtins.str
     """Comment of at most 1,000 characters; kept, never learnt from."""
     image: _builtins.bytes
-    """The image again, where the prediction was not captured."""
+    """The image again, where the prediction was not captured; comes with model and a label."""
     model: _builtins.str
     """Model, where the prediction was not captured."""
     def __init__(

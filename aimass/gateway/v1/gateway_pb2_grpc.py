@@ -92,7 +92,9 @@ class GatewayServiceServicer(object):
         """Says what a prediction should have been. What is sent becomes data to learn from and to judge by.
 
         Idempotent: the last word of a caller on a picture counts, and the same one again changes nothing. Ends with:
-        - INVALID_ARGUMENT when there is neither label nor correct, or a value is malformed,
+        - INVALID_ARGUMENT when there is neither label nor correct, or a value is malformed; with the reason
+        `ANSWER_UNKNOWN` when correct, true or false, is said with an image of a prediction that was not captured: only
+        a label tells something then,
         - NOT_FOUND when the prediction was not captured and no image came, or there is no such model,
         - UNAUTHENTICATED when a key is needed, or the one sent is wrong,
         - PERMISSION_DENIED when the caller is blocked or its key has no scope `feedback`,

@@ -56,7 +56,9 @@ class GatewayServiceStub:
     """Says what a prediction should have been. What is sent becomes data to learn from and to judge by.
 
     Idempotent: the last word of a caller on a picture counts, and the same one again changes nothing. Ends with:
-      - INVALID_ARGUMENT when there is neither label nor correct, or a value is malformed,
+      - INVALID_ARGUMENT when there is neither label nor correct, or a value is malformed; with the reason
+        `ANSWER_UNKNOWN` when correct, true or false, is said with an image of a prediction that was not captured: only
+        a label tells something then,
       - NOT_FOUND when the prediction was not captured and no image came, or there is no such model,
       - UNAUTHENTICATED when a key is needed, or the one sent is wrong,
       - PERMISSION_DENIED when the caller is blocked or its key has no scope `feedback`,
@@ -94,7 +96,9 @@ class GatewayServiceAsyncStub(GatewayServiceStub):
     """Says what a prediction should have been. What is sent becomes data to learn from and to judge by.
 
     Idempotent: the last word of a caller on a picture counts, and the same one again changes nothing. Ends with:
-      - INVALID_ARGUMENT when there is neither label nor correct, or a value is malformed,
+      - INVALID_ARGUMENT when there is neither label nor correct, or a value is malformed; with the reason
+        `ANSWER_UNKNOWN` when correct, true or false, is said with an image of a prediction that was not captured: only
+        a label tells something then,
       - NOT_FOUND when the prediction was not captured and no image came, or there is no such model,
       - UNAUTHENTICATED when a key is needed, or the one sent is wrong,
       - PERMISSION_DENIED when the caller is blocked or its key has no scope `feedback`,
@@ -147,7 +151,9 @@ class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
         """Says what a prediction should have been. What is sent becomes data to learn from and to judge by.
 
         Idempotent: the last word of a caller on a picture counts, and the same one again changes nothing. Ends with:
-          - INVALID_ARGUMENT when there is neither label nor correct, or a value is malformed,
+          - INVALID_ARGUMENT when there is neither label nor correct, or a value is malformed; with the reason
+            `ANSWER_UNKNOWN` when correct, true or false, is said with an image of a prediction that was not captured: only
+            a label tells something then,
           - NOT_FOUND when the prediction was not captured and no image came, or there is no such model,
           - UNAUTHENTICATED when a key is needed, or the one sent is wrong,
           - PERMISSION_DENIED when the caller is blocked or its key has no scope `feedback`,
