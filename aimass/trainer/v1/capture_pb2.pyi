@@ -291,7 +291,7 @@ class CaptureCount(_message.Message):
     @_builtins.property
     def dropped_counts(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Ones that were to be captured and are lost, by reason: `BUDGET`, `QUEUE_FULL`, `TRAINER_AWAY`, `PAUSED`,
-        `TOO_LARGE`.
+        `TOO_LARGE`, `NOT_WRITTEN` (the gateway's disk).
         """
 
     def __init__(
