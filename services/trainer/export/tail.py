@@ -92,7 +92,7 @@ def replace_tail(source: Path, target: Path, head: Head, metadata: Mapping[str, 
         source: From `export_graph` or from here.
         target: Replaced atomically.
         head: With as many classes and features as *source* has; it may have a bias where *source* has none.
-        metadata: Overwrites entries of `metadata_props` of *source*; the others stay.
+        metadata: Takes the place of the `metadata_props` of *source*.
 
     Raises:
         Unsupported: As `find_tail`.
@@ -116,8 +116,7 @@ def replace_tail(source: Path, target: Path, head: Head, metadata: Mapping[str, 
     graph.node.extend([*body, *layers])
     graph.initializer.extend(numbers)
     graph.value_info.extend(shapes)
-    known = {entry.key: entry.value for entry in proto.metadata_props}
-    helper.set_model_props(proto, known | dict(metadata))
+    helper.set_model_props(proto, dict(metadata))
     onnx.checker.check_model(proto, full_check=True)
     with replacing(target) as file:
         onnx.save_model(proto, file)

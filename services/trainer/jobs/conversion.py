@@ -49,7 +49,7 @@ def run_conversion(job: Job) -> Outcome:
         }
     else:
         model, labels = load_weights(source / WEIGHTS_FILE, allow_code=job.request.trusted)
-        export_half(model, after, dataset.spec.shape, graph_metadata(labels, job.request.id, dataset.name))
+        export_half(model, after, dataset.spec.shape, graph_metadata(labels, dataset.name))
         parity = check_half(before, after, np.asarray(dataset.train.images[:PARITY_SAMPLES]), threads=job.threads)
         figures = {"parity_largest_difference": parity.largest_difference, "label_changes": float(parity.label_changes)}
     parent = read_card(source)

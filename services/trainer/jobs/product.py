@@ -50,7 +50,7 @@ def export_model(job: Job, model: "Classifier", dataset: Dataset) -> dict[str, f
     """
     job.reporter.stage("export")
     path = job.folder / manifest.GRAPH_FILE
-    export_graph(model, path, dataset.spec.shape, graph_metadata(dataset.labels, job.request.id, dataset.name))
+    export_graph(model, path, dataset.spec.shape, graph_metadata(dataset.labels, dataset.name))
     # Training images: the test samples stay out of every decision, also of this one.
     parity = check_parity(
         model,

@@ -108,7 +108,7 @@ def _write_graph(
     """Write the new graph, and prove on training images that it gives what the layer gives on their features."""
     job.reporter.stage("export")
     path = job.folder / GRAPH_FILE
-    replace_tail(source / GRAPH_FILE, path, head, graph_metadata(dataset.labels, job.request.id, dataset.name))
+    replace_tail(source / GRAPH_FILE, path, head, graph_metadata(dataset.labels, dataset.name))
     options = job.request.options
     assert isinstance(options, RefitOptions)
     order = np.random.default_rng(options.seed).permutation(len(features))

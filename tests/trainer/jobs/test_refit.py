@@ -1,5 +1,6 @@
 """Runs that fit the last layer of the starter anew, to a snapshot of what users gave."""
 
+import json
 import shutil
 import signal
 from pathlib import Path
@@ -133,7 +134,7 @@ def test_only_the_last_layer_is_new(refitted: RunFolder, tmp_path: Path) -> None
     assert digest_of((refitted / "encoder.onnx").read_bytes()) == f"sha256:{digests[0]}"
     assert not np.allclose(find_tail(before).weight, find_tail(after).weight)
     notes = {entry.key: entry.value for entry in onnx.load(after).metadata_props}
-    assert (notes["run"], notes["dataset"]) == ("refitted", read_json(refitted / "dataset.json")["name"])
+    assert notes == {"labels": json.dumps(LABELS), "dataset": read_json(refitted / "dataset.json")["name"]}
 
 
 def test_its_weights_answer_as_its_graph_does(refitted: RunFolder, slice_samples: tuple[Samples, Samples]) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import csv
+import json
 
 import grpc
 import numpy as np
@@ -93,13 +94,15 @@ def test_the_best_epoch_is_kept(finished: RunFolder) -> None:
 
 
 def test_the_graph_says_what_it_is_and_answers_its_golden_vectors(finished: RunFolder) -> None:
-    golden, graph = manifest_of(finished).golden, onnx.load(finished / "model.onnx")
+    golden, training = manifest_of(finished).golden, manifest_of(finished).training
     assert golden is not None
+    assert training is not None
 
     found = answers(finished, golden.inputs[0].to_array())
 
     assert np.allclose(found, golden.outputs[0].to_array(), atol=golden.absolute_tolerance)
-    assert {entry.key: entry.value for entry in graph.metadata_props}["run"] == "finished"
+    notes = {entry.key: entry.value for entry in onnx.load(finished / "model.onnx").metadata_props}
+    assert notes == {"labels": json.dumps(LABELS), "dataset": training.dataset.name}
 
 
 def test_golden_vectors_are_public_pictures(finished: RunFolder, slice_samples: tuple[Samples, Samples]) -> None:

@@ -1,58 +1,29 @@
 """After a deletion the next model is, byte for byte, that of somebody who has never seen what is gone."""
 
+import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
-from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from PIL import Image
 
-from services.trainer.data.datasets import load_dataset
+from services.common.manifest import GRAPH_FILE, MANIFEST_FILE, Manifest, PreprocessSpec, digest_of
 from services.trainer.data.models import create_model
 from services.trainer.data.snapshots import read_snapshot
-from services.trainer.export.encoder import Encoder
-from services.trainer.export.graph import graph_metadata
-from services.trainer.export.tail import cut_encoder, find_tail, replace_tail
 from services.trainer.feedback.observations import Intake
 from services.trainer.feedback.sifting import Sifter
+from services.trainer.options import RefitOptions, TrainingOptions
 from services.trainer.recipes import make_options
-from services.trainer.statistics.heads import fit_head
+from services.trainer.runs.record import Options, RunState
 from services.trainer.storage.database import Database
-from tests.trainer.feedback.conftest import SPEC, Groups
-from tests.trainer.provenance.conftest import LABELS, House
+from tests.trainer.feedback.conftest import Groups
+from tests.trainer.jobs.conftest import SMALL, Runs
+from tests.trainer.provenance.conftest import House
 
-SHARES = {"validation_fraction": 0.25, "test_fraction": 0.25, "pixels": {"width": 8, "height": 8}}
-
-
-@dataclass(frozen=True, eq=False)
-class Refitted:
-    """What a house's pictures make of the classifier."""
-
-    snapshot: str
-    learnt: NDArray[np.uint8]
-    weight: NDArray[np.float32]
-    graph: bytes
-
-
-@pytest.fixture(scope="module")
-def classifier(save_graph: Callable[..., Path]) -> Path:
-    """A graph with a last layer: the means of rows and colours, weighed."""
-    weight = np.random.default_rng(0).normal(0, 0.01, (3, 24)).astype(np.float32)
-    return save_graph(
-        [
-            helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
-            helper.make_node("ReduceMean", ["pixels", "columns"], ["means"], keepdims=0),
-            helper.make_node("Flatten", ["means"], ["features"]),
-            helper.make_node("Gemm", ["features", "weight", "bias"], ["logits"], transB=1),
-            helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
-        ],
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 8, 8, 3])],
-        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 3])],
-        {"columns": np.array([2]), "weight": weight, "bias": np.full(3, 0.1, np.float32)},
-    )
+LABELS = ("cat", "cow", "dog")
+SPEC = PreprocessSpec(input="image", width=16, height=16, mode="crop")
+STARTER = "starter"
 
 
 @pytest.fixture
@@ -81,44 +52,73 @@ def fill(house: House, seeds: range) -> None:
             house.say(picture, "rex", seed % 3, trusted=True)
 
 
-def refit(house: House, classifier: Path, folder: Path) -> Refitted:
-    """Fit the last layer of *classifier* to what a house has, as a run does."""
-    digest = house.snapshot()
-    dataset = load_dataset(
-        make_options("quick", {"dataset": f"snapshot:{digest}", "threads": 1, **SHARES}), house.sources
-    )
-    folder.mkdir()
-    cut_encoder(classifier, folder / "encoder.onnx")
-    features = Encoder(folder / "encoder.onnx", 1).embed(np.asarray(dataset.train.images))
-    head = fit_head(features, dataset.train.labels, find_tail(classifier).head, smoothing=0.05, pull=1e-3, rounds=50)
-    replace_tail(classifier, folder / "model.onnx", head, graph_metadata(dataset.labels, "refitted", dataset.name))
-    onnx.checker.check_model(folder / "model.onnx")
-    return Refitted(digest, np.asarray(dataset.train.images), head.weight, (folder / "model.onnx").read_bytes())
+def write_public(folder: Path) -> Path:
+    """Write a set of pictures that no user has sent."""
+    generator = np.random.default_rng(0)
+    for label in LABELS:
+        (folder / label).mkdir(parents=True)
+        for number in range(12):
+            Image.fromarray(generator.integers(0, 256, (16, 16, 3), np.uint8)).save(folder / label / f"{number}.png")
+    return folder
 
 
-def test_a_model_made_after_a_deletion_is_that_of_one_who_never_saw_it(
-    build: Callable[[str], House], classifier: Path, tmp_path: Path
+def scratch(dataset: str) -> TrainingOptions:
+    """Return options by which a network learns *dataset* alone, in deterministic mode."""
+    changes = {"dataset": dataset, "test_fraction": 0.25, "epochs": 1, "deterministic": True}
+    return make_options("quick", SMALL | changes)
+
+
+def made_by(house: House, run_id: str, options: Options) -> str:
+    """Let the process of a run come to its end, and return the digest of the graph that it would publish."""
+    runs = Runs(house.folder)
+    folder = runs.create(run_id, options)
+    house.store.create(folder.request(), "service")
+    house.store.claim(run_id, "service", 100)
+    outcome = runs.outcome(folder)
+    assert outcome.state is RunState.SUCCEEDED, outcome.reason
+    house.store.finish(run_id, outcome)
+    graph = Manifest.from_json((folder / MANIFEST_FILE).read_bytes(), MANIFEST_FILE).graph
+    assert graph is not None
+    assert graph.sha256 == digest_of((folder / GRAPH_FILE).read_bytes())
+    return graph.sha256
+
+
+def test_runs_after_a_deletion_make_the_models_of_one_who_never_saw_it(
+    build: Callable[[str], House],
 ) -> None:
     ours, theirs = build("ours"), build("theirs")
+    made_by(ours, STARTER, scratch(str(write_public(ours.folder / "data" / "public"))))
+    shutil.copytree(ours.folders.runs / STARTER, theirs.folders.runs / STARTER)
     fill(ours, range(1, 8))
     fill(theirs, range(7, 3, -1))  # in another order, under other numbers
     (only,) = theirs.capture(1, "user-3", seed=3)
     theirs.say(only, "rex", 0, trusted=True)
-    before = refit(ours, classifier, tmp_path / "before")
-    ours.run("before", f"snapshot:{before.snapshot}")
+    before = f"snapshot:{ours.snapshot()}"
+    refitted_before = made_by(ours, "before", RefitOptions(source=f"run:{STARTER}", dataset=before, threads=1))
 
     for number in (1, 2):
         ours.deletions.delete_contributor(f"user-{number}", f"deletion-{number}")
     ours.clock.passed += 10
-    for number in (1, 2):
-        ours.erasure.rows("pets", f"deletion-{number}")
-    for picture in range(12, 16):  # all but the first one of user 3
-        ours.erasure.rows("pets", ours.forget(picture, f"deletion-of-{picture}"))
+    pictures = range(12, 16)  # all but the first one of user 3
+    deletions = ["deletion-1", "deletion-2", *(ours.forget(each, f"deletion-of-{each}") for each in pictures)]
+    for deletion in deletions:
+        ours.erasure.rows("pets", deletion)
+    after, never = (f"snapshot:{house.snapshot()}" for house in (ours, theirs))
 
-    after, never = (refit(house, classifier, tmp_path / name) for house, name in ((ours, "after"), (theirs, "never")))
-    assert after.snapshot == never.snapshot != before.snapshot
-    assert np.array_equal(after.learnt, never.learnt)
-    assert after.weight.tobytes() == never.weight.tobytes() != before.weight.tobytes()
-    assert after.graph == never.graph
-    assert len(read_snapshot(ours.database, after.snapshot).pictures) == 21
-    assert set(ours.deletions.find("deletion-1").runs) == {"before"}
+    assert after == never != before
+    assert len(read_snapshot(ours.database, after.removeprefix("snapshot:")).pictures) == 21
+    refitted, scratched = (
+        [made_by(house, f"{name}-{kind}", options) for house, name in ((ours, "after"), (theirs, "never"))]
+        for kind, options in (
+            ("refit", RefitOptions(source=f"run:{STARTER}", dataset=after, threads=1)),
+            ("scratch", scratch(after)),
+        )
+    )
+    assert refitted[0] == refitted[1] != refitted_before
+    assert scratched[0] == scratched[1]
+
+    for deletion in deletions:
+        ours.erasure.runs("pets", deletion, ())
+    assert ours.deletions.find("deletion-1").runs == ["before"]
+    assert {path.name for path in ours.folders.runs.iterdir()} == {STARTER, "after-refit", "after-scratch"}
+    assert all(ours.deletions.report(deletion)["search"]["found"] == {} for deletion in deletions)
