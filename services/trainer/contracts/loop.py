@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import re
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from services.trainer.contracts.provenance_messages import check_nearest, pack_d
 from services.trainer.contracts.remembering import Remembered
 from services.trainer.contracts.wishes import Wishes
 from services.trainer.data.models import find_model
+from services.trainer.feedback.pseudonyms import read_pseudonyms
 from services.trainer.loop.cycle_payloads import CycleEnded, CycleStarted, Promoted, RollbackIntended, RolledBack
 from services.trainer.loop.cycle_reducer import begin
 from services.trainer.loop.directors import Directors
@@ -125,7 +125,7 @@ class LoopServicer(LoopServiceServicer):
         wish = TriggerWished(
             request_id=_request_id(request.request_id),
             reason=_reason(request.reason),
-            by_hash=_hash(caller),
+            by_hash=await self._pseudonym(caller),
             strategy=Strategy(request.strategy) if request.strategy else None,
         )
         await self._check_model(request.model)
@@ -136,7 +136,7 @@ class LoopServicer(LoopServiceServicer):
         caller = allowed_caller(context, Scope.TRAIN)
         wish = ProposalWished(
             request_id=_request_id(request.request_id),
-            by_hash=_hash(caller),
+            by_hash=await self._pseudonym(caller),
             version=_version(request.version),
             goal=Goal.NOT_WORSE if request.goal == pb.Cycle.GOAL_NOT_WORSE else Goal.BETTER,
         )
@@ -151,7 +151,7 @@ class LoopServicer(LoopServiceServicer):
         wish = PromotionWished(
             request_id=_request_id(request.request_id),
             reason=_reason(request.reason),
-            by_hash=_hash(caller),
+            by_hash=await self._pseudonym(caller),
             version=_version(request.version),
         )
         await self._check_model(request.model)
@@ -165,7 +165,7 @@ class LoopServicer(LoopServiceServicer):
         wish = RejectionWished(
             request_id=_request_id(request.request_id),
             reason=_reason(request.reason),
-            by_hash=_hash(caller),
+            by_hash=await self._pseudonym(caller),
             version=_version(request.version),
         )
         await self._check_model(request.model)
@@ -175,7 +175,9 @@ class LoopServicer(LoopServiceServicer):
         """Let the version of before serve."""
         caller = allowed_caller(context, Scope.ADMIN)
         wish = RollbackWished(
-            request_id=_request_id(request.request_id), reason=_reason(request.reason), by_hash=_hash(caller)
+            request_id=_request_id(request.request_id),
+            reason=_reason(request.reason),
+            by_hash=await self._pseudonym(caller),
         )
         await self._check_model(request.model)
         event = await self._wishes.ask(request.model, wish, (RolledBack,))
@@ -243,6 +245,15 @@ class LoopServicer(LoopServiceServicer):
         version, interval = await read_accuracy(self._reader, model)
         return await asyncio.to_thread(count)
 
+    async def _pseudonym(self, caller: Caller) -> str:
+        """Return what stands for a caller in the log, which names nobody; empty for one who is not known."""
+
+        def read() -> str:
+            with self._database.read() as session:
+                return read_pseudonyms(session)(caller.contributor)
+
+        return await asyncio.to_thread(read) if caller.contributor else ""
+
     async def _check_model(self, model: str) -> None:
         await asyncio.to_thread(find_model, self._database, model)
 
@@ -269,10 +280,6 @@ class LoopServicer(LoopServiceServicer):
                 reason="NO_CANDIDATE",
                 field="version",
             )
-
-
-def _hash(caller: Caller) -> str:
-    return hashlib.sha256(caller.contributor.encode()).hexdigest() if caller.contributor else ""
 
 
 def _request_id(text: str) -> str:

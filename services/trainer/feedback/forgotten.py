@@ -1,6 +1,5 @@
 """Whose pictures are not taken any more, since they asked to be forgotten: some may still be on their way."""
 
-import hashlib
 from collections.abc import Collection
 from datetime import UTC, datetime
 
@@ -8,6 +7,7 @@ from sqlalchemy import JSON, String, column, select, table
 from sqlalchemy.orm import Session
 
 from services.common.identity import ANONYMOUS
+from services.trainer.feedback.pseudonyms import read_pseudonyms
 from services.trainer.feedback.tables import ContributorRow
 
 _DELETIONS = table(
@@ -25,7 +25,8 @@ def forgotten_until(session: Session, contributors: Collection[str]) -> dict[str
     key, or before there was one, belongs to what was to be forgotten, however late it arrives. `anonymous` has no keys,
     so that the time of the request decides.
     """
-    names = {hashlib.sha256(name.encode()).hexdigest(): name for name in contributors if name}
+    pseudonym = read_pseudonyms(session)
+    names = {pseudonym(name): name for name in contributors if name}
     statement = select(_DELETIONS.c.subject, _DELETIONS.c.state, _DELETIONS.c.report).where(
         _DELETIONS.c.kind == _CONTRIBUTOR, _DELETIONS.c.subject.in_(sorted(names))
     )

@@ -1,6 +1,6 @@
 """Tables of who gives feedback, and of what is known of the pictures beside what was said."""
 
-from sqlalchemy import JSON, Boolean, Double, ForeignKey, Integer, LargeBinary, String, Text
+from sqlalchemy import JSON, Boolean, Double, ForeignKey, Integer, LargeBinary, SmallInteger, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from services.trainer.data.tables import FindingRow as FindingRow  # lies below, with all that a snapshot asks for
@@ -33,6 +33,17 @@ class KeyRow(Base):
     scopes: Mapped[list[str]] = mapped_column(JSON)
     create_time: Mapped[str] = mapped_column(String(32))
     revoke_time: Mapped[str | None] = mapped_column(String(32))
+
+
+class PseudonymKeyRow(Base):
+    """What makes pseudonyms of names: one row, drawn when the table is made."""
+
+    __tablename__ = "pseudonym_keys"
+
+    number: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
+    """1."""
+    key: Mapped[str] = mapped_column(String(64))
+    """256 random bits, hexadecimal."""
 
 
 class CaptureCountRow(Base):

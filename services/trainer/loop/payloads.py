@@ -25,7 +25,7 @@ class Wish(Payload):
     reason: Annotated[str, Field(max_length=200)] = ""
     """As the operator gave it."""
     by_hash: str = ""
-    """SHA-256 of who asked."""
+    """Pseudonym of who asked; empty for nobody who is known."""
 
     def key(self, cycle: int) -> str | None:
         """Return the request's id: asked again, it is the same wish."""

@@ -101,7 +101,7 @@ class DeletionRow(Base):
     kind: Mapped[str] = mapped_column(String(16))
     """SAMPLE or CONTRIBUTOR."""
     subject: Mapped[str] = mapped_column(String(64))
-    """SHA-256 of the contributor's name, or of the picture's number: what is forgotten is not named."""
+    """Pseudonym of the contributor, or of the picture's number: what is forgotten is not named."""
     state: Mapped[str] = mapped_column(String(16))
     deadline: Mapped[str] = mapped_column(String(32))
     report: Mapped[dict[str, Any]] = mapped_column(JSON)

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from services.common.errors import Conflict, InvalidInput, NotFound
 from services.trainer.data.tables import ObservationRow
+from services.trainer.feedback.pseudonyms import read_pseudonyms
 from services.trainer.feedback.tables import ContributorRow, KeyRow
 from services.trainer.loop.log import Clock, EventLog, utc_now
 from services.trainer.loop.payloads import DeletionRequested
@@ -21,7 +22,6 @@ from services.trainer.provenance.record import (
     Part,
     Record,
     State,
-    fingerprint,
     read_record,
     write_record,
 )
@@ -84,7 +84,6 @@ class Deletions:
             Conflict: The id belongs to another deletion.
             NotReady: The database does not answer.
         """
-        subject = fingerprint(str(observation))
 
         def begin(session: Session) -> dict[str, Part]:
             row = session.get(ObservationRow, observation)
@@ -96,10 +95,13 @@ class Deletions:
                 )
             return {row.model: Part(observations=(observation,))}
 
-        return self._begin(request_id, Kind.SAMPLE, subject, begin)
+        return self._begin(request_id, Kind.SAMPLE, str(observation), begin)
 
     def delete_contributor(self, contributor: str, request_id: str) -> Deletion:
         """Begin to forget all that somebody has given; keys and name go at once.
+
+        What is kept of it has no name. Asked again with the same id and the same name it is the same deletion, and with
+        another name it is refused, at any time: so it can be shown whose it is.
 
         Raises:
             InvalidInput: No name is given.
@@ -126,7 +128,7 @@ class Deletions:
             session.execute(delete(ContributorRow).where(ContributorRow.name == contributor))
             return {model: Part() for model in models}
 
-        return self._begin(request_id, Kind.CONTRIBUTOR, fingerprint(contributor), begin)
+        return self._begin(request_id, Kind.CONTRIBUTOR, contributor, begin)
 
     def find(self, deletion_id: str) -> Deletion:
         """Return a deletion.
@@ -189,11 +191,9 @@ class Deletions:
             if record.request_time <= before and not part.rows_gone
         ]
 
-    def _begin(
-        self, request_id: str, kind: Kind, subject: str, begin: Callable[[Session], dict[str, Part]]
-    ) -> Deletion:
+    def _begin(self, request_id: str, kind: Kind, name: str, begin: Callable[[Session], dict[str, Part]]) -> Deletion:
         with self._database.begin(alone=True) as session:
-            row = session.get(DeletionRow, request_id)
+            row, subject = session.get(DeletionRow, request_id), read_pseudonyms(session)(name)
             if row is None:
                 time = self._clock()
                 record = Record(request_time=time, parts=begin(session))

@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import MetaData, select
 
+from services.trainer.feedback.pseudonyms import read_pseudonyms
 from services.trainer.provenance.record import fingerprint
 from services.trainer.storage.database import Database
 
@@ -37,13 +38,13 @@ class Search:
 def find_references(
     database: Database, folders: Sequence[Path], fingerprints: Collection[str], subject: str = ""
 ) -> Search:
-    """Look for digests and a name that are known by their fingerprints alone, in every table and in *folders*.
+    """Look for digests known by their fingerprints and a name known by its pseudonym, in all tables and *folders*.
 
     Args:
         database: All of its tables are read, whoever they belong to.
         folders: With all that is below them; names of files, and what texts say.
         fingerprints: Of digests, 64 hexadecimal digits each.
-        subject: Fingerprint of the name of a contributor; empty for none.
+        subject: Pseudonym of a contributor; empty for none.
 
     Raises:
         NotReady: The database does not answer.
@@ -65,11 +66,11 @@ def _search_tables(database: Database, wanted: frozenset[str], subject: str, fou
     metadata, rows = MetaData(), 0
     with database.read() as session:
         metadata.reflect(session.connection())
+        named = _named_as(subject, read_pseudonyms(session)) if subject else _nothing
         for table in metadata.sorted_tables:
             columns = list(table.columns)
             looks: list[tuple[str, Callable[[Any], int]]] = [
-                (column.name, _named_as(subject) if subject and column.name in _NAMES else _nothing)
-                for column in columns
+                (column.name, named if column.name in _NAMES else _nothing) for column in columns
             ]
             for row in session.execute(select(table).execution_options(yield_per=_ROWS_AT_ONCE)):
                 rows += 1
@@ -79,8 +80,8 @@ def _search_tables(database: Database, wanted: frozenset[str], subject: str, fou
     return len(metadata.tables), rows
 
 
-def _named_as(subject: str) -> Callable[[Any], int]:
-    return lambda value: int(isinstance(value, str) and fingerprint(value) == subject)
+def _named_as(subject: str, pseudonym: Callable[[str], str]) -> Callable[[Any], int]:
+    return lambda value: int(isinstance(value, str) and pseudonym(value) == subject)
 
 
 def _nothing(value: Any) -> int:

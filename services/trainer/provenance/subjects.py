@@ -10,10 +10,11 @@ from sqlalchemy.orm import Session
 
 from services.trainer.data.observing import VoteKind, mark_changed
 from services.trainer.data.tables import ObservationRow, PredictionRow, SampleRow, SnapshotSampleRow, VoteRow
+from services.trainer.feedback.pseudonyms import read_pseudonyms
 from services.trainer.feedback.sifting import SOURCE
 from services.trainer.feedback.tables import AnswerRow, EmbeddingRow, FindingRow, NeighbourhoodRow
 from services.trainer.loop.tables import DeletionRow
-from services.trainer.provenance.record import Kind, Part, fingerprint
+from services.trainer.provenance.record import Kind, Part
 
 _ABOUT = (
     PredictionRow, VoteRow, FindingRow, EmbeddingRow, NeighbourhoodRow, AnswerRow, SnapshotSampleRow, SampleRow,
@@ -47,7 +48,8 @@ def find_subjects(session: Session, model: str, row: DeletionRow, part: Part) ->
         there = select(ObservationRow.number).where(ObservationRow.model == model)
         found = _each(session, there, ObservationRow.number, part.observations)
         return Subjects(tuple(number for (number,) in found))
-    names = frozenset(each for each in _contributors(session, model) if fingerprint(each) == row.subject)
+    pseudonym = read_pseudonyms(session)
+    names = frozenset(each for each in _contributors(session, model) if pseudonym(each) == row.subject)
     touched = _touched(session, model, names)
     senders = _senders(session, touched)
     alone = tuple(number for number in touched if senders[number] <= names)

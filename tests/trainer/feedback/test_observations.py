@@ -1,6 +1,5 @@
 """Captured predictions become rows: each once, draws in order, refused ones for good."""
 
-import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from services.trainer.feedback.contributors import create_key
 from services.trainer.feedback.counting import VersionCounts, store_counts, sum_counts
 from services.trainer.feedback.observations import Intake
 from services.trainer.feedback.policy import CapturePolicy, JudgingPolicy
+from services.trainer.feedback.pseudonyms import read_pseudonyms
 from services.trainer.feedback.roles import role_of
 from services.trainer.feedback.tables import LoopModelRow
 from services.trainer.loop.tables import DeletionRow
@@ -220,7 +220,7 @@ BEFORE, AFTER = "2026-01-31T23:59:59.000Z", "2026-02-01T00:00:01.000Z"
 def ask_to_be_forgotten(database: Database, name: str, state: str) -> None:
     with database.begin() as session:
         row = session.merge(DeletionRow(id=f"of-{name}", kind="CONTRIBUTOR", state=state, deadline=REQUESTED))
-        row.subject = hashlib.sha256(name.encode()).hexdigest()
+        row.subject = read_pseudonyms(session)(name)
         row.report = {"request_time": REQUESTED}
 
 

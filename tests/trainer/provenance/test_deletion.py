@@ -1,5 +1,6 @@
 """What goes with a deletion, and that nothing of it is left."""
 
+import hashlib
 import json
 from datetime import timedelta
 
@@ -200,16 +201,24 @@ def test_the_same_picture_of_another_model_stays_with_its_file(house: House, pol
     }  # fmt: skip
 
 
-def test_the_event_says_neither_who_nor_what(house: House) -> None:
+def test_the_event_says_neither_who_nor_what_and_who_asked_can_be_told_so(house: House) -> None:
     house.capture(1, "ann", seed=1)
 
     deletion = house.deletions.delete_contributor("ann", "deletion-1")
+    house.clock.passed += 10
+    house.erasure.rows("pets", "deletion-1")
+    house.erasure.runs("pets", "deletion-1", ())
 
     (event,) = house.events.read("pets")
     assert isinstance(event.payload, DeletionRequested)
     assert (event.payload.deletion_id, event.payload.deadline) == ("deletion-1", deletion.deadline)
-    assert "ann" not in json.dumps(event.payload.model_dump(mode="json"))
     assert timedelta(hours=71) < deletion.deadline - house.clock() <= timedelta(hours=72)
+    told = json.dumps([event.payload.model_dump(mode="json"), house.deletions.report("deletion-1")])
+    assert "ann" not in told
+    assert hashlib.sha256(b"ann").hexdigest() not in told
+    assert house.deletions.delete_contributor("ann", "deletion-1").state is DeletionState.COMPLETED
+    with pytest.raises(Conflict, match="is of something else"):
+        house.deletions.delete_contributor("bob", "deletion-1")
 
 
 def test_asked_again_it_is_the_same_deletion_and_another_is_refused(house: House) -> None:
