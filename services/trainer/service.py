@@ -19,6 +19,7 @@ from services.trainer.data.snapshots import read_snapshot
 from services.trainer.data.sources import DataSources
 from services.trainer.learning import Learning
 from services.trainer.metrics import RunFigures
+from services.trainer.provenance.tainting import find_deletion
 from services.trainer.runs.admission import Admission
 from services.trainer.runs.control import RunControl
 from services.trainer.runs.launcher import LocalLauncher
@@ -75,6 +76,7 @@ class TrainerComponent:
             trusted=trusted,
             newest_sample=partial(newest_sample, self._database),
             find_snapshot=partial(read_snapshot, self._database),
+            find_deletion=partial(find_deletion, self._database),
         )
         control = RunControl(store, self._supervisor, admission, settings.inference_address)
         self.training = TrainingServicer(control, self._stop)

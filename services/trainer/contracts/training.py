@@ -25,7 +25,8 @@ from services.trainer.options import (
 )
 from services.trainer.recipes import RECIPES
 from services.trainer.runs.admission import parse_object, training_options
-from services.trainer.runs.control import RunControl, read_chunks
+from services.trainer.runs.artifacts import read_chunks
+from services.trainer.runs.control import RunControl
 from services.trainer.runs.progress import Progress
 from services.trainer.runs.record import Options, RunKind, RunState
 from services.trainer.runs.store import Run, RunFilter

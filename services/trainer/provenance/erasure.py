@@ -110,13 +110,13 @@ class Erasure:
             NotFound: There is no such deletion.
             NotReady: A process is still at work on such a run, inference does not answer, or what went is still read in
                 the database.
-            Conflict: A further version was made from such a run meanwhile.
+            Conflict: A further version was made from such a run meanwhile, or is one of a model that has no loop.
             Overloaded: The disk does not let a folder go.
         """
         record, part = self._read(model, deletion_id)
         if not part.completed:
             taint = self._taint(part)
-            self._refuse_late(model, taint, versions)
+            self._refuse_late(model, taint, versions, record)
             others = [each for other, each in record.parts.items() if other != model and not each.completed]
             left = {run_id for each in others for run_id in each.runs}
             gone = sorted(taint.runs - left)
@@ -124,7 +124,8 @@ class Erasure:
             self._check_at_rest(gone)
             counts = {
                 "run_folders": sum(self._folders.remove_run(run_id) for run_id in gone),
-                "prepared": self._folders.remove_prepared() if gone else 0,
+                # Again: whoever was decoding when the rows went has written what was gone already.
+                "prepared": self._folders.remove_prepared() if gone or record.fingerprints else 0,
             }
             self._complete(model, deletion_id, gone, counts)
             record, part = self._read(model, deletion_id)
@@ -213,17 +214,19 @@ class Erasure:
                 with suppress(Conflict, NotFound):  # it has just ended
                     self._store.request_cancel(run_id)
 
-    def _refuse_late(self, model: str, taint: Taint, versions: Sequence[int]) -> None:
-        """Refuse versions that were published from tainted runs since the loop was told which there are."""
+    def _refuse_late(self, model: str, taint: Taint, versions: Sequence[int], record: Record) -> None:
+        """Refuse tainted versions that no loop removes: published since, or under a name that no model here has."""
         if not taint.runs:
             return
-        late = set(taint.versions.get(model, ())) & set(self._graphs().get(model, {})) - set(versions)
-        for version in sorted(late):
-            raise Conflict(
-                f"version {version} of model {model!r} was made from run {taint.versions[model][version]!r}, which has "
-                "learnt what is deleted; let another version serve and remove this one with DeleteVersion",
-                reason="TAINTED",
-            )
+        served = self._graphs()
+        for name in sorted({model, *taint.versions} - (record.parts.keys() - {model})):
+            gone = versions if name == model else ()
+            for version in sorted(set(taint.versions.get(name, ())) & set(served.get(name, {})) - set(gone)):
+                raise Conflict(
+                    f"version {version} of model {name!r} was made from run {taint.versions[name][version]!r}, which "
+                    "has learnt what is deleted; let another version serve and remove this one with DeleteVersion",
+                    reason="TAINTED",
+                )
 
     def _check_at_rest(self, runs: Sequence[str]) -> None:
         for run_id in runs:

@@ -126,16 +126,20 @@ class Lineage:
     def _versions(self, runs: Collection[str], served: Mapping[str, Mapping[int, str]]) -> dict[str, dict[int, str]]:
         manifests = {run_id: self._origins.manifest(run_id) for run_id in runs}
         by_graph = {each.graph.sha256: run_id for run_id, each in manifests.items() if each and each.graph}
-        found: dict[str, dict[int, str]] = {}
-        for model, graphs in served.items():
-            for version, digest in graphs.items():
-                if digest in by_graph:
-                    found.setdefault(model, {})[version] = by_graph[digest]
-        published = select(PublicationRow.model, PublicationRow.run, PublicationRow.version)
+        published = select(PublicationRow.model, PublicationRow.version, PublicationRow.run)
         with self._database.read() as session:
-            for row in session.execute(published):
-                if row.run in runs and row.version is not None:
-                    found.setdefault(row.model, {})[row.version] = row.run
+            known = {(row.model, row.version): row.run for row in session.execute(published)}
+        # Whose run is known goes by that: a clean run may have made the same graph.
+        guessed = {
+            (model, version): by_graph[digest]
+            for model, graphs in served.items()
+            for version, digest in graphs.items()
+            if digest in by_graph
+        }
+        found: dict[str, dict[int, str]] = {}
+        for (model, version), run_id in (guessed | known).items():
+            if version is not None and run_id in runs:
+                found.setdefault(model, {})[version] = run_id
         return found
 
     def _has_seen(self, run: Run, model: str, lost: Sequence[Lost]) -> bool:

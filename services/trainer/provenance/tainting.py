@@ -1,4 +1,4 @@
-"""Writes down what has learnt from something that goes, where the loop looks for it."""
+"""Writes down what has learnt from something that goes, where the loop and all who would use it look for it."""
 
 from collections.abc import Collection
 
@@ -7,10 +7,12 @@ from sqlalchemy.orm import Session
 
 from services.trainer.clock import now
 from services.trainer.data.tables import ModelRow
-from services.trainer.loop.tables import PublicationRow
+from services.trainer.loop.tables import DeletionRow, PublicationRow
 from services.trainer.provenance.lineage import Taint
-from services.trainer.provenance.record import fingerprint
+from services.trainer.provenance.record import State, fingerprint
+from services.trainer.storage.database import Database
 
+_RUN_PREFIX = "run:"
 _MARK = "tainted-"
 """Begins the ids of rows that stand for no publication of the loop."""
 
@@ -48,6 +50,30 @@ def mark_tainted(session: Session, deletion_id: str, model: str, taint: Taint) -
                 deletion=deletion_id,
             )
         )
+
+
+def find_deletion(database: Database, source: str) -> str:
+    """Return the id of the deletion by which a model is tainted; empty where it is clean.
+
+    Once a deletion is completed its runs are gone and others may have their ids; numbers of versions stay theirs.
+
+    Args:
+        database: Migrated.
+        source: `run:<id>` or `<model>@<version>`.
+
+    Raises:
+        NotReady: The database does not answer.
+    """
+    statement = select(PublicationRow.deletion).where(PublicationRow.tainted_time.is_not(None))
+    if source.startswith(_RUN_PREFIX):
+        statement = statement.join(DeletionRow, DeletionRow.id == PublicationRow.deletion).where(
+            PublicationRow.run == source.removeprefix(_RUN_PREFIX), DeletionRow.state != State.COMPLETED
+        )
+    else:
+        model, _, version = source.rpartition("@")
+        statement = statement.where(PublicationRow.model == model, PublicationRow.version == int(version))
+    with database.read() as session:
+        return session.scalar(statement.limit(1)) or ""
 
 
 def forget_marks(session: Session, runs: Collection[str]) -> None:

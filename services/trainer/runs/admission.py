@@ -42,6 +42,8 @@ class Admission:
         newest_sample: Returns the number of the newest sample of a model, which the samples of a run end with, so that
             an import does not change them; without it they are taken as they are named.
         find_snapshot: Raises where there is no snapshot of a digest; without it any is let pass.
+        find_deletion: Returns the id of the deletion that a run, or a version of a model, goes with, as options name
+            them; empty where it stays. Without it all stay.
     """
 
     def __init__(
@@ -52,11 +54,13 @@ class Admission:
         trusted: bool = False,
         newest_sample: Callable[[str], int] | None = None,
         find_snapshot: Callable[[str], object] | None = None,
+        find_deletion: Callable[[str], str] = lambda source: "",
     ) -> None:
         self._store = store
         self._data_roots = data_roots
         self._newest_sample = newest_sample
         self._find_snapshot = find_snapshot
+        self._find_deletion = find_deletion
         self.trusted = trusted
 
     def admit(self, options: Options) -> Options:
@@ -66,7 +70,8 @@ class Admission:
             InvalidInput: They name code or a folder that a request may not, samples that are not there, or a source
                 that is none.
             NotFound: A data set, a model with samples, a snapshot or a run that they name does not exist.
-            Conflict: A run that they name has made no model, or pictures of a snapshot were deleted.
+            Conflict: A run that they name has made no model, pictures of a snapshot were deleted, or a model that they
+                name has learnt what is.
         """
         if isinstance(options, TuningOptions | InspectionOptions):
             if isinstance(options, TuningOptions):
@@ -76,6 +81,14 @@ class Admission:
         if isinstance(options, ConversionOptions) or not options.dataset:
             return options
         return options.model_copy(update={"dataset": self._find_dataset(options.dataset)})
+
+    def refuse_tainted(self, run_id: str) -> None:
+        """Let nothing of a run get any further that has learnt what is deleted.
+
+        Raises:
+            Conflict: It has.
+        """
+        self._refuse_tainted(_RUN + run_id)
 
     def _check_space(self, options: TuningOptions) -> None:
         """Look at each value that a trial may get: none may name what a run by itself may not."""
@@ -136,6 +149,17 @@ class Admission:
         elif not _VERSION.fullmatch(source):
             raise InvalidInput(
                 f"{field} {source[:200]!r} is not the name of a model; use run:<id> or <model>@<version>", field=field
+            )
+        self._refuse_tainted(source, field)
+
+    def _refuse_tainted(self, source: str, field: str = "") -> None:
+        deletion = self._find_deletion(source)
+        if deletion:
+            raise Conflict(
+                f"{source} has learnt what deletion {deletion!r} removes, and goes with it; use a run or a version "
+                "that was made without that, such as the successor that the loop makes",
+                reason="TAINTED",
+                field=field,
             )
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,25 +12,13 @@ from pydantic import BaseModel
 
 from services.common.channels import SIBLING_OPTIONS
 from services.common.errors import Conflict, InvalidInput, NotFound, NotReady, ServiceError
-from services.common.manifest import GRAPH_FILE, MANIFEST_FILE
+from services.common.manifest import MANIFEST_FILE
 from services.trainer.clock import now
 from services.trainer.options import ConversionOptions, InspectionOptions, TuningOptions
 from services.trainer.publishing import publish_version, set_stable
 from services.trainer.runs.admission import Admission
-from services.trainer.runs.folder import (
-    CARD_DOCUMENT_FILE,
-    CARD_FILE,
-    CHOICE_FILE,
-    CONFUSION_FILE,
-    EVALUATION_FILE,
-    LOG_FILE,
-    PROGRESS_FILE,
-    REPORT_DOCUMENT_FILE,
-    REPORT_FILE,
-    REQUEST_FILE,
-    RunFolder,
-    read_document,
-)
+from services.trainer.runs.artifacts import ARTIFACTS
+from services.trainer.runs.folder import CHOICE_FILE, PROGRESS_FILE, REQUEST_FILE, RunFolder, read_document
 from services.trainer.runs.progress import Progress, read_newest
 from services.trainer.runs.record import Options, Request, RunKind, RunState, check_run_id
 from services.trainer.runs.store import Run, RunFilter, RunStore, name_taken
@@ -38,20 +26,6 @@ from services.trainer.runs.supervisor import Supervisor
 from services.trainer.runs.watching import Update, watch_run
 from services.trainer.sets import ModelSamples
 
-ARTIFACTS = (
-    GRAPH_FILE,
-    MANIFEST_FILE,
-    EVALUATION_FILE,
-    CONFUSION_FILE,
-    CARD_FILE,
-    CARD_DOCUMENT_FILE,
-    CHOICE_FILE,
-    REPORT_FILE,
-    REPORT_DOCUMENT_FILE,
-    LOG_FILE,
-)
-"""Files of a run that can be had over the contract."""
-CHUNK_BYTES = 1024 * 1024
 MAX_CLIENT_ID = 128
 _KINDS = {kind.options: kind for kind in RunKind}
 _PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
@@ -138,7 +112,7 @@ class RunControl:
 
         Raises:
             NotFound: There is no such run.
-            Conflict: It has succeeded, or a process that ends just now is at work on it.
+            Conflict: It has succeeded, a process that ends just now is at work on it, or it has learnt what is deleted.
             Overloaded: There is too little disk space.
         """
         run = await asyncio.to_thread(self._store.get, check_run_id(run_id))
@@ -164,10 +138,12 @@ class RunControl:
 
         Raises:
             NotFound: There is no such run.
-            Conflict: It has no model, or one that is not worth it, or inference refuses it.
+            Conflict: It has no model, one that is not worth it or that has learnt what is deleted, or inference refuses
+                it.
             NotReady: Inference is away.
         """
         run = await asyncio.to_thread(self._store.get, check_run_id(run_id))
+        await asyncio.to_thread(self._admission.refuse_tainted, run_id)
         folder = self.folder(run_id)
         if run.state is not RunState.SUCCEEDED or not (folder / MANIFEST_FILE).exists():
             raise Conflict(f"run {run_id!r} is {run.state} and has no model to publish; name one that has succeeded")
@@ -186,10 +162,12 @@ class RunControl:
         Raises:
             InvalidInput: No run makes such a file.
             NotFound: There is no such run, or it has not made the file.
+            Conflict: The run has learnt what is deleted: a copy of its files could not be taken back.
         """
         if name not in ARTIFACTS:
             raise InvalidInput(f"artifact {name[:100]!r} is unknown; use one of {', '.join(ARTIFACTS)}", field="name")
         self._store.get(check_run_id(run_id))
+        self._admission.refuse_tainted(run_id)
         path = self.folder(run_id) / name
         if not path.exists():
             raise NotFound(f"run {run_id!r} has no {name}; look at its state and its kind", field="name")
@@ -246,6 +224,7 @@ class RunControl:
         run = self._store.get(run_id)
         if run.state is RunState.SUCCEEDED or (run.queue == self._supervisor.queue and not run.state.final):
             return self._store.resume(run_id, self._supervisor.queue)  # refuses, or goes on already
+        self._admission.refuse_tainted(run_id)
         self._supervisor.check_disk()
         folder = self.folder(run_id)
         with folder.locked():
@@ -288,13 +267,6 @@ def _is_same_set(asked: str, admitted: str) -> bool:
         return samples.last is None and replace(samples, last=pinned.last) == pinned
     parts = Path(asked).parts
     return bool(parts) and Path(admitted).parts[-len(parts) :] == parts
-
-
-def read_chunks(path: Path) -> Iterator[bytes]:
-    """Yield the bytes of a file."""
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            yield chunk
 
 
 def _make_id(options: Options) -> str:

@@ -18,10 +18,14 @@ from aimass.inference.v1.lifecycle_pb2_grpc import ModelLifecycleServiceStub
 from aimass.trainer.v1 import training_pb2 as pb
 from aimass.trainer.v1.training_pb2_grpc import TrainingServiceStub
 from services.common.errors import SettingsError
+from services.common.manifest import PreprocessSpec
+from services.trainer.data.models import create_model
+from services.trainer.loop.tables import DeletionRow, PublicationRow
 from services.trainer.options import TrainingOptions
 from services.trainer.recipes import RECIPES, make_options
 from services.trainer.service import TrainerComponent
 from services.trainer.settings import TrainerSettings
+from services.trainer.storage.database import Database
 from tests.conftest import Classifier, Serve, Served
 from tests.trainer.runs.conftest import CountingLauncher
 
@@ -445,6 +449,37 @@ async def test_a_conversion_that_was_not_chosen_is_published_only_by_force(
     assert forced.version == 2
     (finished / "choice.json").write_text(json.dumps(choice | {"chosen": True}))
     assert (await stub.PublishRun(pb.PublishRunRequest(id="a", model="tiny"))).version == 3
+
+
+async def test_nothing_gets_out_of_a_run_that_has_learnt_what_is_deleted(
+    stub: TrainingServiceStub, create: Create, settings: TrainerSettings, finished: Path
+) -> None:
+    await create("b", hold_at=1, epochs=3)
+    await until(stub, "b", pb.Progress.KIND_EPOCH)
+    await stub.CancelRun(pb.CancelRunRequest(id="b"))
+    await watched(stub, "b")
+    database = Database(settings.database.get_secret_value())
+    create_model(database, "pets", ["cat", "dog"], PreprocessSpec(input="image", width=8, height=8).canonical_json())
+    with database.begin() as session:
+        report = {"request_time": "2026-01-02T03:04:05Z", "parts": {"pets": {"rows_gone": True}}}
+        session.add(
+            DeletionRow(id="deletion-1", kind="SAMPLE", subject="", state="RETRAINING", deadline="", report=report)
+        )
+        for run_id in ("a", "b"):
+            marked = PublicationRow(id=run_id, model="pets", run=run_id, tainted_time="", deletion="deletion-1")
+            session.add(marked)
+    database.close()
+    made_from = pb.Conversion(options_json=json.dumps({"source": "run:a"}))
+
+    for call in (
+        stub.PublishRun(pb.PublishRunRequest(id="a", model="tiny", force=True)),
+        downloaded(stub, "a", "model.onnx"),
+        stub.ResumeRun(pb.ResumeRunRequest(id="b")),
+        stub.CreateRun(pb.CreateRunRequest(conversion=made_from)),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError, match="has learnt what deletion 'deletion-1' removes, and") as caught:
+            await call
+        assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
 async def test_a_model_is_not_published_where_inference_is_away(

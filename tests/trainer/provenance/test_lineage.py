@@ -14,6 +14,7 @@ from services.trainer.loop.tables import PublicationRow
 from services.trainer.options import ConversionOptions, EvaluationOptions, RefitOptions
 from services.trainer.provenance.erasure import Erasure
 from services.trainer.provenance.record import State
+from services.trainer.provenance.tainting import find_deletion
 from services.trainer.runs.folder import RunFolder
 from services.trainer.runs.record import RunState
 from services.trainer.runs.store import RunFilter
@@ -140,7 +141,10 @@ def test_a_version_of_another_model_is_replaced_there(learnt: House) -> None:
     learnt.serve("unknown", 1, "first")
 
     erased = learnt.erasure.rows("pets", learnt.forget(1))
-    del learnt.served["pets"][1], learnt.served["unknown"]
+    del learnt.served["pets"][1]
+    with pytest.raises(Conflict, match="version 1 of model 'unknown' was made from run 'first'"):
+        learnt.erasure.runs("pets", "deletion-1", (1,))
+    del learnt.served["unknown"]
     learnt.erasure.runs("pets", "deletion-1", (1,))
     theirs = learnt.erasure.rows("birds", "deletion-1")
 
@@ -151,6 +155,33 @@ def test_a_version_of_another_model_is_replaced_there(learnt: House) -> None:
     learnt.erasure.runs("birds", "deletion-1", (2,))
     assert runs_of(learnt) == {"old"}
     assert learnt.deletions.find("deletion-1").state is State.COMPLETED
+
+
+def test_a_version_whose_run_is_known_is_no_other_that_has_made_the_same_graph(learnt: House) -> None:
+    learnt.run("clean", start_from="run:old")
+    for number, run_id in ((3, "first"), (4, "clean")):
+        with learnt.database.begin() as session:
+            session.add(PublicationRow(id=f"pets-{number}", model="pets", run=run_id, version=number))
+        learnt.serve("pets", number, "first")
+
+    assert taint(learnt) == (["first"], [3])
+
+
+def test_what_is_tainted_is_found_by_its_names_until_it_is_gone(learnt: House) -> None:
+    learnt.serve("pets", 5, "first")
+    learnt.run("further", start_from="pets@5")
+    sources = ("run:first", "run:further", "pets@5", "run:old", "pets@6", "birds@5")
+    before = [find_deletion(learnt.database, source) for source in sources]
+    taint(learnt)
+    tainted = [find_deletion(learnt.database, source) for source in sources]
+    del learnt.served["pets"][5]
+    learnt.erasure.runs("pets", "deletion-1", ())
+    learnt.run("first")  # somebody else's
+    gone = [find_deletion(learnt.database, source) for source in sources]
+
+    assert before == [""] * 6
+    assert tainted == ["deletion-1"] * 3 + [""] * 3
+    assert gone == ["", "", "deletion-1", "", "", ""]
 
 
 def test_runs_snapshots_and_folders_go_in_the_end(learnt: House) -> None:

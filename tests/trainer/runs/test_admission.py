@@ -19,9 +19,11 @@ from services.trainer.options import (
 )
 from services.trainer.recipes import make_options
 from services.trainer.runs.admission import Admission, parse_object, training_options
-from services.trainer.runs.record import Outcome, RunState
+from services.trainer.runs.record import Options, Outcome, RunState
 from services.trainer.runs.store import RunStore
 from tests.trainer.runs.conftest import Create
+
+SPACE = {"optimizer": Range(choices=("sgd", "adamw"))}
 
 
 @pytest.fixture
@@ -95,6 +97,31 @@ def test_a_snapshot_is_let_pass_where_it_is_there(store: RunStore, admission: Ad
         admission.admit(training(dataset="snapshot:x"))
 
 
+@pytest.mark.parametrize(
+    ("options", "source", "field"),
+    [
+        (training(start_from="run:done"), "run:done", "start_from"),
+        (training(start_from="pets@3"), "pets@3", "start_from"),
+        (training(distillation={"teacher": "pets@3"}), "pets@3", "distillation.teacher"),
+        (ConversionOptions(source="run:done"), "run:done", "source"),
+        (EvaluationOptions(source="pets@3"), "pets@3", "source"),
+        (RefitOptions(source="run:done", dataset="cifar10"), "run:done", "source"),
+        (TuningOptions(training=training(start_from="pets@3"), space=SPACE), "pets@3", "start_from"),
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("succeeded")
+def test_nothing_is_made_of_a_model_that_has_learnt_what_is_deleted(
+    store: RunStore, options: Options, source: str, field: str
+) -> None:
+    tainted = Admission(store, [], find_deletion=lambda name: "deletion-1" if name == source else "")
+
+    with pytest.raises(Conflict, match=f"{source} has learnt what deletion 'deletion-1' removes, and goes") as caught:
+        tainted.admit(options)
+
+    assert (caught.value.field, caught.value.reason) == (field, "TAINTED")
+    assert Admission(store, [], find_deletion=lambda name: "").admit(options) == options
+
+
 def test_a_refit_needs_a_model_and_a_set(admission: Admission, succeeded: str) -> None:
     with pytest.raises(NotFound, match="run 'nothing' is unknown"):
         admission.admit(RefitOptions(source="run:nothing", dataset="cifar10"))
@@ -164,7 +191,7 @@ def test_the_command_line_may_name_any_folder(
         EvaluationOptions(source="cifar10@1"),
         EvaluationOptions(source="run:done", dataset="cifar10"),
         TuningOptions(training=training(start_from="run:done"), space={"augmentation.cutout": Range(low=0, high=8)}),
-        TuningOptions(training=training(), space={"optimizer": Range(choices=("sgd", "adamw"))}),
+        TuningOptions(training=training(), space=SPACE),
     ],
 )
 @pytest.mark.usefixtures("succeeded")
