@@ -454,8 +454,8 @@ async def test_a_conversion_that_was_not_chosen_is_published_only_by_force(
 async def test_nothing_gets_out_of_a_run_that_has_learnt_what_is_deleted(
     stub: TrainingServiceStub, create: Create, settings: TrainerSettings, finished: Path
 ) -> None:
-    await create("b", hold_at=1, epochs=3)
-    await until(stub, "b", pb.Progress.KIND_EPOCH)
+    await create("b", epochs=5, hold_at=4)
+    await until(stub, "b", pb.Progress.KIND_STEP)
     await stub.CancelRun(pb.CancelRunRequest(id="b"))
     await watched(stub, "b")
     database = Database(settings.database.get_secret_value())

@@ -40,7 +40,8 @@ def test_digests_of_names_from_before_become_pseudonyms(tmp_path: Path) -> None:
     with create_engine(url).begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "0004_loop")
-        connection.execute(text("INSERT INTO models (name, labels, preprocess_spec, create_time) VALUES ('pets', '[]', '', '')"))
+        columns = "name, labels, preprocess_spec, create_time"
+        connection.execute(text(f"INSERT INTO models ({columns}) VALUES ('pets', '[]', '', '')"))
         connection.execute(text("INSERT INTO loop_models VALUES ('pets', 'salt', 'model:pets@5', '')"))
         connection.execute(
             text("INSERT INTO deletions VALUES ('deletion-1', 'CONTRIBUTOR', :subject, 'COMPLETED', '', '{}')"),
