@@ -219,9 +219,9 @@ BEFORE, AFTER = "2026-01-31T23:59:59.000Z", "2026-02-01T00:00:01.000Z"
 
 def ask_to_be_forgotten(database: Database, name: str, state: str) -> None:
     with database.begin() as session:
-        row = session.merge(DeletionRow(id=f"of-{name}", kind="CONTRIBUTOR", state=state, deadline=REQUESTED))
-        row.subject = read_pseudonyms(session)(name)
-        row.report = {"request_time": REQUESTED}
+        fields = {"kind": "CONTRIBUTOR", "subject": read_pseudonyms(session)(name), "state": state}
+        report = {"request_time": REQUESTED}
+        session.merge(DeletionRow(id=f"of-{name}", deadline=REQUESTED, report=report, **fields))
 
 
 def refusal(intake: Intake, number: int, name: str, time: str) -> str:
