@@ -18,7 +18,7 @@ from services.trainer.data.files import read_file
 from services.trainer.data.models import Model
 from services.trainer.data.observing import Role
 from services.trainer.data.pictures import MAX_IMAGE_BYTES, read_picture
-from services.trainer.data.tables import ObservationRow, SampleRow, SnapshotSampleRow
+from services.trainer.data.tables import ObservationRow, SampleRow, SnapshotRow, SnapshotSampleRow
 from services.trainer.loop.origins import Origins
 from services.trainer.loop.tables import PublicationRow
 from services.trainer.provenance.subjects import Subjects, in_batches
@@ -80,10 +80,11 @@ class Lineage:
     def contents(self, task: Model, pictures: Sequence[int]) -> dict[int, int]:
         """Return by number what stands for the pixels of pictures in `learnt.npy`, where a run may have to be asked.
 
-        Only runs on `model:<name>` are: what others have learnt is in snapshots. Pictures that cannot be read are left
-        out.
+        Only runs on `model:<name>`, or beside it, are: what others have learnt is in snapshots. Pictures that cannot be
+        read are left out.
         """
-        if not any(_names_samples(run, task.name) for run in self._store.list(RunFilter())):
+        bases = self._bases()
+        if not any(_names_samples(run, task.name, bases) for run in self._store.list(RunFilter())):
             return {}
         found = {}
         for numbers in in_batches(pictures):
@@ -101,11 +102,12 @@ class Lineage:
     def learners(self, model: str, lost: Sequence[Lost]) -> list[str]:
         """Return the ids of the runs that have seen any of *lost* in their own data set, in the order of their age.
 
-        A run on a snapshot has seen what the snapshot holds. One on `model:<name>` has seen the samples of its numbers,
-        and what its model has learnt; where it says nothing of that, all that was there when it was created.
+        A run on a snapshot has seen what the snapshot holds, and what its base does. One on `model:<name>` has seen the
+        samples of its numbers, and what its model has learnt; where it says nothing of that, all that was there when it
+        was created.
         """
-        runs = sorted(self._store.list(RunFilter()), key=lambda run: run.number)
-        return [run.id for run in runs if self._has_seen(run, model, lost)]
+        runs, bases = sorted(self._store.list(RunFilter()), key=lambda run: run.number), self._bases()
+        return [run.id for run in runs if self._has_seen(run, _names_samples(run, model, bases), lost)]
 
     def taint(self, learners: Collection[str], graphs: Graphs) -> Taint:
         """Return *learners* with all runs that were started or made from one of them, and their versions.
@@ -142,11 +144,16 @@ class Lineage:
                 found.setdefault(model, {})[version] = run_id
         return found
 
-    def _has_seen(self, run: Run, model: str, lost: Sequence[Lost]) -> bool:
-        if run.dataset.startswith(SNAPSHOT_PREFIX):
-            digest = run.dataset.removeprefix(SNAPSHOT_PREFIX)
-            return any(digest in each.snapshots for each in lost)
-        samples = _names_samples(run, model)
+    def _bases(self) -> dict[str, str]:
+        """Return the base of each snapshot, by the name of the latter as a set."""
+        with self._database.read() as session:
+            rows = session.execute(select(SnapshotRow.digest, SnapshotRow.base)).all()
+        return {SNAPSHOT_PREFIX + digest: base for digest, base in rows}
+
+    def _has_seen(self, run: Run, samples: ModelSamples | None, lost: Sequence[Lost]) -> bool:
+        digest = run.dataset.removeprefix(SNAPSHOT_PREFIX)
+        if any(digest in each.snapshots for each in lost):
+            return True
         if samples is None:
             return False
         if any(_is_among(samples, each.samples) for each in lost):
@@ -199,10 +206,10 @@ def describe_lost(session: Session, subjects: Subjects, contents: Mapping[int, i
     return found
 
 
-def _names_samples(run: Run, model: str) -> ModelSamples | None:
-    """Return the samples of *model* that a run was made on; None where it was on others."""
+def _names_samples(run: Run, model: str, bases: Mapping[str, str]) -> ModelSamples | None:
+    """Return the samples of *model* that a run was made on, or beside; None where it was on others."""
     try:
-        samples = ModelSamples.parse(run.dataset)
+        samples = ModelSamples.parse(bases.get(run.dataset, run.dataset))
     except InvalidInput:  # of an earlier release
         return None
     return samples if samples is not None and samples.model == model else None

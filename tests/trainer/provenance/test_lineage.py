@@ -126,6 +126,20 @@ def test_of_runs_on_all_samples_their_numbers_tell_or_what_they_have_learnt(lear
     assert taint(learnt, 2)[0] == ["all", "first", "renumbered"]
 
 
+def test_a_run_on_a_snapshot_has_learnt_what_its_base_holds(learnt: House) -> None:
+    for digest, base in (("beside", "model:pets@3"), ("apart", "model:pets@1"), ("public", "cifar10-slice")):
+        with learnt.database.begin() as session:
+            session.add(
+                SnapshotRow(
+                    digest=digest, model="pets", base=base, base_digest="", base_drawn=[], counts={}, create_time=TIME
+                )
+            )
+        learnt.run(digest, f"snapshot:{digest}")
+        np.save(learnt.folders.runs / digest / "learnt.npy", np.array([1], np.uint64))
+
+    assert taint(learnt, 2)[0] == ["beside", "first"]
+
+
 def test_a_run_that_does_not_say_what_it_saw_may_have_seen_what_was_there(learnt: House) -> None:
     learnt.run("looked-at", "model:pets@1")
     learnt.age(3, "2999-01-01T00:00:00.000Z")

@@ -16,10 +16,7 @@ _OF_NAMES = ("subject_digest", "by_hash")
 
 
 def upgrade() -> None:
-    """Draw the key, and put the keyed digest of each digest of a name in its place.
-
-    Samples that were imported may have to be deleted, which the base of a model cannot bear: such models have none.
-    """
+    """Draw the key, and put the keyed digest of each digest of a name in its place."""
     table = op.create_table(
         "pseudonym_keys",
         sa.Column("number", sa.SmallInteger, primary_key=True, autoincrement=False),
@@ -40,8 +37,6 @@ def upgrade() -> None:
         if payload != event.payload:
             this = (events.c.model == event.model) & (events.c.number == event.number)
             connection.execute(sa.update(events).where(this).values(payload=payload))
-    models = sa.table("loop_models", sa.column("base", sa.Text))
-    connection.execute(sa.update(models).where(models.c.base.startswith("model:")).values(base=""))
 
 
 def _with_keyed(payload: dict[str, Any], key: bytes) -> dict[str, Any]:
