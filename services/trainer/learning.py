@@ -33,7 +33,8 @@ from services.trainer.loop.log import EventLog, Leases
 from services.trainer.loop.origins import Origins
 from services.trainer.loop.policies import Policies
 from services.trainer.loop.reading import Reader
-from services.trainer.loop.served import Served
+from services.trainer.loop.served import Served, traffic_fact
+from services.trainer.loop.state import LoopState
 from services.trainer.options import RefitOptions
 from services.trainer.provenance.deletion import Deletions
 from services.trainer.provenance.erasure import Erasure
@@ -83,7 +84,7 @@ class Learning:
         self._analysts: dict[str, subprocess.Popen[bytes]] = {}
         self._running_in: asyncio.AbstractEventLoop | None = None
         policies = Policies(settings.policy)
-        events = EventLog(database)
+        events = self._events = EventLog(database)
         leases = Leases(database, secrets.token_hex(16))
         self._served = Served(settings.inference_address)
         self._origins = Origins(database, store, settings.runs)
@@ -94,7 +95,7 @@ class Learning:
         lineage = Lineage(database, store, self._origins, settings.runs, settings.blobs)
         erasure = Erasure(database, events, store, lineage, folders, self._graphs, sifter.sift)
         deletions = Deletions(database, events, folders, policies.of)
-        self._upkeep = Upkeep(database, settings.blobs, policies.of, deletions, erasure)
+        self._upkeep = Upkeep(database, settings.blobs, policies.of, deletions, erasure, self._in_use)
         actions = Actions(
             database, events, self._served, control, store, self._origins, snapshots, RefitOptions, erasure
         )
@@ -174,6 +175,14 @@ class Learning:
         assert self._running_in is not None, "it is started"
         models = asyncio.run_coroutine_threadsafe(self._served.models(), self._running_in).result()
         return {name: {each.version: each.graph_digest for each in state.versions} for name, state in models.items()}
+
+    def _in_use(self, model: str) -> set[int]:
+        """Return the versions with a part in the traffic or the cycle of a model, and the one before; in a thread."""
+        assert self._running_in is not None, "it is started"
+        found = asyncio.run_coroutine_threadsafe(self._served.model(model), self._running_in).result()
+        traffic, cycle = traffic_fact(found), self._events.catch_up(LoopState(model)).cycle
+        of_cycle = {cycle.champion, cycle.candidate} if cycle is not None else set()
+        return ({traffic.champion, traffic.previous, traffic.canary, traffic.shadow} | of_cycle) - {0}
 
     def _judged(self, model: str) -> Versions | None:
         """Return the versions that are judged now."""

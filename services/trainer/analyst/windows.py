@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 
 from services.trainer.analyst.figures import SHIFTS
 from services.trainer.data.tables import PredictionRow
+from services.trainer.loop.streams import last_incomplete
 from services.trainer.loop.tables import FigureRow
 
 
@@ -29,9 +30,10 @@ class Windows:
 def find_windows(session: Session, model: str, size: int) -> Windows | None:
     """Return the first draws since the last alarm and the newest ones, *size* of each; None where there are too few.
 
-    After an alarm the reference begins anew, so that one change raises one alarm.
+    After an alarm the reference begins anew, so that one change raises one alarm; and after draws of which some were
+    forgotten for their age, since what is left of them was chosen.
     """
-    begin = _last_alarm(session, model)
+    begin = max(_last_alarm(session, model), last_incomplete(session, model))
     draws = select(PredictionRow.draw).where(PredictionRow.model == model, PredictionRow.draw > begin)
     reference, recent = (
         [draw for draw in session.scalars(draws.order_by(order).limit(size)) if draw is not None]

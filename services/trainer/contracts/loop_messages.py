@@ -8,10 +8,10 @@ from aimass.trainer.v1 import loop_pb2 as pb
 from services.common.durations import duration_of
 from services.trainer.contracts.timestamps import timestamp_of
 from services.trainer.loop.events import Event
+from services.trainer.loop.measuring import ACCURACY_ERROR
 from services.trainer.loop.overview import Overview
 from services.trainer.loop.payloads import AlarmRaised
 from services.trainer.loop.policy import LoopPolicy
-from services.trainer.loop.reading import ACCURACY_ERROR
 from services.trainer.loop.state import Cycle, Gate, LoopState
 from services.trainer.loop.values import Outcome, Paired, Ruling
 from services.trainer.statistics.intervals import Interval

@@ -41,7 +41,7 @@ class SampleRow(Base):
     __tablename__ = "samples"
     __table_args__ = (
         UniqueConstraint("model", "pixel_digest", name="samples_once_by_pixels"),
-        Index("samples_by_model", "model", "label", "number"),
+        Index("samples_by_model", "model", "label", "number", "observation"),
     )
 
     number: Mapped[int] = mapped_column(Number, primary_key=True, autoincrement=True)
@@ -77,6 +77,7 @@ class ObservationRow(Base):
         Index("observations_by_change_of_model", "model", "changed_number"),
         Index("observations_by_blob", "content_digest"),
         Index("observations_to_judge", "model", "stale", "number"),
+        Index("observations_by_size", "model", "size_bytes"),
     )
 
     number: Mapped[int] = mapped_column(Number, primary_key=True, autoincrement=True)
@@ -117,9 +118,10 @@ class PredictionRow(Base):
 
     __tablename__ = "predictions"
     __table_args__ = (
-        Index("predictions_by_observation", "observation"),
+        Index("predictions_by_observation", "observation", "draw"),
         UniqueConstraint("model", "draw", name="predictions_in_order_of_draws"),
-        Index("predictions_by_time", "model", "time"),
+        Index("predictions_by_version", "model", "version", "draw"),
+        Index("predictions_by_time", "model", "time", "draw"),
     )
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)

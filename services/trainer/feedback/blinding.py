@@ -5,7 +5,7 @@ role to judge and may be drawn yet, the answers are withheld until a reviewer ha
 say. The exception is a picture to learn from that was held up: what was said of it is what has to be decided.
 """
 
-from sqlalchemy import ColumnElement, and_, exists, or_
+from sqlalchemy import ColumnElement, and_, exists, or_, select
 
 from services.trainer.data.observing import Role, State, VoteKind
 from services.trainer.data.tables import ObservationRow, PredictionRow, VoteRow
@@ -27,7 +27,8 @@ def is_decided() -> ColumnElement[bool]:
 
 def is_drawn() -> ColumnElement[bool]:
     """Whether the picture was drawn at random, at least once."""
-    return exists().where(PredictionRow.observation == ObservationRow.number, PredictionRow.draw.is_not(None))
+    drawn = select(PredictionRow.draw)  # of the index alone
+    return drawn.where(PredictionRow.observation == ObservationRow.number, PredictionRow.draw.is_not(None)).exists()
 
 
 def hides_answers() -> ColumnElement[bool]:

@@ -37,18 +37,18 @@ def capture_rules(database: Database, blobs: Path, policy_of: PolicyOf) -> list[
         return [_rule(session, name, labels, policy_of(name).capture, free) for name, labels in models]
 
 
-def shortage(session: Session, model: str, policy: CapturePolicy, free: int) -> str:
+def shortage(policy: CapturePolicy, stored: int, free: int | None, room: float = 1.0) -> str:
     """Return why no further picture of a model is kept: DISK_FULL, BYTES, or empty where there is room.
 
     Args:
-        session: Of the database.
-        model: Name of the model.
         policy: Of the model.
-        free: Bytes, as `free_bytes` has it.
+        stored: Bytes of its pictures, as `stored_bytes` has it.
+        free: Bytes, as `free_bytes` has it; None where that is not known.
+        room: Times the least free bytes that must be there.
     """
-    if free < policy.least_free_bytes:
+    if free is not None and free < policy.least_free_bytes * room:
         return "DISK_FULL"
-    return "BYTES" if stored_bytes(session, model) >= policy.max_bytes else ""
+    return "BYTES" if stored >= policy.max_bytes else ""
 
 
 def stored_bytes(session: Session, model: str) -> int:
@@ -64,7 +64,7 @@ def free_bytes(blobs: Path) -> int:
 
 
 def _rule(session: Session, model: str, labels: Sequence[str], policy: CapturePolicy, free: int) -> CaptureRule:
-    paused = shortage(session, model, policy, free)
+    paused = shortage(policy, stored_bytes(session, model), free)
     return CaptureRule(model, policy, _rare_labels(session, model, labels, policy.rare_below), paused)
 
 

@@ -11,6 +11,9 @@ from services.trainer.data.tables import ModelRow
 from services.trainer.feedback.tables import CaptureCountRow
 from services.trainer.storage.database import Database
 
+_GONE = ""
+"""Stands for all gateways that are no more; none has this name."""
+
 
 @dataclass(frozen=True)
 class VersionCounts:
@@ -43,6 +46,41 @@ def store_counts(database: Database, gateway: str, counts: Sequence[VersionCount
             if each.answered >= row.answered:
                 row.answered, row.time = each.answered, now()
                 row.captured, row.dropped = dict(each.captured), dict(each.dropped)
+
+
+def fold_counts(database: Database, model: str, before: str) -> int:
+    """Add the sums of gateways that were heard of last before a time up in one row for each version.
+
+    The sums over all gateways stay what they are.
+
+    Args:
+        database: Migrated.
+        model: Name of the model.
+        before: RFC 3339, UTC; so long ago that a process that has not been heard of since is no more.
+
+    Returns:
+        How many rows are no more.
+
+    Raises:
+        NotReady: The database does not answer.
+    """
+    with database.begin(alone=True) as session:
+        statement = select(CaptureCountRow).where(CaptureCountRow.model == model, CaptureCountRow.time < before)
+        rows = list(session.scalars(statement.where(CaptureCountRow.gateway != _GONE)))
+        for row in rows:
+            total = session.get(CaptureCountRow, (_GONE, model, row.version))
+            if total is None:
+                total = CaptureCountRow(
+                    gateway=_GONE, model=model, version=row.version, answered=0, captured={}, dropped={}, time=row.time
+                )
+                session.add(total)
+            total.answered += row.answered
+            total.captured = dict(Counter(total.captured) + Counter(row.captured))
+            total.dropped = dict(Counter(total.dropped) + Counter(row.dropped))
+            total.time = max(total.time, row.time)
+            session.delete(row)
+            session.flush()
+        return len(rows)
 
 
 def sum_counts(database: Database, model: str) -> list[VersionCounts]:

@@ -76,10 +76,11 @@ class TrustPolicy(PolicyGroup):
 
 
 class RetentionPolicy(PolicyGroup):
-    """How long captured pictures are kept that no snapshot holds."""
+    """How long captured pictures are kept that no snapshot holds, from when they were sent last."""
 
     days: Duration = 180.0
     most_observations: Count = 200_000
+    """The oldest above them go; so many of one instant stay as came with it."""
 
 
 class Policy(Protocol):

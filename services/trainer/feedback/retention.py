@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from sqlalchemy import Select, delete, exists, or_, select
+from sqlalchemy import Select, case, delete, exists, func, select
 from sqlalchemy.orm import Session
 
 from services.trainer.data.blobs import Blobs
 from services.trainer.data.observing import State
 from services.trainer.data.tables import ObservationRow, PredictionRow, SampleRow, SnapshotSampleRow, VoteRow
 from services.trainer.feedback.policy import RetentionPolicy
-from services.trainer.feedback.tables import AnswerRow, EmbeddingRow, FindingRow, NeighbourhoodRow
+from services.trainer.feedback.tables import AnswerRow, EmbeddingRow, FindingRow, LoopModelRow, NeighbourhoodRow
 from services.trainer.storage.database import Database
 
 _AT_ONCE = 500
@@ -31,21 +31,20 @@ class ExpiredCounts:
 def expire(database: Database, blobs: Path, model: str, policy: RetentionPolicy, now: datetime) -> ExpiredCounts:
     """Forget pictures of a model, with all that is known of them, that are older than they may be or too many.
 
-    Samples and what a snapshot holds stay, whatever their age.
+    A picture is as old as its newest answer. Samples and what a snapshot holds stay, whatever their age; so what is
+    left of a time of which pictures were forgotten was chosen, and the streams that judge versions begin after it.
 
     Raises:
         NotReady: The database does not answer; what was forgotten before stays forgotten.
     """
-    before = (now - timedelta(days=policy.days)).astimezone(UTC).isoformat(timespec="milliseconds")
+    with database.read() as session:
+        before = _oldest_kept(session, model, policy, now)
     removed, files = 0, 0
     while True:
         with database.begin(alone=True) as session:
-            surplus = _surplus(session, model, policy.most_observations)
-            old = ObservationRow.create_time < before
-            statement = _forgettable(model).where(
-                old if surplus is None else or_(old, ObservationRow.number <= surplus)
-            )
-            rows = session.execute(statement.order_by(ObservationRow.number).limit(_AT_ONCE)).all()
+            rows = session.execute(_forgettable(model, before)).all()
+            if rows:
+                _begin_streams_after(session, model, before)
             forget(session, [number for number, _ in rows])
         files += remove_unclaimed(database, blobs, [digest for _, digest in rows])
         removed += len(rows)
@@ -86,20 +85,49 @@ def sweep(database: Database, blobs: Path, now: datetime) -> int:
     return removed + remove_unclaimed(database, blobs, batch)
 
 
-def _forgettable(model: str) -> Select[int, str]:
+def _oldest_kept(session: Session, model: str, policy: RetentionPolicy, now: datetime) -> str:
+    """Return the time before which pictures are forgotten, as rows have times."""
+    before = (now - timedelta(days=policy.days)).astimezone(UTC).isoformat(timespec="milliseconds")
+    mine = select(ObservationRow.number).where(ObservationRow.model == model)
+    if session.scalar(mine.offset(policy.most_observations).limit(1)) is None:
+        return before
+    newest = (
+        select(PredictionRow.observation, func.max(PredictionRow.time).label("time"))
+        .where(PredictionRow.model == model)
+        .group_by(PredictionRow.observation)
+        .subquery()
+    )
+    answered = newest.c.time > ObservationRow.create_time
+    time = case((answered, newest.c.time), else_=ObservationRow.create_time)
+    times = select(time).outerjoin(newest, newest.c.observation == ObservationRow.number)
+    times = times.where(ObservationRow.model == model).order_by(time.desc())
+    return max(before, session.scalar(times.offset(policy.most_observations - 1).limit(1)) or before)
+
+
+def _forgettable(model: str, before: str) -> Select[int, str]:
     held = exists().where(SnapshotSampleRow.observation == ObservationRow.number)
-    return select(ObservationRow.number, ObservationRow.content_digest).where(
-        ObservationRow.model == model,
-        ObservationRow.sample.is_(None),
-        ObservationRow.state != State.ACCEPTED,
-        ~held,
+    answered = exists().where(PredictionRow.observation == ObservationRow.number, PredictionRow.time >= before)
+    return (
+        select(ObservationRow.number, ObservationRow.content_digest)
+        .where(
+            ObservationRow.model == model,
+            ObservationRow.create_time < before,
+            ObservationRow.sample.is_(None),
+            ObservationRow.state != State.ACCEPTED,
+            ~held,
+            ~answered,
+        )
+        .order_by(ObservationRow.number)
+        .limit(_AT_ONCE)
     )
 
 
-def _surplus(session: Session, model: str, most: int) -> int | None:
-    """Return the number up to which pictures are too many; None where they are not."""
-    mine = select(ObservationRow.number).where(ObservationRow.model == model)
-    return session.scalar(mine.order_by(ObservationRow.number.desc()).offset(most).limit(1))
+def _begin_streams_after(session: Session, model: str, before: str) -> None:
+    """Let streams begin after the draws from before a time, those that were judged too: by their age, not by chance."""
+    drawn = select(func.max(PredictionRow.draw)).where(PredictionRow.model == model, PredictionRow.time < before)
+    row = session.get(LoopModelRow, model)
+    if row is not None:
+        row.incomplete_draw = max(row.incomplete_draw, session.scalar(drawn) or 0)
 
 
 def _claimed(session: Session, digests: Sequence[str]) -> set[str]:

@@ -114,6 +114,8 @@ class LoopModelRow(Base):
     base: Mapped[str] = mapped_column(Text)
     """Set that users' samples are added to; empty for none."""
     create_time: Mapped[str] = mapped_column(String(32))
+    incomplete_draw: Mapped[int] = mapped_column(Number, default=0)
+    """Last draw of the time of which pictures were forgotten for their age: what is left up to it was chosen."""
 
 
 class AnswerRow(Base):

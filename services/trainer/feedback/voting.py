@@ -135,7 +135,8 @@ class Voting:
     def _check_room(self, session: Session, model: str) -> None:
         policy = self._policy_of(model).capture
         free = free_bytes(self._blobs.folder)
-        lacking = shortage(session, model, policy, free)
+        stored = stored_bytes(session, model)
+        lacking = shortage(policy, stored, free)
         if lacking == "DISK_FULL":
             raise Overloaded(
                 f"the trainer's disk has {free:,} bytes left and must keep {policy.least_free_bytes:,}, so no picture "
@@ -144,7 +145,7 @@ class Voting:
             )
         if lacking:
             raise Overloaded(
-                f"the pictures of model {model!r} take {stored_bytes(session, model):,} bytes and may take "
+                f"the pictures of model {model!r} take {stored:,} bytes and may take "
                 f"{policy.max_bytes:,}, so none is taken with feedback; raise capture.max_bytes in the policy, or "
                 "lower retention.days",
                 reason=lacking,

@@ -31,10 +31,10 @@ from services.trainer.loop.analysis_rows import (
     read_figures,
 )
 from services.trainer.loop.events import Event
+from services.trainer.loop.measuring import ACCURACY_ERROR
 from services.trainer.loop.overview import Overview
 from services.trainer.loop.payloads import AlarmRaised
 from services.trainer.loop.policy import CostPolicy, LoopPolicy
-from services.trainer.loop.reading import ACCURACY_ERROR
 from services.trainer.loop.tables import FigureRow
 from services.trainer.statistics.detectors import median_delay
 from services.trainer.statistics.intervals import Interval

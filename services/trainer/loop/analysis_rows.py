@@ -3,9 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 
-import numpy as np
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
@@ -15,10 +13,10 @@ from services.trainer.data.tables import ObservationRow, PredictionRow, VoteRow
 from services.trainer.feedback.reliability import contributor_accuracies
 from services.trainer.feedback.tables import AnswerRow, CaptureCountRow, ContributorRow
 from services.trainer.loop.analysis_document import Consent, Contributor, VersionAccuracy
-from services.trainer.loop.reading import ACCURACY_ERROR
+from services.trainer.loop.measuring import measure_accuracy
 from services.trainer.loop.streams import read_judged_draws
 from services.trainer.loop.tables import FigureRow
-from services.trainer.statistics.intervals import Interval, accuracy_sequence
+from services.trainer.statistics.intervals import Interval
 
 VERSIONS = 12
 """Newest ones with draws that are told of."""
@@ -140,11 +138,4 @@ def _accuracy(session: Session, task: Model, version: int) -> Interval | None:
     learnt = select(AnswerRow.observation).where(
         AnswerRow.model == task.name, AnswerRow.version == version, AnswerRow.learnt
     )
-    draws = read_judged_draws(session, task, version, set(session.scalars(learnt)))
-    return _interval(draws.correct.tobytes(), draws.probability.tobytes()) if len(draws.correct) else None
-
-
-@lru_cache(maxsize=4 * VERSIONS)
-def _interval(correct: bytes, probability: bytes) -> Interval:
-    """Return the interval; versions of the past are looked at often, and change little."""
-    return accuracy_sequence(np.frombuffer(correct, np.bool_), np.frombuffer(probability, np.float64), ACCURACY_ERROR)
+    return measure_accuracy(read_judged_draws(session, task, version, set(session.scalars(learnt))))

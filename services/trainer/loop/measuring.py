@@ -1,20 +1,27 @@
 """The figures of the gate, from the outcomes of both streams, and from what was measured where versions were made."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from services.trainer.evaluation.figures import evaluate_predictions
 from services.trainer.loop.gate import joint_log_e, pair
+from services.trainer.loop.holdout import Holdout
 from services.trainer.loop.policy import LoopPolicy
-from services.trainer.loop.streams import Holdout, LiveStream
+from services.trainer.loop.streams import JudgedDraws, LiveStream
 from services.trainer.loop.values import GateFigures, GuardFigures
 from services.trainer.statistics.betting import highest_log_e
+from services.trainer.statistics.intervals import Interval, accuracy_sequence
 
 _SPOILED, _SPOILED_BEFORE = "corrupted_accuracy", "source_corrupted_accuracy"
 """Metrics of a version: its accuracy on spoiled pictures, and that of the version it is to replace on the same."""
+ACCURACY_ERROR = 0.05
+"""Chance that the interval of the live accuracy ever misses."""
 _NONE = np.empty(0, np.int8)
+_INTERVALS = 64
+"""That are remembered: draws come, and pages are looked at, more often than reviewers say something."""
 
 
 def measure(
@@ -45,6 +52,16 @@ def measure(
         guards=GuardFigures() if holdout is None else _guards(holdout, policy, labels, guards),
         agreement=1.0 if holdout is None else float((holdout.champion == holdout.candidate).mean()),
     )
+
+
+def measure_accuracy(draws: JudgedDraws) -> Interval | None:
+    """Return where the accuracy lies by judged draws; None without any."""
+    return _interval(draws.correct.tobytes(), draws.probability.tobytes()) if len(draws.correct) else None
+
+
+@lru_cache(maxsize=_INTERVALS)
+def _interval(correct: bytes, probability: bytes) -> Interval:
+    return accuracy_sequence(np.frombuffer(correct, np.bool_), np.frombuffer(probability, np.float64), ACCURACY_ERROR)
 
 
 def _guards(holdout: Holdout, policy: LoopPolicy, labels: tuple[str, ...], guards: GuardFigures) -> GuardFigures:

@@ -10,9 +10,9 @@ from services.trainer.data.tables import ObservationRow, SampleRow, VoteRow
 from services.trainer.feedback.queue import count_waiting
 from services.trainer.feedback.tables import CaptureCountRow, LoopModelRow
 from services.trainer.feedback.trust import WAITS_FOR_EMBEDDING
+from services.trainer.loop.holdout import find_holdout
 from services.trainer.loop.policy import LoopPolicy
 from services.trainer.loop.state import LoopState
-from services.trainer.loop.streams import find_holdout
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ asks the same question.
 from collections.abc import Mapping
 from datetime import datetime
 
+from services.trainer.feedback.capturing import shortage
 from services.trainer.loop.cycle_payloads import (
     CanaryMoved,
     CycleStarted,
@@ -42,7 +43,8 @@ from services.trainer.loop.versions import clean_version, goes_back, unfit, vers
 NO_HOLDOUT = "NO_HOLDOUT"
 """Rule by which nothing is begun: no set is there that a candidate could be judged on."""
 _ROOM_TO_RESUME = 1.1
-"""Times the least free bytes, so that capturing does not stop and go at the border."""
+"""Times the least free bytes, so that the log is not filled at the border; gateways, which are told what `shortage`
+says at each moment, may capture again a little before."""
 
 
 def plan(state: LoopState, facts: Facts, policy: LoopPolicy, now: datetime) -> Action | None:
@@ -73,16 +75,11 @@ def _news(state: LoopState, facts: Facts, policy: LoopPolicy) -> Payload | None:
             return AlarmRaised(
                 alarm=alarm.number, detector=alarm.detector, level=alarm.level, threshold=alarm.threshold
             )
-    pressure = _pressure(facts, policy, _ROOM_TO_RESUME if state.paused == "DISK_FULL" else 1.0)
+    room = _ROOM_TO_RESUME if state.paused == "DISK_FULL" else 1.0
+    pressure = shortage(policy.capture, facts.stored_bytes, facts.free_bytes, room)
     if pressure == state.paused:
         return None
     return CapturePaused(reason=pressure) if pressure else CaptureResumed()
-
-
-def _pressure(facts: Facts, policy: LoopPolicy, room: float) -> str:
-    if facts.free_bytes is not None and facts.free_bytes < policy.capture.least_free_bytes * room:
-        return "DISK_FULL"
-    return "BYTES" if facts.stored_bytes >= policy.capture.max_bytes else ""
 
 
 def _carry_out(move: Move, facts: Facts) -> Action | None:

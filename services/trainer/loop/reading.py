@@ -16,22 +16,20 @@ from services.trainer.loop.alarms import last_looks, read_alarms
 from services.trainer.loop.counting import Counting, Memory
 from services.trainer.loop.facts import Alarm, Facts, OriginFact, RunFact
 from services.trainer.loop.forecasts import foretell_seconds, worth_of_cycle
+from services.trainer.loop.holdout import count_answers, read_holdout
 from services.trainer.loop.log import Clock, EventLog, utc_now
-from services.trainer.loop.measuring import measure, spoiled_drop
+from services.trainer.loop.measuring import measure, measure_accuracy, spoiled_drop
 from services.trainer.loop.origins import Origins
 from services.trainer.loop.overview import base_name, has_holdout
 from services.trainer.loop.policy import LoopPolicy, Strategy
 from services.trainer.loop.refusals import read_refusal
 from services.trainer.loop.served import Served, traffic_fact
 from services.trainer.loop.state import Cycle, LoopState, Stage
-from services.trainer.loop.streams import count_answers, read_holdout, read_judged_draws, read_live_stream
+from services.trainer.loop.streams import read_judged_draws, read_live_stream
 from services.trainer.loop.values import GateFigures, GuardFigures, TrialCounts
 from services.trainer.runs.store import Run, RunStore
-from services.trainer.statistics.intervals import Interval, accuracy_sequence
+from services.trainer.statistics.intervals import Interval
 from services.trainer.storage.database import Database
-
-ACCURACY_ERROR = 0.05
-"""Chance that the interval of the live accuracy ever misses."""
 
 
 @dataclass(frozen=True)
@@ -217,10 +215,7 @@ class Reader:
         def find() -> Interval | None:
             learnt = self._origins.learnt(run)
             with self._database.read() as session:
-                draws = read_judged_draws(session, task, champion, learnt)
-            if not len(draws.correct):
-                return None
-            return accuracy_sequence(draws.correct, draws.probability, ACCURACY_ERROR)
+                return measure_accuracy(read_judged_draws(session, task, champion, learnt))
 
         return self._memory.of("accuracy", task.name, (champion, seen), find) if champion else None
 
@@ -239,7 +234,7 @@ class Reader:
             guards = self._guards(task.name, cycle, asked)
             with self._database.read() as session:
                 holdout = read_holdout(session, task.name, name, *versions)
-                live = read_live_stream(session, task.name, *versions)
+                live = read_live_stream(session, task.name, *versions, policy.gate.most_labels)
             return measure(holdout, live, margin, policy, task.labels, guards)
 
         fingerprint = (versions, seen, answers, margin, policy.digest, asked.time_ratio is None)

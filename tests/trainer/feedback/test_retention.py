@@ -42,6 +42,9 @@ def six(intake: Intake, database: Database, sifter: Sifter) -> None:
     with database.begin() as session:
         old = (NOW - timedelta(days=40)).isoformat(timespec="milliseconds")
         session.execute(update(ObservationRow).where(ObservationRow.number <= 4).values(create_time=old))
+        for number in range(1, 7):
+            sent = old if number <= 4 else (NOW + timedelta(hours=number)).isoformat(timespec="milliseconds")
+            session.execute(update(PredictionRow).where(PredictionRow.observation == number).values(time=sent))
         fields = {"model": "pets", "base": "", "base_digest": "", "base_drawn": [], "counts": {}, "create_time": TIME}
         session.add(SnapshotRow(digest="d" * 64, **fields))
         session.flush()
@@ -76,6 +79,17 @@ def test_of_too_many_the_oldest_go(database: Database, blobs: Blobs) -> None:
 
     assert counts.observations == 3
     assert left(database) == [1, 2, 6]
+
+
+@pytest.mark.usefixtures("six")
+def test_a_picture_is_as_old_as_its_newest_answer(database: Database, blobs: Blobs, intake: Intake) -> None:
+    intake.take([captured(30, pictures(3)[2], time=(NOW - timedelta(days=29)).isoformat(timespec="milliseconds"))])
+
+    assert expire(database, blobs.folder, "pets", MONTH, NOW).observations == 1
+    assert left(database) == [1, 2, 3, 5, 6]
+    few = RetentionPolicy(days=1000, most_observations=3)
+    assert expire(database, blobs.folder, "pets", few, NOW).observations == 0  # 3, 5, 6 are the newest
+    assert left(database) == [1, 2, 3, 5, 6]
 
 
 @pytest.mark.usefixtures("six")

@@ -1,11 +1,21 @@
 """What counts for and against a candidate, and in which order."""
 
+from datetime import UTC, datetime
+from pathlib import Path
+
 import pytest
+from sqlalchemy import update
 
 from services.trainer.data.models import Model
-from services.trainer.data.observing import Role, VoteKind
+from services.trainer.data.observing import Role, State, VoteKind
+from services.trainer.data.tables import ObservationRow, PredictionRow
+from services.trainer.feedback.observations import ensure_loop_model
+from services.trainer.feedback.policy import RetentionPolicy
+from services.trainer.feedback.retention import expire
 from services.trainer.feedback.tables import AnswerRow, FindingRow
-from services.trainer.loop.streams import UNREADABLE, read_holdout, read_judged_draws, read_live_stream
+from services.trainer.loop import streams
+from services.trainer.loop.holdout import read_holdout
+from services.trainer.loop.streams import UNREADABLE, read_judged_draws, read_live_stream
 from services.trainer.storage.database import Database
 from tests.trainer.loop.conftest import MODEL
 from tests.trainer.loop.rows import (
@@ -24,9 +34,9 @@ CHAMPION, CANDIDATE = 1, 2
 pytestmark = pytest.mark.usefixtures("task")
 
 
-def live(database: Database) -> tuple[list[int], int, int]:
+def live(database: Database, most: int = 100) -> tuple[list[int], int, int]:
     with database.read() as session:
-        stream = read_live_stream(session, MODEL, CHAMPION, CANDIDATE)
+        stream = read_live_stream(session, MODEL, CHAMPION, CANDIDATE, most)
     return stream.outcomes.tolist(), stream.undecided, stream.labels_wanted
 
 
@@ -179,3 +189,53 @@ def test_the_accuracy_comes_from_draws_of_the_version_up_to_the_first_without_a_
 
     assert draws.correct.tolist() == [True, False, False, True]
     assert draws.probability.tolist() == [0.5] * 4
+
+
+def test_streams_begin_after_the_time_of_which_draws_were_forgotten(
+    database: Database, task: Model, tmp_path: Path
+) -> None:
+    old, undecided, later, recent, last = drawn(database, 5)
+    add_draws(database, [old])  # again, after all others
+    for picture in (old, later, recent, last):
+        add_review(database, picture, GREEN)
+    with database.begin(alone=True) as session:
+        ensure_loop_model(session, MODEL)
+        session.execute(update(ObservationRow).where(ObservationRow.number != undecided).values(state=State.ACCEPTED))
+        newer = update(PredictionRow).where(PredictionRow.draw >= 4).values(time="2026-03-01T00:00:00.000Z")
+        session.execute(newer)
+    assert live(database) == ([1], 0, 1)
+
+    kept = RetentionPolicy(days=90)
+    expire(database, tmp_path, MODEL, kept, datetime(2026, 3, 2, tzinfo=UTC))
+    assert live(database) == ([1], 0, 1)  # nothing was forgotten: it waits for the reviewer still
+    expire(database, tmp_path, MODEL, kept, datetime(2026, 4, 15, tzinfo=UTC))
+
+    assert live(database) == ([1, 1, 1], 0, 0)
+    with database.read() as session:
+        assert read_judged_draws(session, task, CHAMPION, ()).draw.tolist() == [4, 5, 6]
+
+
+def test_no_more_outcomes_are_read_than_are_of_use(database: Database) -> None:
+    drawn(database, 5, RED, RED)
+    drawn(database, 1)
+
+    assert live(database, most=3) == ([0, 0, 0], 0, 0)
+    assert live(database, most=6) == ([0] * 5, 0, 1)
+
+
+def test_streams_are_the_same_on_whichever_page_a_draw_lies(
+    database: Database, task: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = drawn(database, 6)
+    add_draws(database, [pictures[0], pictures[5], pictures[2]])
+    for picture in pictures:
+        add_review(database, picture, RED if picture == pictures[3] else GREEN)
+    whole = live(database)
+    with database.read() as session:
+        judged = read_judged_draws(session, task, CHAMPION, ()).draw.tolist()
+
+    monkeypatch.setattr(streams, "_AT_ONCE", 2)
+
+    assert live(database) == whole == ([1, 1, 1, -1, 1, 1], 0, 0)
+    with database.read() as session:
+        assert read_judged_draws(session, task, CHAMPION, ()).draw.tolist() == judged == list(range(1, 10))

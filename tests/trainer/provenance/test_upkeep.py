@@ -7,10 +7,14 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
+from sqlalchemy import select, update
 
 from services.trainer.data.observing import store_picture
+from services.trainer.data.tables import PredictionRow
 from services.trainer.feedback import retention
+from services.trainer.feedback.counting import VersionCounts, sum_counts
 from services.trainer.feedback.policy import RetentionPolicy
+from services.trainer.feedback.tables import AnswerRow, CaptureCountRow
 from services.trainer.provenance import upkeep
 from services.trainer.provenance.upkeep import Upkeep
 from services.trainer.service import TrainerComponent
@@ -24,8 +28,9 @@ LONG_AGO = "2020-01-01T00:00:00.000Z"
 @pytest.fixture
 def keeping(house: House, policies: dict[str, Groups]) -> Upkeep:
     return Upkeep(
-        house.database, house.folders.blobs, lambda name: policies[name], house.deletions, house.erasure, house.clock
-    )
+        house.database, house.folders.blobs, lambda name: policies[name], house.deletions, house.erasure,
+        lambda name: {2}, house.clock,
+    )  # fmt: skip
 
 
 def test_what_is_too_old_goes_with_files_of_nobody(house: House, keeping: Upkeep) -> None:
@@ -33,11 +38,22 @@ def test_what_is_too_old_goes_with_files_of_nobody(house: House, keeping: Upkeep
     house.age(old, LONG_AGO)
     orphan = store_picture(house.blobs, pictures(1, seed=9)[0]).content_digest
     os.utime(house.blobs.path(orphan), (0, 0))
+    sums: dict[str, Any] = {"answered": 7, "captured": {"RANDOM": 2}, "dropped": {}}
+    with house.database.begin() as session:
+        session.execute(update(PredictionRow).where(PredictionRow.observation == new).values(draw=None))
+        for version in (1, 2):
+            row = {"version": version, "best": 0, "best_probability": 0.5, "probabilities": b""}
+            session.add(AnswerRow(model="pets", observation=new, **row))
+        session.add(CaptureCountRow(gateway="gone", model="pets", version=1, time=LONG_AGO, **sums))
 
     keeping.tidy()
 
     assert [house.picture(number) is None for number in (old, new)] == [True, False]
     assert len(list(house.blobs.digests())) == 1
+    with house.database.read() as session:
+        assert list(session.scalars(select(AnswerRow.version))) == [2]
+        assert list(session.scalars(select(CaptureCountRow.gateway))) == [""]
+    assert sum_counts(house.database, "pets") == [VersionCounts("pets", 1, **sums)]
 
 
 def test_rows_go_an_hour_later_where_no_loop_removes_them(house: House, keeping: Upkeep) -> None:
@@ -80,7 +96,7 @@ async def test_it_goes_on_turn_after_turn_until_it_is_stopped(
         loop.call_soon_threadsafe(turns.release)
         return Groups(retention=RetentionPolicy())
 
-    going = Upkeep(house.database, house.folders.blobs, policy_of, house.deletions, house.erasure)
+    going = Upkeep(house.database, house.folders.blobs, policy_of, house.deletions, house.erasure, lambda name: ())
     going.start()
     async with asyncio.timeout(60):
         for _ in range(3):

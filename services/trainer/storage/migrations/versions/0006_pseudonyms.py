@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0006_pseudonyms"
-down_revision = "0004_loop"
+down_revision = "0005_scale"
 
 _BYTES = 32
 _OF_NAMES = ("subject_digest", "by_hash")
