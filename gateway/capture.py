@@ -71,10 +71,6 @@ class _Kept:
     size: int
     strategy: Strategy
 
-    def has(self, prediction_id: str) -> bool:
-        """Whether it is that one."""
-        return self.request.prediction.prediction_id == prediction_id
-
 
 class Capture:
     """Captured predictions between the answer and the trainer's disk.
@@ -83,7 +79,7 @@ class Capture:
         connect: Opens the stream to the trainer; called again whenever that ends.
         figures: Counts what becomes of predictions.
         journal: Holds what waits, for the case that this process is killed.
-        max_bytes: Of images that wait; those that would be beyond are not captured.
+        max_bytes: Of images that wait; with so many or more, none is captured.
         max_message_bytes: Largest message that the trainer takes.
     """
 
@@ -98,6 +94,8 @@ class Capture:
         self._header = CaptureRequest(header=CaptureHeader(gateway_id=uuid.uuid4().hex))
         self._samplers: dict[str, Sampler] = {}
         self._kept: dict[int, _Kept] = {}
+        self._on_their_way: set[str] = set()
+        """Ids of these."""
         self._newest = self._settled = 0  # sequences: of the newest prediction, of the newest with a receipt
         self._sender = _Sender(0)
         self._moved = asyncio.Event()
@@ -156,8 +154,16 @@ class Capture:
         prediction.sequence = self._newest
         size = len(prediction.image)
         self._kept[self._newest] = _Kept(CaptureRequest(prediction=prediction), size, strategy)
+        self._on_their_way.add(prediction.prediction_id)
         self._figures.queue_bytes += size
         self._sender.news.set()
+
+    def _take_away(self, sequence: int) -> _Kept | None:
+        kept = self._kept.pop(sequence, None)
+        if kept is not None:
+            self._on_their_way.discard(kept.request.prediction.prediction_id)
+            self._figures.queue_bytes -= kept.size
+        return kept
 
     async def settle(self, prediction_id: str) -> None:
         """Return when a prediction is not on its way to the trainer.
@@ -166,7 +172,7 @@ class Capture:
             NotReady: It is, and the trainer is away.
         """
         await self._recovered.wait()
-        while any(kept.has(prediction_id) for kept in self._kept.values()):
+        while prediction_id in self._on_their_way:
             if self._away:
                 raise NotReady(f"prediction {prediction_id} waits for the trainer, which is away; try again soon")
             await self._moved.wait()
@@ -199,11 +205,9 @@ class Capture:
             return Dropped.PAUSED
         if bound_caller() is UNTOLD:  # in whose name, the trainer has not told yet
             return Dropped.TRAINER_AWAY
-        if (image := size()) > self._max_image_bytes:
-            return Dropped.TOO_LARGE
-        if self._figures.queue_bytes + image > self._max_bytes:
+        if self._figures.queue_bytes >= self._max_bytes:  # whatever its size: small ones must not be likelier
             return Dropped.TRAINER_AWAY if self._away else Dropped.QUEUE_FULL
-        return None
+        return Dropped.TOO_LARGE if size() > self._max_image_bytes else None
 
     async def _run(self) -> None:
         await self._recover()
@@ -289,10 +293,9 @@ class Capture:
         for sequence in range(self._settled + 1, newest + 1):
             if sequence in refused:
                 self._drop(sequence, refused[sequence])
-            elif (kept := self._kept.pop(sequence, None)) is not None:
+            elif (kept := self._take_away(sequence)) is not None:
                 prediction = kept.request.prediction
                 self._figures.add_captured(prediction.model, prediction.version, kept.strategy)
-                self._figures.queue_bytes -= kept.size
         self._settled = max(self._settled, newest)
         try:
             self._journal.settle(self._settled)
@@ -309,10 +312,9 @@ class Capture:
             self._drop(max(sent, key=lambda each: self._kept[each].size, default=0), Dropped.TOO_LARGE)
 
     def _drop(self, sequence: int, reason: str) -> None:
-        if (kept := self._kept.pop(sequence, None)) is not None:
+        if (kept := self._take_away(sequence)) is not None:
             prediction = kept.request.prediction
             self._figures.add_dropped(prediction.model, prediction.version, reason)
-            self._figures.queue_bytes -= kept.size
 
 
 class _Sender:

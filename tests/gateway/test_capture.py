@@ -174,7 +174,7 @@ async def test_nothing_captured_is_lost_while_the_trainer_is_away_for_a_while(tr
 
 async def test_a_queue_that_is_full_captures_no_more_and_says_why(trainer, follow):
     trainer.slow = True
-    gateway = await follow(max_bytes=10)
+    gateway = await follow(max_bytes=8)
 
     decisions = [gateway.answer(b"four")[1] for _ in range(3)]
     assert [each.captured for each in decisions] == [True, True, False]
@@ -189,8 +189,15 @@ async def test_a_queue_that_is_full_captures_no_more_and_says_why(trainer, follo
     assert gateway.sums.dropped_counts == {"QUEUE_FULL": 1}
 
 
+async def test_small_images_are_not_likelier_to_be_captured_than_large_ones(trainer, follow):
+    trainer.slow = True
+    gateway = await follow(max_bytes=8)
+
+    assert [gateway.answer(image)[1].captured for image in (b"four", b"seven...", b"1")] == [True, True, False]
+
+
 async def test_a_queue_that_filled_while_the_trainer_is_away_says_so(trainer, follow):
-    gateway = await follow(max_bytes=10)
+    gateway = await follow(max_bytes=8)
     await trainer.stop()
     await eventually(lambda: gateway.capture._away)
 
@@ -370,7 +377,7 @@ async def test_a_trainer_that_takes_no_captures_changes_nothing(serve, tmp_path)
 
 async def test_figures_tell_what_was_decided_dropped_and_waits(trainer, follow):
     trainer.slow = True
-    gateway = await follow(max_bytes=10)
+    gateway = await follow(max_bytes=8)
     for _ in range(3):
         gateway.answer(b"four")
 
