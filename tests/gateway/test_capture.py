@@ -295,6 +295,7 @@ async def test_what_is_left_at_the_end_reaches_the_trainer_from_the_next_gateway
     trainer.slow = True
     gateway = await follow()
     answered = {gateway.answer()[0] for _ in range(4)}
+    await trainer.until(lambda: len(trainer.received) == 4)
     await gateway.capture.close(0)
     assert not gateway.sums.dropped_counts
 
@@ -310,6 +311,7 @@ async def test_who_asks_for_a_prediction_that_was_left_waits_until_the_trainer_h
     trainer.slow = True
     gateway = await follow()
     identity, _ = gateway.answer()
+    await trainer.until(lambda: trainer.received)
     await gateway.capture.close(0)
 
     following = await follow()
