@@ -13,6 +13,7 @@ from functools import partial
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 
 from aimass.trainer.v1.capture_pb2 import (
     CapturedLabel,
@@ -230,14 +231,23 @@ class Capture:
             for left in await asyncio.to_thread(self._journal.left):
                 self._journal.adopt(left, self._newest + 1)
                 for data in left.records:
-                    prediction = CapturedPrediction.FromString(data)
-                    strategy = CapturedPrediction.Strategy.Name(prediction.strategy).removeprefix("STRATEGY_")
-                    self._keep(prediction, Strategy(strategy))
-        except OSError as error:
-            self._tell_unwritten(error)
+                    self._keep_left(data)
+        finally:
+            self._recovered.set()
         if self._kept:
             log.info("captured predictions were left on the disk", count=len(self._kept))
-        self._recovered.set()
+
+    def _keep_left(self, data: bytes) -> None:
+        """Take in a record; one that this release cannot read has its sequence and nothing else."""
+        try:
+            prediction = CapturedPrediction.FromString(data)
+            name = CapturedPrediction.Strategy.Name(prediction.strategy)
+            strategy = Strategy(name.removeprefix("STRATEGY_"))
+        except (DecodeError, ValueError) as error:
+            log.warning("a captured prediction that was left cannot be read", reason=str(error))
+            self._newest += 1
+            return
+        self._keep(prediction, strategy)
 
     def _tell_unwritten(self, error: OSError) -> None:
         if not self._unwritten:

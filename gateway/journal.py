@@ -15,6 +15,10 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
+
+log = structlog.get_logger(__name__)
+
 FILE_BYTES = 8 * 1024 * 1024
 """So large is a file at least when the next one is begun."""
 _PLACE = struct.Struct(">Q")
@@ -51,23 +55,21 @@ class Journal:
         """The one of them that records are added to."""
 
     def left(self) -> list[Left]:
-        """Return what gateways have left that are no more; each must be adopted.
-
-        Raises:
-            OSError: The folder cannot be read.
-        """
+        """Return what gateways have left that are no more; each must be adopted. What cannot be read stays there."""
         found = []
         for path in sorted(self._folder.glob(f"*{_SUFFIX}")) if self._folder.is_dir() else ():
             try:
                 descriptor = os.open(path, os.O_RDWR)
             except FileNotFoundError:  # another gateway has just settled it
                 continue
+            except OSError as error:
+                log.warning("a file of captured predictions cannot be read", path=str(path), reason=str(error))
+                continue
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                found.append(Left(path, descriptor, *_read(descriptor)))
             except BlockingIOError:  # its gateway is at work
                 os.close(descriptor)
-                continue
-            found.append(Left(path, descriptor, *_read(descriptor)))
         return found
 
     def adopt(self, left: Left, first: int) -> None:
@@ -180,12 +182,12 @@ def _read(descriptor: int) -> tuple[int, list[bytes]]:
     if len(data) < _PLACE.size:
         return _PLACE.size, records
     (first,) = _PLACE.unpack_from(data)
-    place = first
+    place = first = max(first, _PLACE.size)
     while place + _HEADER.size <= len(data):
         length, checksum = _HEADER.unpack_from(data, place)
         place += _HEADER.size
         record = data[place : place + length]
-        if len(record) < length or zlib.crc32(record) != checksum:
+        if not length or len(record) < length or zlib.crc32(record) != checksum:  # zeros are what a power cut leaves
             break
         records.append(bytes(record))
         place += length

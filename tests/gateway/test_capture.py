@@ -322,6 +322,23 @@ async def test_who_asks_for_a_prediction_that_was_left_waits_until_the_trainer_h
     await settling
 
 
+async def test_what_cannot_be_understood_does_not_hold_back_what_else_was_left(trainer, follow, tmp_path):
+    journal = Journal(tmp_path / "captured")
+    newer = pb.CapturedPrediction(prediction_id="newer", model="tiny", strategy=99)
+    good = pb.CapturedPrediction(prediction_id="good", model="tiny", strategy="STRATEGY_RANDOM")
+    for sequence, data in enumerate((b"\xff no message", newer.SerializeToString(), good.SerializeToString()), 1):
+        journal.append(sequence, data)
+    journal.close()
+
+    gateway = await follow()
+    await gateway.capture.settle("good")
+
+    assert set(trainer.ids) == {"good"}
+    assert gateway.answer()[1].captured
+    await eventually(lambda: gateway.figures.queue_bytes == 0)
+    assert [path.stat().st_size for path in (tmp_path / "captured").iterdir()] == [0]
+
+
 async def test_what_the_disk_does_not_take_is_answered_not_captured_and_counted(trainer, follow, tmp_path):
     (tmp_path / "captured").write_text("where the folder should be")
     gateway = await follow()

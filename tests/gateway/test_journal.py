@@ -94,6 +94,27 @@ def test_a_file_that_is_damaged_gives_the_records_before_the_damage(tmp_path_fac
     assert all(each in whole for each in found)
 
 
+@pytest.mark.parametrize("data", [bytes(4096), bytes(4), b"", (2**40).to_bytes(8) + b"rest"])
+def test_a_file_without_a_record_gives_none_and_goes(tmp_path, data):
+    (tmp_path / "x.captured").write_bytes(data)
+    journal = Journal(tmp_path)
+    (left,) = journal.left()
+    assert left.records == []
+
+    journal.adopt(left, 1)
+    journal.settle(0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_read_does_not_hold_back_the_others(tmp_path):
+    (tmp_path / "a.captured").mkdir()
+    journal = Journal(tmp_path)
+    journal.append(1, b"record")
+    journal.close()
+
+    assert records(tmp_path) == [b"record"]
+
+
 def test_a_record_that_the_disk_does_not_take_leaves_the_ones_before_it_whole(tmp_path):
     journal = Journal(tmp_path)
     journal.append(1, b"fits")
