@@ -4,7 +4,8 @@ Traffic is drawn from the slice's test pictures, which the starter has not learn
 draw on pictures are spoilt, or other classes come. The product's detectors look as the analyst does, with its policy:
 windowed tests of answers, features and shares of answers some times a day, and the detector of errors at every judged
 draw, all of them judged here at once. ADWIN (Bifet and Gavaldà 2007, as river has it) gets the same errors, and the
-probabilities of the best labels. The unit of a delay is a draw.
+probabilities of the best labels; once with river's own delta, once with one that is as often wrong as our detector of
+errors. The unit of a delay is a draw.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from river.drift import ADWIN
 
 from aimass.starter import VERSION
 from services.common.manifest import GRAPH_FILE
-from services.trainer.analyst.drift import DETECTORS, WARM_UP, alarm_level
+from services.trainer.analyst.drift import DETECTORS, alarm_level
 from services.trainer.data.cifar10 import LABELS
 from services.trainer.data.samples import Samples
 from services.trainer.data.slices import read_slice
@@ -34,7 +35,6 @@ from services.trainer.export.tail import cut_encoder, find_tail
 from services.trainer.loop.policy import AlarmPolicy
 from services.trainer.statistics.detectors import ErrorDetector, run_length
 from services.trainer.statistics.heads import Head, head_probabilities
-from services.trainer.statistics.intervals import accuracy_sequence
 from services.trainer.statistics.shift import count_shift, embedding_shift, softmax_shift
 
 ALARM = AlarmPolicy()
@@ -45,8 +45,8 @@ CHANGE = 2 * ALARM.window
 """Draw at which traffic changes: the first at which two windows are full."""
 MOST_DELAY = 2000
 """Draws after which a change counts as not seen."""
-DRAWN_SHARE = 0.1
-"""Probability of the draws."""
+EAGER = 0.05
+"""Delta with which ADWIN raises about as many false alarms as the detector of errors may."""
 SPOILT: Mapping[str, Sequence[int]] = {
     "gaussian_blur": (1, 2, 3),
     "brightness": (3, 5),
@@ -143,21 +143,30 @@ def labels_shift(stream: Answers, begin: int, end: int) -> bool:
 
 def errors_rise(stream: Answers) -> Iterator[int]:
     """Yield the draws at which the detector of errors raises an alarm."""
-    errors = stream.errors
-    warm_up = accuracy_sequence(~errors[:WARM_UP], np.full(WARM_UP, DRAWN_SHARE), 0.05)
-    detector = ErrorDetector(1 - warm_up.low, run_length(ALARM.per_month, DRAWS_PER_DAY, DETECTORS))
-    for position in range(WARM_UP, len(errors)):
-        if detector.add(bool(errors[position])):
+    detector = ErrorDetector(run_length(ALARM.per_month, DRAWS_PER_DAY, DETECTORS))
+    for position, error in enumerate(stream.errors.tolist()):
+        if detector.add(error):
             yield position + 1
 
 
-def adwin(values: Callable[[Answers], NDArray[np.float64]], stream: Answers) -> Iterator[int]:
-    """Yield the draws at which ADWIN says that the mean of *values* has changed, with river's own settings."""
-    detector = ADWIN()  # type: ignore[no-untyped-call]
+def adwin(values: Callable[[Answers], NDArray[np.float64]], stream: Answers, delta: float = 0.002) -> Iterator[int]:
+    """Yield the draws at which ADWIN says that the mean of *values* has changed.
+
+    Args:
+        values: What it is given of a stream.
+        stream: To look at.
+        delta: The chance of a false alarm at a draw, as ADWIN has it; by default river's.
+    """
+    detector = ADWIN(delta=delta)  # type: ignore[no-untyped-call]
     for position, value in enumerate(values(stream).tolist()):
         detector.update(value)  # type: ignore[no-untyped-call]
         if detector.drift_detected:
             yield position + 1
+
+
+def errors_as_numbers(stream: Answers) -> NDArray[np.float64]:
+    """Return 1 for each error, and 0 for others."""
+    return stream.errors.astype(np.float64)
 
 
 FOUND: dict[str, Detector] = {
@@ -165,7 +174,8 @@ FOUND: dict[str, Detector] = {
     "features": partial(windowed, features_shift),
     "shares": partial(windowed, labels_shift),
     "errors": errors_rise,
-    "ADWIN, errors": partial(adwin, lambda stream: stream.errors.astype(np.float64)),
+    "ADWIN, errors": partial(adwin, errors_as_numbers),
+    f"ADWIN {EAGER}, errors": partial(adwin, errors_as_numbers, delta=EAGER),
     "ADWIN, confidence": partial(adwin, lambda stream: stream.probabilities.max(axis=1).astype(np.float64)),
 }
 
@@ -175,17 +185,18 @@ def _windows(values: NDArray[Any], begin: int, end: int) -> tuple[NDArray[Any], 
 
 
 class Bank:
-    """The starter's answers to the slice's test pictures, as they are and spoilt.
+    """The starter's answers to pictures, as they are and spoilt.
 
     Args:
         encoder: The starter's.
         head: Its last layer.
+        pictures: That the starter has not learnt.
     """
 
-    def __init__(self, encoder: Encoder, head: Head) -> None:
+    def __init__(self, encoder: Encoder, head: Head, pictures: Samples) -> None:
         self._encoder = encoder
         self._head = head
-        _, self._pictures = read_slice()
+        self._pictures = pictures
         self._even = np.ones(len(LABELS))
         self.clean = self._answers(self._pictures)
 
@@ -211,15 +222,8 @@ class Bank:
 
 def changes(bank: Bank) -> list[Change]:
     """Return what traffic may become."""
-    spoilt = {
-        "gaussian_blur": (1, 2, 3),
-        "brightness": (3, 5),
-        "contrast": (1, 2, 3),
-        "jpeg": (1, 3),
-        "shot_noise": (1,),
-    }
     return [
-        *(bank.spoilt(corruption, severity) for corruption, severities in spoilt.items() for severity in severities),
+        *(bank.spoilt(corruption, severity) for corruption, severities in SPOILT.items() for severity in severities),
         bank.shared("twice as many cats", {"cat": 2.0}),
         bank.shared("four times as many cats", {"cat": 4.0}),
         bank.shared("half as many animals", dict.fromkeys(ANIMALS, 0.5)),
@@ -231,8 +235,8 @@ def false_alarms(bank: Bank, streams: int, draws: int, seed: int) -> dict[str, i
     counts = dict.fromkeys(FOUND, 0)
     for number in range(streams):
         stream = bank.usual().draw(np.random.default_rng([seed, number]), draws)
-        for name, detector in FOUND.items():
-            counts[name] += sum(1 for _ in detector(stream))
+        for name in counts:
+            counts[name] += sum(1 for _ in FOUND[name](stream))
     return counts
 
 
@@ -267,7 +271,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "encoder.onnx"
         cut_encoder(VERSION / GRAPH_FILE, path)
-        bank = Bank(Encoder(path, options.threads), find_tail(VERSION / GRAPH_FILE).head)
+        bank = Bank(Encoder(path, options.threads), find_tail(VERSION / GRAPH_FILE).head, read_slice()[1])
         months = options.streams * options.draws / DRAWS_PER_DAY / MONTH_DAYS
         out.print(
             f"{DRAWS_PER_DAY} draws a day, {ALARM.looks_per_day} looks a day, windows of {ALARM.window} draws; "

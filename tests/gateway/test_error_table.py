@@ -347,6 +347,7 @@ ELSEWHERE = {
     "is spoken between services of the suite": "test_access",
     "so that this needs a key with scope": "test_access",
     "is not ready; try again": "test_process, where inference is away",
+    "waits for the trainer, which is away": "test_capture",
     "which the size of a raw body does not settle": "test_inference_http: raw bodies",
     "output {…} is {…}, which JSON cannot say": "test_inference_http: half precision",
     "holds bytes that are not UTF-8": "test_inference_http: strings that are not UTF-8",

@@ -31,16 +31,13 @@ from services.trainer.loop.policy import AlarmPolicy
 from services.trainer.loop.streams import JudgedDraws, read_judged_draws
 from services.trainer.loop.tables import SetAnswersRow
 from services.trainer.statistics.detectors import ErrorDetector, run_length, window_level
-from services.trainer.statistics.intervals import accuracy_sequence
 from services.trainer.statistics.shift import count_shift, embedding_shift, label_shift, softmax_shift
 from services.trainer.storage.database import Database
 
 DETECTORS = 4
 """That share the false alarms which a policy allows: those of `SHIFTS`, and that of errors."""
 WARM_UP = 200
-"""Judged draws of a version from which the share of errors follows that later ones are compared with."""
-_BASELINE_ERROR = 0.05
-_LEAST_BASELINE, _LARGEST_BASELINE = 0.001, 0.99
+"""Judged draws of a version from which on it is known how many come in a day."""
 _DAY_SECONDS = 86_400.0
 _LEAST_COMPARED = 20
 """Draws on either side, below which nothing is said: the rest could not be read or was deleted."""
@@ -118,8 +115,8 @@ def measure_errors(
 ) -> None:
     """Look for a rise of the champion's errors, and keep the figure where draws were judged since the last one.
 
-    Baseline and run length are those at the end of the warm-up, as long as the version serves. All judged draws are
-    gone through at each look, since what reviewers say of them may change; an alarm before the last one is not new.
+    The run length is that at the end of the warm-up, as long as the version serves. All judged draws are gone through
+    at each look, since what reviewers say of them may change; an alarm before the last one is not new.
 
     Args:
         database: Has the rows.
@@ -143,20 +140,20 @@ def measure_errors(
     if known is not None and (known["judged"], known["last_judged"]) == (len(draws.draw), int(draws.draw[-1])):
         return
     if known is not None:
-        baseline, length = float(known["baseline"]), float(known["run_length"])
+        length = float(known["run_length"])
     else:
         days = (now - datetime.fromisoformat(began)).total_seconds() / _DAY_SECONDS
-        baseline = _baseline(draws)
         length = max(2.0, run_length(alarm.per_month, len(draws.correct) / max(days, 1 / _DAY_SECONDS), DETECTORS))
-    level, alarms = _find_rises(draws, baseline, length)
+    detector = ErrorDetector(length)
+    alarms = [int(draw) for draw, right in zip(draws.draw, draws.correct, strict=True) if detector.add(not right)]
     raised = int(last.values["raised"]) if last is not None else 0
     new = [each for each in alarms if each > raised]
     window = {"first": int(draws.draw[0]), "last": newest, "version": champion}
     values = {
         "alarm": bool(new),
-        "level": 1.0 if new else level,
+        "level": 1.0 if new else detector.level,
         "threshold": 1.0,
-        "baseline": baseline,
+        "baseline": _told_share(detector, draws, float(known["baseline"]) if known is not None else None),
         "run_length": length,
         "judged": len(draws.correct),
         "last_judged": int(draws.draw[-1]),
@@ -166,18 +163,13 @@ def measure_errors(
         add_figure(session, task.name, ERROR_DRIFT, window, values)
 
 
-def _baseline(draws: JudgedDraws) -> float:
-    """Return the largest share of errors that the warm-up leaves room for."""
-    warm_up = accuracy_sequence(draws.correct[:WARM_UP], draws.probability[:WARM_UP], _BASELINE_ERROR)
-    return min(max(1 - warm_up.low, _LEAST_BASELINE), _LARGEST_BASELINE)
+def _told_share(detector: ErrorDetector, draws: JudgedDraws, before: float | None) -> float:
+    """Return the share of errors that later ones are compared with: the one *before* while few came since an alarm.
 
-
-def _find_rises(draws: JudgedDraws, baseline: float, length: float) -> tuple[float, list[int]]:
-    """Return how near an alarm is in the end, and the draws that raised one."""
-    detector = ErrorDetector(baseline, length)
-    later = zip(draws.draw[WARM_UP:], draws.correct[WARM_UP:], strict=True)
-    alarms = [int(draw) for draw, correct in later if detector.add(not correct)]
-    return detector.level, alarms
+    In whole per cent, above 0 and below 1: delays are simulated from it, which need not be done at each look.
+    """
+    share = detector.share if detector.answers >= WARM_UP else before
+    return min(max(round(share or 1 - float(draws.correct.mean()), 2), 0.01), 0.99)
 
 
 def _softmax(task: Model, answers: _Compared, threshold: float) -> dict[str, Any]:

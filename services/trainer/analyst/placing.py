@@ -6,7 +6,7 @@ from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from services.trainer.analyst.basis import Basis, BasisFeatures
@@ -19,7 +19,7 @@ from services.trainer.data.models import Model
 from services.trainer.data.observing import Role, State, mark_changed
 from services.trainer.data.tables import ObservationRow, VoteRow
 from services.trainer.feedback.tables import FindingRow, NeighbourhoodRow
-from services.trainer.feedback.trust import NEAR_COPY
+from services.trainer.feedback.trust import NEAR_COPY, NEIGHBOURS_DISAGREE
 from services.trainer.statistics.neighbours import label_lift, nearest
 from services.trainer.storage.database import Database
 
@@ -208,11 +208,12 @@ def _like_the_first(task: Model, images: NDArray[np.uint8]) -> list[int]:
 
 
 def rows_to_place_again(session: Session, model: str, most: int) -> list[int]:
-    """Return pictures that wait for votes, whose neighbours were found longest ago."""
+    """Return pictures that wait for votes or that their neighbours held up, which were found longest ago."""
+    waits = or_(ObservationRow.state == State.PENDING, ObservationRow.reason == NEIGHBOURS_DISAGREE)
     statement = (
         select(ObservationRow.number)
         .join(NeighbourhoodRow, NeighbourhoodRow.observation == ObservationRow.number)
-        .where(ObservationRow.model == model, ObservationRow.state == State.PENDING, ObservationRow.role == Role.TRAIN)
+        .where(ObservationRow.model == model, waits, ObservationRow.role == Role.TRAIN)
         .order_by(NeighbourhoodRow.time)
         .limit(most)
     )

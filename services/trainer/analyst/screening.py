@@ -16,12 +16,12 @@ from services.trainer.analyst.spaces import Placed
 from services.trainer.analyst.stopping import GoOn
 from services.trainer.analyst.suspicion import (
     FOLDS,
+    LEAST_BLOCK,
     Labelled,
     class_thresholds,
+    find_harm,
     fit,
-    harm_level,
     likely_wrong,
-    log_harm,
     out_of_fold,
 )
 from services.trainer.clock import now
@@ -34,8 +34,6 @@ from services.trainer.storage.database import Database
 
 MOST_BASE = 5000
 """Samples of the base set that heads are fitted to, drawn once: more would tell the same."""
-LEAST_BLOCK = 20
-"""Samples of a contributor whose effect is measured."""
 MOST_CONTRIBUTORS = 50
 """Whose effect is measured, those with the most samples: each takes a fit."""
 _PLACED_AGAIN = 500
@@ -179,28 +177,17 @@ def _find_harm(
     go_on: GoOn,
 ) -> list[_Finding]:
     """Return the samples of contributors with whom the model gets worse on what reviewers and the base set say."""
-    samples = Labelled(accepted.features, accepted.labels)
     judging = _members(accepted.numbers, reviewed)
+    samples, numbers = Labelled(accepted.features, accepted.labels), accepted.numbers[~judging]
     judges = samples[judging]
     if ground.basis is not None and ground.features is not None:
         judges = judges.joined(Labelled(ground.features.validation, ground.basis.validation.labels))
-    if not blocks or not len(judges):
-        return []
-    go_on()
-    with_them = fit(encoder.head, base.joined(samples[~judging]))
-    level = harm_level(len(blocks))
+    theirs = {name: _members(numbers, block) for name, block in blocks.items()}
     found = []
-    for block in blocks.values():
-        theirs = _members(accepted.numbers, block)
-        if theirs.sum() < LEAST_BLOCK:
-            continue
-        go_on()
-        without = fit(encoder.head, base.joined(samples[~judging & ~theirs]))
-        harm = log_harm(without, with_them, judges)
-        if harm >= level:
-            detail = f"with the {theirs.sum()} samples of its contributor the model gets worse (log e-value {harm:.1f})"
-            numbers: Sequence[int] = accepted.numbers[theirs].tolist()
-            found += [_Finding(number, CONTRIBUTOR_HARMS, harm, detail) for number in numbers]
+    for name, harm in find_harm(encoder.head, base, samples[~judging], theirs, judges, go_on).items():
+        block: Sequence[int] = numbers[theirs[name]].tolist()
+        detail = f"with the {len(block)} samples of its contributor the model gets worse (log e-value {harm:.1f})"
+        found += [_Finding(number, CONTRIBUTOR_HARMS, harm, detail) for number in block]
     return found
 
 

@@ -1,6 +1,7 @@
 """Which labels are likely wrong, and whether somebody's samples do harm: by heads fitted to features. Pure."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,8 @@ LEAST_SURE = 0.8
 """Probability of another label from which on the given one may be wrong, however unsure the model is of that class."""
 MOST_DOUBTED = 0.05
 """Probability of the given label above which it is let be: pictures that are hard for the model teach the most."""
+LEAST_BLOCK = 20
+"""Samples of a contributor whose effect is measured."""
 _LEAST_MEMBERS = 5
 """Of a class, below which its own mean says too little."""
 
@@ -116,6 +119,39 @@ def log_harm(without: Head, with_them: Head, judges: Labelled) -> float:
     )
     wins, losses = int((changed & ~right).sum()), int((right & ~changed).sum())
     return evidence(Counts(wins, len(judges) - wins - losses, losses)).worse
+
+
+def find_harm(
+    start: Head,
+    base: Labelled,
+    samples: Labelled,
+    blocks: Mapping[str, NDArray[np.bool_]],
+    judges: Labelled,
+    go_on: GoOn,
+) -> dict[str, float]:
+    """Return the contributors with whom a head gets worse, with the log e-value of that.
+
+    Args:
+        start: To fit from.
+        base: What all heads are fitted to.
+        samples: Of users, those that judge left out.
+        blocks: By contributor: which of *samples* are his, (n,).
+        judges: What no head is fitted to.
+        go_on: As it says.
+    """
+    if not blocks or not len(judges):
+        return {}
+    go_on()
+    with_them = fit(start, base.joined(samples))
+    level = harm_level(len(blocks))
+    found = {}
+    for name, block in blocks.items():
+        if block.sum() >= LEAST_BLOCK:
+            go_on()
+            harm = log_harm(fit(start, base.joined(samples[~block])), with_them, judges)
+            if harm >= level:
+                found[name] = harm
+    return found
 
 
 def harm_level(contributors: int) -> float:

@@ -1,7 +1,7 @@
 """Whose samples make the model worse, by the findings on their pictures and what reviewers have said of those since."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -40,12 +40,24 @@ def harmful_contributors(session: Session, model: str) -> frozenset[str]:
             reviewed[picture].add(label)
         else:
             untrusted[picture].append((contributor, label))
+    return not_released(untrusted, reviewed)
+
+
+def not_released(
+    untrusted: Mapping[int, Sequence[tuple[str, int]]], reviewed: Mapping[int, Collection[int]]
+) -> frozenset[str]:
+    """Return those who have given pictures that were found to do harm, and who are not released.
+
+    Args:
+        untrusted: By picture: who without trust says which label, in the order of time.
+        reviewed: By picture: the labels that reviewers give.
+    """
     found: Counter[str] = Counter()
     released: Counter[str] = Counter()
     for picture, said in untrusted.items():
         giver, label = _giver(said)
         found[giver] += 1
-        released[giver] += reviewed[picture] == {label}
+        released[giver] += set(reviewed.get(picture, ())) == {label}
     return frozenset(name for name, count in found.items() if 2 * released[name] < count)
 
 

@@ -1,7 +1,7 @@
-"""How far votes can be relied on: how often each contributor is right, and what a picture is by all that was said."""
+"""How far votes can be relied on: how often each contributor is right, and what reviewers have shown."""
 
-import math
-from collections.abc import Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -11,20 +11,21 @@ from sqlalchemy.orm import Session, aliased
 from services.common.identity import ANONYMOUS, OWNER
 from services.trainer.data.observing import State, VoteKind
 from services.trainer.data.tables import ObservationRow, VoteRow
+from services.trainer.feedback.evidence import Lessons, Reviewed, learn
 from services.trainer.feedback.harm import harmful_contributors
-from services.trainer.feedback.tables import ContributorRow, KeyRow
-from services.trainer.feedback.trust import VoteFact
+from services.trainer.feedback.policy import TrustPolicy
+from services.trainer.feedback.tables import ContributorRow, EncoderRow, KeyRow, NeighbourhoodRow
+from services.trainer.feedback.trust import support
 from services.trainer.statistics.agreement import fuse_votes
 
 REMEMBERED_DAYS = 90
-STRANGER = 0.8
-"""Of somebody who has not voted yet: what `fuse_votes` takes for granted too."""
-TRUSTED = 0.995
 CONFIRMED = 5
 """Labels of a contributor that somebody else has given too and that were accepted, from which on a voice is known."""
 _MOST_VOTES = 20_000
 _MOST_CELLS = 4_000_000
 """Votes times classes: the table that is fused has as many numbers."""
+_MOST_REVIEWED = 2000
+"""Pictures, the newest, that are learnt from: more would tell the same."""
 
 
 @dataclass(frozen=True)
@@ -37,28 +38,37 @@ class Reliability:
     """Those of whose labels others have confirmed `CONFIRMED` or more."""
     harmful: frozenset[str]
     """Those with whose samples the model gets worse: what they say is worth nothing until it was released."""
+    lessons: Lessons
+    """Of reviewed pictures."""
 
 
-def read_reliability(session: Session, model: str, classes: int) -> Reliability:
+def read_reliability(session: Session, model: str, labels: Sequence[str], trust: TrustPolicy) -> Reliability:
     """Return what the newest votes on the pictures of a model say of those who gave them.
 
     Args:
         session: Of the database.
         model: Name of the model.
-        classes: How many labels it has.
+        labels: Of the model.
+        trust: Says how many neighbours are asked.
     """
-    since = (datetime.now(UTC) - timedelta(days=REMEMBERED_DAYS)).isoformat(timespec="milliseconds")
+    since, classes = _since(), len(labels)
     harmful = harmful_contributors(session, model)
-    right = _accuracies(session, model, classes, since, harmful)
-    return Reliability(right | dict.fromkeys(harmful, 1 / classes), _proven(session, model, since) - harmful, harmful)
+    accuracy = _accuracies(session, model, classes, since, harmful)
+    proven = _proven(session, model, since) - harmful
+    lessons = learn(_reviewed(session, model, labels, since, trust), accuracy, classes)
+    return Reliability(accuracy, proven, harmful, lessons)
 
 
 def contributor_accuracies(session: Session, model: str, classes: int) -> dict[str, float]:
     """Return how often each contributor is right, as `read_reliability` has it."""
-    return dict(read_reliability(session, model, classes).accuracy)
+    return _accuracies(session, model, classes, _since(), harmful_contributors(session, model))
 
 
-def _accuracies(session: Session, model: str, classes: int, since: str, without: Collection[str]) -> dict[str, float]:
+def _since() -> str:
+    return (datetime.now(UTC) - timedelta(days=REMEMBERED_DAYS)).isoformat(timespec="milliseconds")
+
+
+def _accuracies(session: Session, model: str, classes: int, since: str, harmful: Collection[str]) -> dict[str, float]:
     statement = (
         select(VoteRow.observation, VoteRow.contributor, VoteRow.label, ContributorRow.trusted)
         .join(ObservationRow, VoteRow.observation == ObservationRow.number)
@@ -72,14 +82,15 @@ def _accuracies(session: Session, model: str, classes: int, since: str, without:
         .order_by(VoteRow.number.desc())
         .limit(min(_MOST_VOTES, _MOST_CELLS // classes))
     )
-    rows = [row for row in session.execute(statement) if row.contributor not in without]
+    rows = [row for row in session.execute(statement) if row.contributor not in harmful]
     names = sorted({name for _, name, _, _ in rows})
     numbers = {name: number for number, name in enumerate(names)}
     trusted = {numbers[name] for _, name, _, is_trusted in rows if is_trusted or name == OWNER.contributor}
     fused = fuse_votes(
         [(item, numbers[name], label) for item, name, label, _ in rows if label is not None], classes, trusted
     )
-    return {name: fused.accuracy[number] for name, number in numbers.items()}
+    known = {name: fused.accuracy[number] for name, number in numbers.items()}
+    return known | dict.fromkeys(harmful, 1 / classes)
 
 
 def _proven(session: Session, model: str, since: str) -> frozenset[str]:
@@ -121,45 +132,43 @@ def _proven(session: Session, model: str, since: str) -> frozenset[str]:
     return known if session.scalar(select(KeyRow.id).limit(1)) else known | {ANONYMOUS}
 
 
-def label_posterior(
-    votes: Sequence[VoteFact], predicted: str, accuracy: Mapping[str, float], classes: int
-) -> dict[str, float]:
-    """Return the probability of each label that was voted for, given what all say whose word counts.
-
-    Dawid and Skene's step for one picture with one coin for each contributor, as in `statistics.agreement`; beside that
-    a vote that the answer is wrong, which speaks for all labels but one, and labels that the model does not know.
-
-    Args:
-        votes: On the picture.
-        predicted: Label that was answered; empty where that is not known.
-        accuracy: By contributor; others are strangers.
-        classes: How many labels the model has.
-    """
-    votes = [each for each in votes if not each.blocked]
-    named = sorted({each.label for each in votes if each.label})
-    if not named:
-        return {}
-    considered = sorted({*named, predicted} - {""})
-    others = max(classes, 2, len(considered)) - len(considered)
-    total = max(classes, 2, len(considered))
-    scores = [_log_likelihood(label, votes, predicted, accuracy, total) for label in considered]
-    if others:
-        scores.append(math.log(others) + _log_likelihood("", votes, predicted, accuracy, total))
-    highest = max(scores)
-    shares = [math.exp(score - highest) for score in scores]
-    probabilities = dict(zip(considered, (share / sum(shares) for share in shares), strict=False))
-    return {label: probabilities[label] for label in named}
+def newest_encoder(session: Session, model: str) -> str:
+    """Return the digest of the encoder whose features pictures of a model are compared by; empty for none."""
+    statement = select(EncoderRow.digest).where(EncoderRow.model == model)
+    return session.scalar(statement.order_by(EncoderRow.create_time.desc(), EncoderRow.digest).limit(1)) or ""
 
 
-def _log_likelihood(
-    truth: str, votes: Sequence[VoteFact], predicted: str, accuracy: Mapping[str, float], classes: int
-) -> float:
-    """Return the logarithm of the probability of all votes, where the label is *truth*; empty is one not named."""
-    total = 0.0
-    for each in votes:
-        right = TRUSTED if each.trusted else accuracy.get(each.contributor, STRANGER)
-        if each.label:
-            total += math.log(right if each.label == truth else (1 - right) / (classes - 1))
-        elif each.verdict is VoteKind.WRONG and predicted:
-            total += math.log(1 - right if truth == predicted else right)
-    return total
+def _reviewed(
+    session: Session, model: str, labels: Sequence[str], since: str, trust: TrustPolicy
+) -> Iterator[Reviewed]:
+    """Yield the pictures that a reviewer's word has made what they are, with what others say of them."""
+    trusted = exists().where(
+        VoteRow.observation == ObservationRow.number,
+        VoteRow.trusted,
+        VoteRow.label == ObservationRow.label,
+        VoteRow.time >= since,
+    )
+    statement = (
+        select(ObservationRow.number, ObservationRow.label)
+        .where(ObservationRow.model == model, ObservationRow.state == State.ACCEPTED, trusted)
+        .order_by(ObservationRow.number.desc())
+        .limit(_MOST_REVIEWED)
+    )
+    pictures = {number: label for number, label in session.execute(statement) if label is not None}
+    said: defaultdict[int, list[tuple[str, str]]] = defaultdict(list)
+    for row in session.scalars(select(VoteRow).where(VoteRow.observation.in_(pictures), ~VoteRow.trusted)):
+        if row.label is not None:
+            said[row.observation].append((row.contributor, labels[row.label]))
+    near = {
+        row.observation: row
+        for row in session.scalars(
+            select(NeighbourhoodRow).where(
+                NeighbourhoodRow.observation.in_(pictures), NeighbourhoodRow.encoder == newest_encoder(session, model)
+            )
+        )
+    }
+    for number, label in pictures.items():
+        beside = near.get(number)
+        lifts, members = (beside.lifts, beside.members) if beside else ({}, {})
+        asked = support(lifts, members, trust)
+        yield Reviewed(labels[label], tuple(said[number]), {labels[int(key)]: found for key, found in asked.items()})

@@ -18,10 +18,11 @@ from services.trainer.clock import now
 from services.trainer.data.models import Model, find_model
 from services.trainer.data.observing import Role, State, VoteKind, next_change
 from services.trainer.data.tables import ObservationRow, PredictionRow, SampleRow, VoteRow
-from services.trainer.feedback.policy import PolicyOf
-from services.trainer.feedback.reliability import Reliability, label_posterior, read_reliability
-from services.trainer.feedback.tables import ContributorRow, EncoderRow, FindingRow, NeighbourhoodRow
-from services.trainer.feedback.trust import ObservationFacts, Verdict, VoteFact, judge
+from services.trainer.feedback.evidence import label_posterior
+from services.trainer.feedback.policy import PolicyOf, TrustPolicy
+from services.trainer.feedback.reliability import Reliability, newest_encoder, read_reliability
+from services.trainer.feedback.tables import ContributorRow, FindingRow, NeighbourhoodRow
+from services.trainer.feedback.trust import ObservationFacts, Verdict, VoteFact, judge, support
 from services.trainer.storage.database import Database
 
 SOURCE = "feedback"
@@ -82,10 +83,11 @@ class Sifter:
 
     def _sift_some(self, session: Session, task: Model, reliability: Reliability, counts: SiftCounts) -> None:
         rows = list(session.scalars(_stale(task.name).limit(_AT_ONCE)))
-        facts = _gather(session, task, rows, reliability)
+        trust = self._policy_of(task.name).trust
+        facts = _gather(session, task, rows, reliability, trust)
         change = next_change(session)
         for row in rows:
-            verdict = judge(facts[row.number], self._policy_of(task.name).trust)
+            verdict = judge(facts[row.number], trust)
             row.stale = False
             if _apply(session, task, row, verdict, facts[row.number], counts):
                 row.changed_number = change
@@ -99,7 +101,7 @@ class Sifter:
         if remembered is not None and self._clock() < remembered[0]:
             return remembered[1]
         with self._database.read() as session:
-            known = read_reliability(session, task.name, len(task.labels))
+            known = read_reliability(session, task.name, task.labels, self._policy_of(task.name).trust)
         self._known[task.name] = (self._clock() + _REMEMBERED_SECONDS, known)
         return known
 
@@ -172,7 +174,7 @@ def _giver(label: str, votes: Sequence[VoteFact]) -> str:
 
 
 def _gather(
-    session: Session, task: Model, rows: Sequence[ObservationRow], reliability: Reliability
+    session: Session, task: Model, rows: Sequence[ObservationRow], reliability: Reliability, trust: TrustPolicy
 ) -> dict[int, ObservationFacts]:
     """Return what is known of pictures, by their numbers."""
     numbers = [row.number for row in rows]
@@ -181,17 +183,12 @@ def _gather(
     findings: defaultdict[int, set[str]] = defaultdict(set)
     for each in session.scalars(select(FindingRow).where(FindingRow.observation.in_(numbers))):
         findings[each.observation].add(each.kind)
-    encoder = session.scalar(
-        select(EncoderRow.digest)
-        .where(EncoderRow.model == task.name)
-        .order_by(EncoderRow.create_time.desc(), EncoderRow.digest)
-        .limit(1)
-    )
+    encoder = newest_encoder(session, task.name)
     near = {
         each.observation: each
         for each in session.scalars(
             select(NeighbourhoodRow).where(
-                NeighbourhoodRow.observation.in_(numbers), NeighbourhoodRow.encoder == (encoder or "")
+                NeighbourhoodRow.observation.in_(numbers), NeighbourhoodRow.encoder == encoder
             )
         )
     }
@@ -201,14 +198,18 @@ def _gather(
         said = votes[row.number]
         first = predicted.get(row.number, "")
         members = _by_label(task, near[row.number].members) if row.number in near else {}
+        lifts = _by_label(task, near[row.number].lifts) if row.number in near else {}
+        beside = support(lifts, members, trust)
         facts[row.number] = ObservationFacts(
             role=Role(row.role),
             predicted=first,
             votes=tuple(said),
-            label_posterior=label_posterior(said, first, reliability.accuracy, len(task.labels)),
-            encoder=encoder is not None,
+            label_posterior=label_posterior(
+                said, first, reliability.accuracy, len(task.labels), beside, reliability.lessons
+            ),
+            encoder=bool(encoder),
             embedded={each.label for each in said if each.label in known} <= set(members) and row.number in near,
-            lift=_by_label(task, near[row.number].lifts) if row.number in near else {},
+            lift=lifts,
             class_members=members,
             findings=frozenset(findings[row.number]),
             known_labels=known,

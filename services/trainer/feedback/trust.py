@@ -1,12 +1,14 @@
 """The verdict on a picture: whether what was said of it makes it a sample, and under which label. Pure.
 
 In this order: reviewers decide, but nobody makes a sample of what nearly shows what candidates are judged on; a label
-that the model does not know is proposed; findings and neighbours that speak against a label send the picture to
-quarantine; else so many contributors must agree as the neighbours, and what is known of the contributors, leave open.
+that the model does not know is proposed; findings send the picture to quarantine, and so do neighbours that leave a
+label too unlikely; else so many contributors must agree as what is known of them and of the neighbours leaves open.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
+from typing import TypeVar
 
 from services.trainer.data.observing import NEAR_COPY as NEAR_COPY
 from services.trainer.data.observing import Role, State, VoteKind
@@ -24,8 +26,7 @@ VOTES_DIFFER = "VOTES_DIFFER"
 WAITS_FOR_EMBEDDING = "WAITS_FOR_EMBEDDING"
 WAITS_FOR_REVIEW = "WAITS_FOR_REVIEW"
 
-AGAINST_NEIGHBOURS = 3
-"""Contributors who outweigh neighbours that disagree."""
+Label = TypeVar("Label")
 _SCARCE = 3
 """A class with fewer members than so many times the neighbours that are asked cannot be told from its absence."""
 _TOLERANCE = 1e-6
@@ -34,6 +35,16 @@ _FOUND = {
     CONTRIBUTOR_HARMS: "the model gets worse with what its contributor says",
     LIKELY_WRONG: "a model that has not seen it is sure of another label",
 }
+
+
+class Support(Enum):
+    """How far a picture's neighbours bear a label out."""
+
+    NONE = "none"
+    """It is rarer among them than among all."""
+    SOME = "some"
+    MOST = "most"
+    """No other label is so much more frequent among them than among all."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +68,7 @@ class ObservationFacts:
     """Label that was answered first; empty where no answer is known."""
     votes: tuple[VoteFact, ...]
     label_posterior: Mapping[str, float]
-    """Of each label that was voted for, known or not, by all votes that count."""
+    """Of each label that was voted for, known or not, by all votes that count, and by the neighbours."""
     encoder: bool
     """Whether the model has one, so that there will be neighbours."""
     embedded: bool
@@ -151,26 +162,41 @@ def _by_quorum(label: str, votes: Sequence[VoteFact], facts: ObservationFacts, p
     for finding, sentence in _FOUND.items():
         if finding in facts.findings:
             return Verdict(State.QUARANTINED, label, finding, sentence)
+    probability = facts.label_posterior.get(label, 0.0)
+    sure = probability >= policy.posterior - _TOLERANCE
+    likely = f"it is {label} with probability {probability:.2f}; it takes {policy.posterior:g}"
+    fits = support(facts.lift, facts.class_members, policy).get(label) if facts.encoder else None
+    about = f"whose neighbours have that label {facts.lift.get(label, 0.0):.1f} times as often as others"
+    if fits is Support.NONE and not sure:
+        return Verdict(State.QUARANTINED, label, NEIGHBOURS_DISAGREE, f"by all votes on a picture {about}, {likely}")
     agreeing = {each.contributor for each in votes if each.label == label} - facts.harmful
     count, known = len(agreeing), len(agreeing & facts.proven)
     instead = ""
-    members, lift = facts.class_members.get(label, 0), facts.lift.get(label, 0.0)
-    if not facts.encoder or members < _SCARCE * policy.neighbours:
+    if fits is None:
         wanted, about = policy.quorum_unknown, "without neighbours to ask"
-    elif lift >= 1:
-        wanted = policy.quorum if known >= policy.quorum else max(policy.quorum, policy.quorum_unknown)
-        about = f"whose neighbours have that label {lift:.1f} times as often as others"
-        instead = f", or {policy.quorum} whose labels others have confirmed before" if wanted > policy.quorum else ""
     else:
-        wanted, about = AGAINST_NEIGHBOURS, f"whose neighbours have that label {lift:.1f} times as often as others"
-        if count < wanted:
-            detail = f"{count} say {label}, {about}; it takes {wanted}"
-            return Verdict(State.QUARANTINED, label, NEIGHBOURS_DISAGREE, detail)
+        wanted = policy.quorum if known >= policy.quorum else max(policy.quorum, policy.quorum_unknown)
+        instead = f", or {policy.quorum} whose labels others have confirmed before" if wanted > policy.quorum else ""
     if count < wanted:
         detail = f"{count} say {label}, {about}; it takes {wanted}{instead}"
         return Verdict(State.PENDING, label, NEEDS_VOTES, detail)
-    probability = facts.label_posterior.get(label, 0.0)
-    if probability < policy.posterior - _TOLERANCE:
-        detail = f"by all votes it is {label} with probability {probability:.2f}; it takes {policy.posterior:g}"
-        return Verdict(State.PENDING, label, VOTES_DIFFER, detail)
+    if not sure:
+        return Verdict(State.PENDING, label, VOTES_DIFFER, f"by all votes {likely}")
     return Verdict(State.ACCEPTED, label, "", f"{count} say {label}, {about}")
+
+
+def support(lift: Mapping[Label, float], members: Mapping[Label, int], policy: TrustPolicy) -> dict[Label, Support]:
+    """Return how far neighbours bear a label out, for each that has enough members to be told from its absence.
+
+    Args:
+        lift: By label: its share among the neighbours, of its share among all; 0 where it is not there.
+        members: By label: how many there are that a neighbour could be among.
+        policy: Says how many neighbours are asked.
+    """
+    highest = max(lift.values(), default=0.0)
+    found = {}
+    for label, count in members.items():
+        if count >= _SCARCE * policy.neighbours:
+            own = lift.get(label, 0.0)
+            found[label] = Support.NONE if own < 1 else Support.MOST if own == highest else Support.SOME
+    return found

@@ -8,47 +8,54 @@ from numpy.typing import NDArray
 
 from services.common.errors import InvalidInput
 
-_BETS = 20
+_ODDS = np.array([1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0, 20.0])
+"""By how much the odds of an error have risen; each is bet on. A small rise takes a fine grid."""
 _DAYS_PER_MONTH = 365.25 / 12
 
 
 @dataclass
 class ErrorDetector:
-    """Tells that errors have become more frequent than a baseline; a mixture of Shiryaev-Roberts e-detectors.
+    """Tells that errors have become more frequent than they were; a mixture of Shiryaev-Roberts e-detectors.
 
-    Each bet b multiplies its sum, with one added, by 1 + b (error - baseline). Where errors are as frequent as the
-    baseline or less, whatever came before, the mean number of answers to an alarm is the run length or more. After an
-    alarm it begins anew: one change makes one alarm.
+    How frequent they were need not be known. Where answers are exchangeable, so that errors are as frequent at all
+    times, the next answer is an error with a chance of at most (errors + 1) / (answers + 1), in this sense: the rank of
+    an answer among all by then, errors first and ties broken at random, is uniform and independent of the ranks before,
+    and that of an error lies below this share. So a bet that the odds are r times those of this share multiplies its
+    sum, with one added, by that bet's likelihood ratio, and the mean number of answers to an alarm is the run length or
+    more, from the first answer on: no share is set, none is estimated beforehand. After an alarm it begins anew, with
+    nothing known: one change makes one alarm.
 
-    From: Shin, Ramdas and Rinaldo, "E-detectors: a nonparametric framework for sequential change detection" (2023).
+    From: Vovk, "Testing randomness online" (2021), for p-values and the procedure of Shiryaev and Roberts on them;
+    Shin, Ramdas and Rinaldo, "E-detectors: a nonparametric framework for sequential change detection" (2023), for
+    mixtures.
 
     Args:
-        baseline: Share of errors that is as it should be, above 0 and below 1.
         run_length: Answers to a false alarm in the mean, above 1.
 
     Raises:
-        InvalidInput: The baseline or the run length is out of its range.
+        InvalidInput: The run length is out of its range.
     """
 
-    baseline: float
     run_length: float
+    answers: int = field(init=False, default=0)
+    """Taken in since the beginning or the last alarm."""
+    _errors: int = field(init=False, default=0, repr=False)
     _sums: NDArray[np.float64] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not 0 < self.baseline < 1:
-            raise InvalidInput(
-                f"the baseline of errors is {self.baseline}, and must lie between 0 and 1; give the upper end of the "
-                "error's interval"
-            )
         if not self.run_length > 1:
             raise InvalidInput(f"the run length is {self.run_length}; give more than 1 answer to a false alarm")
-        self._factors = _factors(self.baseline)
-        self._sums = np.zeros(_BETS)
+        self._sums = np.zeros(len(_ODDS))
 
     @property
     def level(self) -> float:
-        """How near an alarm is: the mean sum over the run length; there is an alarm at 1."""
+        """How near an alarm is: the mean sum over the run length; an error raises an alarm from 1 on."""
         return float(self._sums.mean()) / self.run_length
+
+    @property
+    def share(self) -> float:
+        """The largest chance of an error that the next answer has, if nothing changes; above 0, at most 1."""
+        return (self._errors + 1) / (self.answers + 1)
 
     def add(self, error: bool) -> bool:
         """Take one judged answer in, the next in time, and return whether there is an alarm.
@@ -56,20 +63,23 @@ class ErrorDetector:
         Args:
             error: Whether the answer was wrong; so a rising mean of what is added is bad news.
         """
-        self._sums = (self._sums + 1) * self._factors[int(error)]
-        if self.level < 1:
+        self._sums = (self._sums + 1) * _factors(self.share)[int(error)]
+        self.answers += 1
+        self._errors += error
+        if not error or self.level < 1:
             return False
-        self._sums = np.zeros(_BETS)
+        self._sums = np.zeros(len(_ODDS))
+        self.answers = self._errors = 0
         return True
 
 
 def median_delay(
-    baseline: float, run_length: float, error_rate: float, *, most: int = 20_000, streams: int = 200, seed: int = 0
+    share: float, run_length: float, error_rate: float, *, most: int = 20_000, streams: int = 200, seed: int = 0
 ) -> float:
     """Return after how many answers half of simulated streams raise an alarm; infinite where less do within *most*.
 
     Args:
-        baseline: As of `ErrorDetector`.
+        share: Of errors before, in so many answers that it is known.
         run_length: As of `ErrorDetector`.
         error_rate: Share of errors from the first answer on.
         most: Answers that are simulated at most.
@@ -77,8 +87,8 @@ def median_delay(
         seed: Of the streams.
     """
     random = np.random.default_rng(seed)
-    factors = _factors(baseline)
-    sums = np.zeros((streams, _BETS))
+    factors = _factors(share)
+    sums = np.zeros((streams, len(_ODDS)))
     waiting = np.ones(streams, bool)
     for answer in range(1, most + 1):
         sums = (sums + 1) * factors[(random.random(streams) < error_rate).astype(np.int64)]
@@ -125,7 +135,6 @@ def _check_alarms(per_month: float) -> None:
         )
 
 
-def _factors(baseline: float) -> NDArray[np.float64]:
+def _factors(share: float) -> NDArray[np.float64]:
     """Return what each bet multiplies its sum by, (2, bets): for a right answer, and for an error."""
-    bets = (np.arange(_BETS) + 0.5) / (_BETS * baseline)
-    return 1 + bets * (np.array([[0.0], [1.0]]) - baseline)
+    return np.stack([np.ones(len(_ODDS)), _ODDS]) / (1 - share + share * _ODDS)

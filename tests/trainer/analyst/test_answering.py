@@ -55,7 +55,8 @@ from services.trainer.loop.policy_file import load_policy
 from services.trainer.loop.reducer import fold
 from services.trainer.loop.refusals import Refusal, read_refusal
 from services.trainer.loop.state import LoopState
-from services.trainer.loop.streams import UNREADABLE, Holdout, find_holdout, read_holdout, read_live_stream
+from services.trainer.loop.holdout import Holdout, find_holdout, read_holdout
+from services.trainer.loop.streams import UNREADABLE, read_live_stream
 from services.trainer.loop.tables import FigureRow, SetAnswersRow
 from services.trainer.loop.values import GateOutcome, GuardFigures, Outcome, Reason
 from services.trainer.runs.folder import LEARNT_FILE
@@ -170,7 +171,7 @@ async def test_versions_that_take_other_pixels_are_judged_on_the_same_pictures(
         await asyncio.to_thread(work_through, analyst)
         with database.read() as session:
             holdout = read_holdout(session, MODEL, str(base_folder), champion, candidate)
-            live = read_live_stream(session, MODEL, champion, candidate)
+            live = read_live_stream(session, MODEL, champion, candidate, 10_000)
         assert holdout is not None
         happens(database, ABANDONED)
         return holdout, decide(measure(holdout, live, 0.0, policy, LABELS, guards), 3.5, policy)

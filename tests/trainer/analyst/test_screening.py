@@ -11,8 +11,10 @@ from services.trainer.analyst.analyst import Analyst
 from services.trainer.analyst.encoders import OpenedEncoder
 from services.trainer.analyst.figures import SCREENING, last_figure
 from services.trainer.analyst.stopping import Stopped
+from services.trainer.data.cifar10 import LABELS
 from services.trainer.data.observing import State
 from services.trainer.data.samples import Samples
+from services.trainer.feedback.policy import TrustPolicy
 from services.trainer.feedback.reliability import read_reliability
 from services.trainer.feedback.tables import FindingRow
 from services.trainer.storage.database import Database
@@ -83,7 +85,7 @@ def test_who_does_harm_is_found(
     assert {observation(database, number).reason for number in lies} == {"CONTRIBUTOR_HARMS"}
     with database.read() as session:
         figure = last_figure(session, MODEL, SCREENING)
-        assert read_reliability(session, MODEL, 10).harmful == {"liar"}  # whose samples they were
+        assert read_reliability(session, MODEL, LABELS, TrustPolicy()).harmful == {"liar"}  # whose samples they were
     assert figure is not None
     assert "liar" not in str(figure.values) + str(figure.window)
 

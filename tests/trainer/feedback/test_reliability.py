@@ -4,55 +4,17 @@ from services.common.identity import ANONYMOUS, Scope
 from services.trainer.data.observing import VoteKind, Word, vote
 from services.trainer.data.tables import ObservationRow
 from services.trainer.feedback.contributors import create_key, set_contributor
+from services.trainer.feedback.evidence import Lessons
 from services.trainer.feedback.observations import Intake
-from services.trainer.feedback.reliability import contributor_accuracies, label_posterior, read_reliability
+from services.trainer.feedback.policy import TrustPolicy
+from services.trainer.feedback.reliability import contributor_accuracies, read_reliability
 from services.trainer.feedback.sifting import Sifter
-from services.trainer.feedback.tables import FindingRow
-from services.trainer.feedback.trust import VoteFact
-from services.trainer.statistics.agreement import fuse_votes
+from services.trainer.feedback.tables import EncoderRow, FindingRow, NeighbourhoodRow
+from services.trainer.feedback.trust import Support
 from services.trainer.storage.database import Database
 from tests.trainer.feedback.conftest import captured, pictures
 
-
-def says(label: str, name: str, trusted: bool = False) -> VoteFact:
-    return VoteFact(name, VoteKind.LABEL, label, trusted)
-
-
-def test_it_is_what_fused_votes_come_to_for_the_same_accuracies() -> None:
-    votes = [(0, 0, 2), (0, 1, 2), (0, 2, 1), (1, 0, 3), (1, 2, 3), (2, 1, 0)]
-    fused = fuse_votes(votes, 5)
-    accuracy = {str(number): value for number, value in fused.accuracy.items()}
-
-    for item in range(3):
-        said = [says(str(label), str(name)) for at, name, label in votes if at == item]
-        found = label_posterior(said, "", accuracy, 5)
-        assert found == pytest.approx({label: fused.posterior[item][int(label)] for label in found}, abs=1e-3)
-
-
-def test_a_stranger_is_as_likely_right_as_strangers_are() -> None:
-    assert label_posterior([says("dog", "ann")], "", {}, 10) == pytest.approx({"dog": 0.8})
-
-
-def test_a_word_against_the_answer_speaks_against_its_label_alone() -> None:
-    wrong = VoteFact("ben", VoteKind.WRONG)
-    for_answer = label_posterior([says("cat", "ann"), wrong], "cat", {}, 3)
-    for_other = label_posterior([says("dog", "ann"), wrong], "cat", {}, 3)
-
-    assert for_answer["cat"] < 0.8 < for_other["dog"]
-    assert label_posterior([wrong], "cat", {}, 3) == {}
-
-
-def test_labels_that_the_model_does_not_know_are_weighed_like_others() -> None:
-    found = label_posterior([says("yak", "ann"), says("yak", "ben"), says("dog", "cid")], "cat", {}, 2)
-
-    assert found["yak"] > 0.8 > found["dog"] > 0
-
-
-def test_reviewers_weigh_most_and_the_blocked_nothing() -> None:
-    crowd = [says("cow", "ann"), says("dog", "rex", trusted=True)]
-
-    assert label_posterior(crowd, "", {"ann": 0.9}, 3)["dog"] > 0.9
-    assert label_posterior([VoteFact("x", VoteKind.LABEL, "cow", True, True), crowd[1]], "", {}, 3).keys() == {"dog"}
+LABELS = ("cat", "dog", "cow")
 
 
 def test_accuracies_come_from_the_votes_on_a_model(intake: Intake, database: Database) -> None:
@@ -118,15 +80,19 @@ def test_who_had_five_labels_confirmed_by_others_is_known(intake: Intake, databa
         say(database, number, "cid", 2, trusted=True)  # nobody else says so
     sifter.sift("pets")
     with database.read() as session:
-        assert read_reliability(session, "pets", 3).proven == {"ann", "ben", ANONYMOUS}  # the people of this machine
+        assert read_reliability(session, "pets", LABELS, TrustPolicy()).proven == {
+            "ann",
+            "ben",
+            ANONYMOUS,
+        }  # the people of this machine
     create_key(database, "ben", [Scope.FEEDBACK], trusted=False)
     with database.read() as session:
-        assert read_reliability(session, "pets", 3).proven == {"ann", "ben"}
+        assert read_reliability(session, "pets", LABELS, TrustPolicy()).proven == {"ann", "ben"}
     set_contributor(database, "ben", blocked=True)
     set_contributor(database, ANONYMOUS, blocked=True)
 
     with database.read() as session:
-        assert read_reliability(session, "pets", 3).proven == frozenset()
+        assert read_reliability(session, "pets", LABELS, TrustPolicy()).proven == frozenset()
 
 
 def test_who_does_harm_is_worth_nothing_until_reviewers_release_half(
@@ -144,7 +110,7 @@ def test_who_does_harm_is_worth_nothing_until_reviewers_release_half(
 
     def reliability() -> tuple[bool, float, bool]:
         with database.read() as session:
-            found = read_reliability(session, "pets", 3)
+            found = read_reliability(session, "pets", LABELS, TrustPolicy())
         assert found.accuracy["ann"] > 0.79  # who agreed has not given them
         return "eve" in found.harmful, found.accuracy["eve"], "eve" in found.proven
 
@@ -157,3 +123,35 @@ def test_who_does_harm_is_worth_nothing_until_reviewers_release_half(
     harmful, accuracy, known = reliability()
     assert (harmful, known) == (False, True)
     assert accuracy > 0.8
+
+
+def test_reviewed_pictures_teach_how_often_voices_err_together_and_neighbours_are_right(
+    intake: Intake, database: Database, sifter: Sifter
+) -> None:
+    intake.take([captured(number, image) for number, image in enumerate(pictures(12))])
+    create_key(database, "rex", [Scope.FEEDBACK], trusted=True)
+    time, encoder = "2026-01-02T03:04:05.000Z", "e" * 64
+    for number in range(1, 9):
+        say(database, number, "rex", 0, trusted=True)
+        say(database, number, "ann", int(number > 4))
+        say(database, number, "ben", int(number > 6))
+    say(database, 9, "ann", 1)
+    members = {"0": 500, "1": 500, "2": 10}
+    with database.begin() as session:
+        session.add(EncoderRow(digest=encoder, model="pets", run="r", features=4, create_time=time))
+        for number in range(1, 9):
+            lifts = {"1": 2.0} if number < 3 else {"0": 2.0, "1": 1.0}
+            session.add(NeighbourhoodRow(observation=number, encoder=encoder, lifts=lifts, members=members, time=time))
+    sifter.sift("pets")
+
+    with database.read() as session:
+        lessons = read_reliability(session, "pets", LABELS, TrustPolicy()).lessons
+        other = read_reliability(session, "birds", LABELS, TrustPolicy()).lessons
+
+    assert lessons.together == {("cat", "dog"): pytest.approx((4 + 0.005) / (8 + 2))}
+    assert lessons.right[Support.NONE] == pytest.approx((10 * 0.05 + 2) / 18)
+    assert lessons.right[Support.MOST] == pytest.approx((10 * 0.8 + 6) / 18)
+    assert lessons.wrong[Support.MOST] == pytest.approx((20 * 0.02 + 2) / 28)  # of dogs; cows are too few to ask
+    assert sum(lessons.wrong.values()) == pytest.approx(1)
+    assert other.together == {}
+    assert other.right == pytest.approx(Lessons().right)

@@ -137,7 +137,11 @@ def test_neighbours_and_findings_are_heeded_when_they_are_known(database: Databa
     with database.begin(alone=True) as session:
         for number, lift in ((1, 2.0), (2, 0.5), (3, 2.0)):
             row = NeighbourhoodRow(
-                observation=number, encoder="e" * 64, lifts={"1": lift}, members={"1": 100}, time=TIME
+                observation=number,
+                encoder="e" * 64,
+                lifts={"0": 1.9, "1": lift},
+                members={"0": 100, "1": 100},
+                time=TIME,
             )
             session.add(row)
         session.add(FindingRow(observation=3, kind="NEAR_COPY", level=0.99, detail="", time=TIME))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from services.trainer.data.observing import Role, State, VoteKind
 from services.trainer.feedback.policy import TrustPolicy
-from services.trainer.feedback.trust import ObservationFacts, Verdict, VoteFact, judge
+from services.trainer.feedback.trust import ObservationFacts, Support, Verdict, VoteFact, judge, support
 
 POLICY = TrustPolicy()
 KNOWN = frozenset({"cat", "dog", "cow"})
@@ -159,13 +159,27 @@ def test_a_class_with_three_times_the_neighbours_is_large_enough_to_be_asked() -
     assert verdict(says("dog"), class_members={"dog": 45}) == ENOUGH
 
 
-def test_against_the_neighbours_three_must_agree() -> None:
-    votes = [says("dog", f"user {number}") for number in range(3)]
+def test_a_label_that_neighbours_leave_too_unlikely_is_held_up() -> None:
+    two = [says("dog"), says("dog", "ben")]
+    against = {"cat": 4.0, "dog": 0.9}
 
-    assert verdict(*votes[:2], lift={"dog": 0.9}) == (State.QUARANTINED, "dog", "NEIGHBOURS_DISAGREE")
-    assert verdict(*votes, lift={"dog": 0.0}) == ENOUGH
-    detail = judge(facts(*votes[:1], lift={"dog": 0.5}), POLICY).detail
-    assert detail == "1 say dog, whose neighbours have that label 0.5 times as often as others; it takes 3"
+    assert verdict(*two, lift=against, posterior=0.7) == (State.QUARANTINED, "dog", "NEIGHBOURS_DISAGREE")
+    assert verdict(*two, lift=against, posterior=0.9) == ENOUGH
+    assert verdict(says("dog", "eve"), lift=against, posterior=0.9)[2] == "NEEDS_VOTES"
+    detail = judge(facts(*two, posterior=0.7, lift=against), POLICY).detail
+    assert detail == (
+        "by all votes on a picture whose neighbours have that label 0.9 times as often as others, it is dog with "
+        "probability 0.70; it takes 0.8"
+    )
+
+
+def test_neighbours_bear_out_what_is_as_frequent_among_them_and_most_what_nothing_exceeds() -> None:
+    lift = {"cat": 4.0, "dog": 1.0, "cow": 0.9, "yak": 9.0}
+    members = {"cat": 500, "dog": 45, "cow": 45, "emu": 45, "yak": 44}
+    found = {"cat": Support.SOME, "dog": Support.SOME, "cow": Support.NONE, "emu": Support.NONE}
+
+    assert support(lift, members, POLICY) == found  # nobody can say how rare yaks are
+    assert support({**lift, "yak": 0.0}, members, POLICY) == {**found, "cat": Support.MOST}
 
 
 def test_votes_must_make_the_label_likely_enough() -> None:
