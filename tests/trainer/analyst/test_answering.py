@@ -47,6 +47,7 @@ from services.trainer.loop.cycle_payloads import (
     SnapshotMade,
 )
 from services.trainer.loop.gate import decide
+from services.trainer.loop.holdout import Holdout, find_holdout, read_holdout
 from services.trainer.loop.log import EventLog, Leases
 from services.trainer.loop.measuring import measure
 from services.trainer.loop.payloads import Payload
@@ -55,7 +56,6 @@ from services.trainer.loop.policy_file import load_policy
 from services.trainer.loop.reducer import fold
 from services.trainer.loop.refusals import Refusal, read_refusal
 from services.trainer.loop.state import LoopState
-from services.trainer.loop.holdout import Holdout, find_holdout, read_holdout
 from services.trainer.loop.streams import UNREADABLE, read_live_stream
 from services.trainer.loop.tables import FigureRow, SetAnswersRow
 from services.trainer.loop.values import GateOutcome, GuardFigures, Outcome, Reason
