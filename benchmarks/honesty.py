@@ -4,7 +4,9 @@ A life is a row of candidates against one champion after another, judged on the 
 more of them come each day and the gate looks each day. A reviewer is asked only where candidate and champion differ,
 in the order of the contents, so many each day. Users report mistakes alone, and what they report is reviewed at once:
 labels are there sooner where the champion was wrong. The product's gate counts contents in their order up to the first
-that waits for its label.
+that waits for its label, and beside them a hold-out that all candidates of a life are judged on again. Candidates are
+alike, as refits are: half of what one answers otherwise, the next one does too. After one promotion in ten somebody
+goes back.
 Beside it, gates that are found elsewhere: "more right on the first 1,000", McNemar's test at 5 % repeated each day,
 and the product's own evidence counted over whatever is labelled, in whatever order.
 """
@@ -13,12 +15,13 @@ import argparse
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from services.trainer.statistics.betting import highest_log_e
+from services.trainer.statistics.betting import highest_log_e, highest_log_mean_e
 from services.trainer.statistics.budget import error_share
 
 ALPHA = 0.05
@@ -26,6 +29,12 @@ CANDIDATES = 20
 FIRST_CONTENTS, CONTENTS_PER_DAY, DAYS = 500, 50, 7
 LABELS_PER_DAY = 40
 """That the reviewer gives in order, beside what users report."""
+HOLDOUT = 1000
+"""Contents, fixed for a life."""
+ALIKE = 0.5
+"""Share of contents on which whether a candidate answers otherwise is decided once for a life."""
+GONE_BACK = 0.1
+"""Of promotions."""
 REPORTED = 0.7
 """Of the champion's mistakes."""
 MCNEMAR = 3.841458820694124
@@ -48,13 +57,21 @@ class Trial:
     """The day of this gate on which each content's outcome is known; ties are known when they come."""
     present: NDArray[np.int64]
     """How many contents there are on each day of this gate."""
+    holdout: NDArray[np.int8]
+    """Of every content of the hold-out, as *outcomes*."""
 
 
 Gate = Callable[[Trial], bool]
 
 
 def betting(trial: Trial) -> bool:
-    """Pass as the product does: evidence in the order of draws, at most up to what is not yet labelled."""
+    """Pass as the product does: evidence of the hold-out, and of draws in their order up to what is not labelled."""
+    live = discordant(trial.outcomes[: reach(trial)])
+    return highest_log_mean_e(discordant(trial.holdout), live) >= math.log(1 / error_share(ALPHA, trial.number))
+
+
+def betting_on_draws_alone(trial: Trial) -> bool:
+    """Pass by the draws, as the product does with `evidence = "live"`."""
     return highest_log_e(discordant(trial.outcomes[: reach(trial)])) >= math.log(1 / error_share(ALPHA, trial.number))
 
 
@@ -82,7 +99,8 @@ def repeated_mcnemar(trial: Trial) -> bool:
 
 
 GATES: dict[str, Gate] = {
-    "betting, labels in order": betting,
+    "betting on hold-out and draws": betting,
+    "betting on draws, labels in order": betting_on_draws_alone,
     "betting, whatever is labelled": betting_on_what_is_labelled,
     "more right on 1,000": more_right,
     "McNemar 5 %, each day": repeated_mcnemar,
@@ -119,12 +137,18 @@ def discordant(outcomes: NDArray[np.int8]) -> NDArray[np.int8]:
 
 
 def challenge(
-    random: np.random.Generator, champion: NDArray[np.bool_], accuracy: float, gain: float, differ: float
+    random: np.random.Generator,
+    habit: NDArray[np.float64],
+    champion: NDArray[np.bool_],
+    accuracy: float,
+    gain: float,
+    differ: float,
 ) -> tuple[NDArray[np.bool_], float]:
     """Make a candidate: whether it is right on each content, and its true gain, at most half of what is left.
 
     Args:
         random: Draws where it differs.
+        habit: From 0 to 1, drawn once for a life: where candidates differ alike; NaN where each is by itself.
         champion: Whether the champion is right on each content.
         accuracy: The champion's true one.
         gain: The candidate's, over all contents that there are.
@@ -133,18 +157,20 @@ def challenge(
     gain = min(gain, (1 - accuracy) / 2)
     win = min((differ + gain) / 2, 0.9 * (1 - accuracy))
     loss = win - gain
-    turns = random.random(len(champion)) < np.where(champion, loss / accuracy, win / (1 - accuracy))
+    chance = np.where(np.isnan(habit), random.random(len(champion)), habit)
+    turns = chance < np.where(champion, loss / accuracy, win / (1 - accuracy))
     return np.not_equal(champion, turns), gain
 
 
 def live(random: np.random.Generator, gate: Gate, gains: tuple[float, ...], differ: float, tally: Tally) -> None:
     """Live one life, and count what the gate does."""
-    contents = FIRST_CONTENTS + CANDIDATES * DAYS * CONTENTS_PER_DAY
+    contents = HOLDOUT + FIRST_CONTENTS + CANDIDATES * DAYS * CONTENTS_PER_DAY
     accuracy, spoiled = 0.8, False
     champion = random.random(contents) < accuracy
-    known = np.zeros(contents, bool)
+    habit = np.where(random.random(contents) < ALIKE, random.random(contents), math.nan)
+    known = np.zeros(contents - HOLDOUT, bool)
     for number in range(1, CANDIDATES + 1):
-        candidate, gain = challenge(random, champion, accuracy, float(random.choice(gains)), differ)
+        candidate, gain = challenge(random, habit, champion, accuracy, float(random.choice(gains)), differ)
         trial = trial_of(random, number, champion, candidate, known)
         known |= (trial.outcomes != 0) & (trial.labelled < DAYS)
         passed = gate(trial)
@@ -155,7 +181,8 @@ def live(random: np.random.Generator, gate: Gate, gains: tuple[float, ...], diff
             tally.not_better += 1
             tally.not_better_promoted += passed
             spoiled |= passed
-        if passed:
+        goes_back = random.random() < GONE_BACK
+        if passed and not goes_back:
             champion, accuracy = candidate, accuracy + gain
     tally.lives += 1
     tally.spoiled += spoiled
@@ -173,21 +200,23 @@ def trial_of(
     Args:
         random: Draws what users report.
         number: Of the candidate.
-        champion: Whether it is right on each content.
+        champion: Whether it is right on each content, those of the hold-out first.
         candidate: As *champion*.
-        known: Contents that were labelled for candidates before.
+        known: Contents of the traffic that were labelled for candidates before.
     """
     before = FIRST_CONTENTS + (number - 1) * DAYS * CONTENTS_PER_DAY
-    outcomes = candidate.astype(np.int8) - champion.astype(np.int8)
-    labelled = np.maximum(0, (np.arange(len(champion)) - before) // CONTENTS_PER_DAY).astype(np.float64)
-    reported = (outcomes > 0) & (random.random(len(champion)) < REPORTED)
+    holdout, outcomes = np.split(candidate.astype(np.int8) - champion.astype(np.int8), [HOLDOUT])
+    labelled = np.maximum(0, (np.arange(len(outcomes)) - before) // CONTENTS_PER_DAY).astype(np.float64)
+    reported = (outcomes > 0) & (random.random(len(outcomes)) < REPORTED)
     queue = np.flatnonzero((outcomes != 0) & ~known & ~reported)
     turn = np.arange(len(queue)) / LABELS_PER_DAY
     labelled[queue] = np.floor(np.maximum.accumulate(labelled[queue] - turn) + turn)
-    return Trial(number, outcomes, labelled, before + CONTENTS_PER_DAY * np.arange(1, DAYS + 1))
+    return Trial(number, outcomes, labelled, before + CONTENTS_PER_DAY * np.arange(1, DAYS + 1), holdout)
 
 
-def price(random: np.random.Generator, gain: float, differ: float, paths: int, most: int) -> tuple[float, float, float]:
+def price(
+    random: np.random.Generator, gain: float, differ: float, paths: int, most: int, holdout: int = 0
+) -> tuple[float, float, float]:
     """Return the share of first candidates that are promoted, and the medians of contents and labels until then.
 
     Args:
@@ -195,31 +224,36 @@ def price(random: np.random.Generator, gain: float, differ: float, paths: int, m
         gain: True gain in accuracy.
         differ: Share of contents on which exactly one of the two is right.
         paths: Candidates that are simulated.
-        most: Contents that a gate looks at.
+        most: Contents of the traffic that a gate looks at.
+        holdout: Contents of the hold-out, which has its labels; 0 for a gate that looks at the traffic alone.
     """
     needed = math.log(1 / error_share(ALPHA, 1))
     win, loss = (differ + gain) / 2, (differ - gain) / 2
     contents, labels = [], []
     for _ in range(paths):
-        outcomes = random.choice(np.array([1, 0, -1], np.int8), most, p=[win, 1 - differ, loss])
+        kinds = random.choice(np.array([1, 0, -1], np.int8), holdout + most, p=[win, 1 - differ, loss])
+        known, outcomes = discordant(kinds[:holdout]), kinds[holdout:]
         places = np.flatnonzero(outcomes)
-        asked = first_passing(outcomes[places], needed)
-        if asked:
-            contents.append(int(places[asked - 1]) + 1)
+        evidence = partial(highest_log_mean_e, known) if holdout else highest_log_e
+        asked = first_passing(outcomes[places], needed, evidence)
+        if asked is not None:
+            contents.append(int(places[asked - 1]) + 1 if asked else 0)
             labels.append(asked)
     if not contents:
         return 0.0, math.nan, math.nan
     return len(contents) / paths, float(np.median(contents)), float(np.median(labels))
 
 
-def first_passing(outcomes: NDArray[np.int8], needed: float) -> int:
-    """Return after how many *outcomes* the evidence is enough, by bisection of its running maximum; 0 where never."""
-    if highest_log_e(outcomes) < needed:
-        return 0
-    low, high = 0, len(outcomes)
+def first_passing(
+    outcomes: NDArray[np.int8], needed: float, evidence: Callable[[NDArray[np.int8]], float] = highest_log_e
+) -> int | None:
+    """Return after how many *outcomes* the evidence, which never falls, is enough, by bisection; None where never."""
+    if evidence(outcomes) < needed:
+        return None
+    low, high = -1, len(outcomes)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if highest_log_e(outcomes[:middle]) >= needed else (middle, high)
+        low, high = (low, middle) if evidence(outcomes[:middle]) >= needed else (middle, high)
     return high
 
 
@@ -257,12 +291,13 @@ def main() -> None:
                 f"| {name} | {told} | {share(found.spoiled, found.lives)} | "
                 f"{share(found.not_better_promoted, found.not_better)} | {share(found.better_promoted, found.better)} |"
             )
-    out.print("\n| gain | contents that differ | promoted within 5,000 | contents, median | labels asked, median |")
-    out.print("|---|---|---|---|---|")
+    out.print("\n| hold-out | gain | contents that differ | promoted within 5,000 | draws, median | labels, median |")
+    out.print("|---|---|---|---|---|---|")
     random = np.random.default_rng(arguments.seed)
     for gain, differ in ((0.04, 0.12), (0.04, 0.06), (0.02, 0.12), (0.02, 0.06), (0.01, 0.06), (0.0, 0.12)):
-        passed, contents, labels = price(random, gain, differ, arguments.paths, 5000)
-        out.print(f"| {gain:+.1%} | {differ:.0%} | {passed:.1%} | {contents:,.0f} | {labels:,.0f} |")
+        for holdout in (HOLDOUT, 0):
+            passed, contents, labels = price(random, gain, differ, arguments.paths, 5000, holdout)
+            out.print(f"| {holdout:,} | {gain:+.1%} | {differ:.0%} | {passed:.1%} | {contents:,.0f} | {labels:,.0f} |")
 
 
 if __name__ == "__main__":
