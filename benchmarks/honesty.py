@@ -4,9 +4,9 @@ A life is a row of candidates against one champion after another, judged on the 
 more of them come each day and the gate looks each day. A reviewer is asked only where candidate and champion differ,
 in the order of the contents, so many each day. Users report mistakes alone, and what they report is reviewed at once:
 labels are there sooner where the champion was wrong. The product's gate counts contents in their order up to the first
-that waits for its label, and beside them a hold-out that all candidates of a life are judged on again. Candidates are
-alike, as refits are: half of what one answers otherwise, the next one does too. After one promotion in ten somebody
-goes back.
+that waits for its label, and beside them a hold-out that all candidates of a life are judged on again. After one
+promotion in ten somebody goes back. Candidates are made independently, or alike, as refits are: half of what one
+answers otherwise, the next one does too.
 Beside it, gates that are found elsewhere: "more right on the first 1,000", McNemar's test at 5 % repeated each day,
 and the product's own evidence counted over whatever is labelled, in whatever order.
 """
@@ -31,8 +31,6 @@ LABELS_PER_DAY = 40
 """That the reviewer gives in order, beside what users report."""
 HOLDOUT = 1000
 """Contents, fixed for a life."""
-ALIKE = 0.5
-"""Share of contents on which whether a candidate answers otherwise is decided once for a life."""
 GONE_BACK = 0.1
 """Of promotions."""
 REPORTED = 0.7
@@ -43,6 +41,13 @@ EQUAL = (0.0,)
 WORSE = (0.0, -0.005, -0.01)
 SOME_BETTER = (0.0, 0.0, -0.005, -0.01, 0.02, 0.04)
 """Of the candidates' gains in accuracy, each is drawn from one of these."""
+SCENES = (
+    ("all equal", EQUAL, 0.0),
+    ("all equal, and alike", EQUAL, 0.5),
+    ("equal or worse", WORSE, 0.0),
+    ("some better", SOME_BETTER, 0.0),
+)
+"""With the share of contents on which whether a candidate answers otherwise is decided once for a life."""
 
 
 @dataclass(frozen=True)
@@ -162,12 +167,14 @@ def challenge(
     return np.not_equal(champion, turns), gain
 
 
-def live(random: np.random.Generator, gate: Gate, gains: tuple[float, ...], differ: float, tally: Tally) -> None:
+def live(
+    random: np.random.Generator, gate: Gate, gains: tuple[float, ...], differ: float, alike: float, tally: Tally
+) -> None:
     """Live one life, and count what the gate does."""
     contents = HOLDOUT + FIRST_CONTENTS + CANDIDATES * DAYS * CONTENTS_PER_DAY
     accuracy, spoiled = 0.8, False
     champion = random.random(contents) < accuracy
-    habit = np.where(random.random(contents) < ALIKE, random.random(contents), math.nan)
+    habit = np.where(random.random(contents) < alike, random.random(contents), math.nan)
     known = np.zeros(contents - HOLDOUT, bool)
     for number in range(1, CANDIDATES + 1):
         candidate, gain = challenge(random, habit, champion, accuracy, float(random.choice(gains)), differ)
@@ -257,11 +264,11 @@ def first_passing(
     return high
 
 
-def tally_of(gate: Gate, gains: tuple[float, ...], differ: float, lives: int, seed: int) -> Tally:
+def tally_of(gate: Gate, gains: tuple[float, ...], differ: float, lives: int, seed: int, alike: float = 0.0) -> Tally:
     """Live *lives* lives with one gate; every gate meets the same luck until it decides otherwise."""
     tally = Tally()
     for life in range(lives):
-        live(np.random.default_rng([seed, life]), gate, gains, differ, tally)
+        live(np.random.default_rng([seed, life]), gate, gains, differ, alike, tally)
     return tally
 
 
@@ -284,9 +291,9 @@ def main() -> None:
         "| gate | candidates | lives with a promotion of one not better | of those not better | of those better |"
     )
     out.print("|---|---|---|---|---|")
-    for told, gains in (("all equal", EQUAL), ("equal or worse", WORSE), ("some better", SOME_BETTER)):
+    for told, gains, alike in SCENES:
         for name, gate in GATES.items():
-            found = tally_of(gate, gains, arguments.differ, arguments.lives, arguments.seed)
+            found = tally_of(gate, gains, arguments.differ, arguments.lives, arguments.seed, alike)
             out.print(
                 f"| {name} | {told} | {share(found.spoiled, found.lives)} | "
                 f"{share(found.not_better_promoted, found.not_better)} | {share(found.better_promoted, found.better)} |"
