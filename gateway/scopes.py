@@ -1,4 +1,4 @@
-"""Which scope a call needs; what is not named here is for administrators."""
+"""Which scopes allow a call, any one of them; what is not named here is for administrators."""
 
 import re
 
@@ -8,44 +8,49 @@ _GATEWAY = "aimass.gateway.v1.GatewayService"
 _INFERENCE = "inference.GRPCInferenceService"
 _TRAINER = "aimass.trainer.v1"
 
+_NONE = frozenset[Scope]()
+_PREDICT, _FEEDBACK, _TRAIN, _ADMIN = (frozenset({scope}) for scope in Scope)
+_LOOP = _FEEDBACK | _TRAIN | _ADMIN
+"""Of whoever works on the model. Somebody who may only ask it is not told how it is judged while it is."""
+
 INNER = frozenset({f"{_TRAINER}.AccessService/WatchKeys"})
 """Methods that are spoken behind the gateway only, though their service is offered."""
-SCOPES: dict[str, Scope | None] = {
-    f"{_GATEWAY}/ListModels": None,
-    f"{_GATEWAY}/Predict": Scope.PREDICT,
-    f"{_GATEWAY}/PredictStream": Scope.PREDICT,
-    f"{_GATEWAY}/SendFeedback": Scope.FEEDBACK,
-    _INFERENCE: Scope.PREDICT,
-    f"{_INFERENCE}/RepositoryModelLoad": Scope.ADMIN,
-    f"{_INFERENCE}/RepositoryModelUnload": Scope.ADMIN,
-    f"{_TRAINER}.FeedbackService": Scope.FEEDBACK,  # the trainer shows the queue to the trusted alone
-    f"{_TRAINER}.FeedbackService/ExportFeedback": Scope.ADMIN,
-    f"{_TRAINER}.TrainingService": Scope.TRAIN,
-    f"{_TRAINER}.DataService": Scope.TRAIN,
-    f"{_TRAINER}.LoopService/GetLoop": None,
-    f"{_TRAINER}.LoopService/ListEvents": None,
-    f"{_TRAINER}.LoopService/WatchEvents": None,
-    f"{_TRAINER}.LoopService/TriggerCycle": Scope.TRAIN,
-    f"{_TRAINER}.LoopService/ProposeVersion": Scope.TRAIN,
-    f"{_TRAINER}.LoopService/GetAnalysis": Scope.TRAIN,
+SCOPES: dict[str, frozenset[Scope]] = {
+    f"{_GATEWAY}/ListModels": _NONE,
+    f"{_GATEWAY}/Predict": _PREDICT,
+    f"{_GATEWAY}/PredictStream": _PREDICT,
+    f"{_GATEWAY}/SendFeedback": _FEEDBACK,
+    _INFERENCE: _PREDICT,
+    f"{_INFERENCE}/RepositoryModelLoad": _ADMIN,
+    f"{_INFERENCE}/RepositoryModelUnload": _ADMIN,
+    f"{_TRAINER}.FeedbackService": _FEEDBACK,  # the trainer shows the queue to the trusted alone
+    f"{_TRAINER}.FeedbackService/ExportFeedback": _ADMIN,
+    f"{_TRAINER}.TrainingService": _TRAIN,
+    f"{_TRAINER}.DataService": _TRAIN,
+    f"{_TRAINER}.LoopService/GetLoop": _LOOP,
+    f"{_TRAINER}.LoopService/ListEvents": _LOOP,
+    f"{_TRAINER}.LoopService/WatchEvents": _LOOP,
+    f"{_TRAINER}.LoopService/TriggerCycle": _TRAIN,
+    f"{_TRAINER}.LoopService/ProposeVersion": _TRAIN,
+    f"{_TRAINER}.LoopService/GetAnalysis": _TRAIN,
 }
-"""Scope by method, or by service for those of its methods that are not named; None where none is needed."""
+"""Scopes by method, or by service for those of its methods that are not named; empty where none is needed."""
 
-_PATHS: list[tuple[str, re.Pattern[str], Scope | None]] = [
-    (methods, re.compile(path), scope)
-    for methods, path, scope in (
-        ("GET HEAD", r"/|/page(/.*)?|/openapi\.json|/v2/health/(live|ready)", None),
-        ("GET", r"/v1/models", None),
-        ("GET", r"/v1/models/[^/]+/loop(/events)?", None),
-        ("GET", r"/v1/models/[^/]+/analysis", Scope.TRAIN),
-        ("POST", r"/v1/models/[^/]+/predict", Scope.PREDICT),
-        ("POST", r"/v1/predictions/[^/]+/feedback", Scope.FEEDBACK),
-        ("GET", r"/v1/models/[^/]+/observations", Scope.FEEDBACK),
-        ("GET", r"/v1/observations/[^/]+/image", Scope.FEEDBACK),
-        ("POST", r"/v1/observations/[^/]+/review", Scope.FEEDBACK),
-        ("POST", r"/v1/models/[^/]+/loop/trigger", Scope.TRAIN),
-        ("POST", r"/v2/repository/models/[^/]+/(load|unload)", Scope.ADMIN),
-        ("GET POST", r"/v2(/.*)?", Scope.PREDICT),
+_PATHS: list[tuple[str, re.Pattern[str], frozenset[Scope]]] = [
+    (methods, re.compile(path), scopes)
+    for methods, path, scopes in (
+        ("GET HEAD", r"/|/page(/.*)?|/openapi\.json|/v2/health/(live|ready)", _NONE),
+        ("GET", r"/v1/models", _NONE),
+        ("GET", r"/v1/models/[^/]+/loop(/events)?", _LOOP),
+        ("GET", r"/v1/models/[^/]+/analysis", _TRAIN),
+        ("POST", r"/v1/models/[^/]+/predict", _PREDICT),
+        ("POST", r"/v1/predictions/[^/]+/feedback", _FEEDBACK),
+        ("GET", r"/v1/models/[^/]+/observations", _FEEDBACK),
+        ("GET", r"/v1/observations/[^/]+/image", _FEEDBACK),
+        ("POST", r"/v1/observations/[^/]+/review", _FEEDBACK),
+        ("POST", r"/v1/models/[^/]+/loop/trigger", _TRAIN),
+        ("POST", r"/v2/repository/models/[^/]+/(load|unload)", _ADMIN),
+        ("GET POST", r"/v2(/.*)?", _PREDICT),
     )
 ]
 """The first that fits counts."""
@@ -53,17 +58,17 @@ PUBLIC_PATHS = _PATHS[0][1]
 """What says nothing of models or persons: the page's own files, and health, for load balancers that have no key."""
 
 
-def scope_of_method(method: str) -> Scope | None:
-    """Return the scope that a gRPC *method*, `/package.Service/Method`, needs; None where it needs none."""
+def scopes_of_method(method: str) -> frozenset[Scope]:
+    """Return the scopes of which a gRPC *method*, `/package.Service/Method`, needs one; empty where it needs none."""
     name = method.lstrip("/")
     if name in SCOPES:
         return SCOPES[name]
-    return SCOPES.get(name.rpartition("/")[0], Scope.ADMIN)
+    return SCOPES.get(name.rpartition("/")[0], _ADMIN)
 
 
-def scope_of_request(method: str, path: str) -> Scope | None:
-    """Return the scope that an HTTP request needs; None where it needs none."""
-    for methods, pattern, scope in _PATHS:
+def scopes_of_request(method: str, path: str) -> frozenset[Scope]:
+    """Return the scopes of which an HTTP request needs one; empty where it needs none."""
+    for methods, pattern, scopes in _PATHS:
         if method in methods.split() and pattern.fullmatch(path):
-            return scope
-    return Scope.ADMIN
+            return scopes
+    return _ADMIN

@@ -38,23 +38,24 @@ class Caller:
     trusted: bool = False
     """Whether their word on a label decides by itself."""
 
-    def require(self, scope: Scope) -> None:
-        """Return where *scope* is allowed.
+    def require(self, *scopes: Scope) -> None:
+        """Return where one of *scopes* is allowed.
 
         Raises:
-            Unauthenticated: It is not, and the caller has no key.
-            NotAllowed: The caller's key does not have it.
+            Unauthenticated: None is, and the caller has no key.
+            NotAllowed: The caller's key has none of them.
         """
-        if scope in self.scopes:
+        if not self.scopes.isdisjoint(scopes):
             return
+        wanted = " or ".join(sorted(scopes))
         if not self.contributor:
             raise Unauthenticated(
-                f"this needs a key with scope {scope}; ask the owner for one (`aimass keys make`) and send it as "
+                f"this needs a key with scope {wanted}; ask the owner for one (`aimass keys make`) and send it as "
                 "`authorization: Bearer <key>`"
             )
         raise NotAllowed(
             f"the key of {self.contributor} has the scopes {', '.join(sorted(self.scopes)) or 'none'}, and this needs "
-            f"{scope}; ask the owner for a key that has it"
+            f"{wanted}; ask the owner for a key that has it"
         )
 
 

@@ -147,6 +147,12 @@ class Suite:
         with httpx.Client(base_url=self.url, trust_env=False) as client:
             poll(lambda: self._answers(client) and "Ctrl-C" in self.printed, self.process, self.folder)
 
+    def wait_for_trainer(self) -> None:
+        """Wait until the gateway has heard of the trainer's keys, without which nobody trains or administrates."""
+        with self.client() as client:
+            path = "/v1/models/nothing/analysis"
+            poll(lambda: client.get(path).status_code != httpx.codes.SERVICE_UNAVAILABLE, self.process, self.folder)
+
     def _answers(self, client: httpx.Client) -> bool:
         try:
             return client.get("/v2/health/ready").status_code == 200
@@ -264,6 +270,7 @@ def shared_suite(config: pytest.Config, mode: str, prepare: Callable[[], Path]) 
         suite = suites[mode] = start_suite(mode, prepare(), TRAINER_LOOP="on")
         config.add_cleanup(suite.end)
         suite.wait_until_ready()
+        suite.wait_for_trainer()
     return suites[mode]
 
 

@@ -65,6 +65,8 @@ class LearningTrainer(
         self.heard: list[Heard] = []
         self.state = feedback_pb2.Observation.STATE_PENDING
         """Of each picture of which something is said."""
+        self.tells_keys = True
+        """Whether it says which keys there are."""
         self._keys: dict[str, access_pb2.ValidKey] = {}
 
     async def start(self, max_message_bytes: int = 4 * 1024 * 1024) -> str:
@@ -101,6 +103,7 @@ class LearningTrainer(
 
     async def WatchKeys(self, request, context):
         """Send all keys, now and after each change."""
+        await self.until(lambda: self.tells_keys)
         while True:
             told = dict(self._keys)
             yield access_pb2.WatchKeysResponse(keys=told.values())
@@ -156,6 +159,11 @@ class LearningTrainer(
         event = loop_pb2.Event(number=request.after + 1, kind="promoted", payload_json='{"version": 3}')
         return loop_pb2.ListEventsResponse(events=[event])
 
+    async def WatchEvents(self, request, context):
+        """Send one."""
+        self._hear(request, context)
+        yield loop_pb2.WatchEventsResponse(event=loop_pb2.Event(number=request.after + 1, kind="promoted"))
+
     async def GetAnalysis(self, request, context):
         """Return both forms."""
         self._hear(request, context)
@@ -209,7 +217,7 @@ class Door:
 
 @asynccontextmanager
 async def open_door(serve, inference, trainer: LearningTrainer, **settings) -> AsyncIterator[Door]:
-    """Serve a gateway until the end; it has heard of keys and policies."""
+    """Serve a gateway until the end; it has heard of policies, and of keys where the trainer tells of them."""
     lifecycle = ModelLifecycleServiceStub(inference.channel)
 
     def watch():
@@ -250,7 +258,10 @@ async def open_door(serve, inference, trainer: LearningTrainer, **settings) -> A
         served = await serve(make)
         component = served.component
         await eventually(
-            lambda: component._keys.known and (component._capture._samplers or not trainer.policies.policies)
+            lambda: (
+                component._keys.known is trainer.tells_keys
+                and (component._capture._samplers or not trainer.policies.policies)
+            )
         )
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{ports[0]}", trust_env=False, timeout=60) as http:
             yield Door(trainer, served.address, served.channel, http, component)

@@ -13,13 +13,16 @@ from aimass.trainer.v1.access_pb2_grpc import AccessServiceStub
 from aimass.trainer.v1.data_pb2_grpc import DataServiceStub
 from aimass.trainer.v1.feedback_pb2_grpc import FeedbackServiceStub
 from aimass.trainer.v1.loop_pb2_grpc import LoopServiceStub
-from gateway.access import UNTOLD, Access, KeyBook
+from gateway.access import BESIDE_KEYS, UNTOLD, Access, KeyBook
 from services.common.errors import NotAllowed, NotReady, Unauthenticated
 from services.common.identity import CALLER_KEY, LOCAL, OWNER, STRANGER, Caller, Scope, caller_metadata
 from tests.end_to_end.pictures import plain
 from tests.end_to_end.suite import eventually
 from tests.gateway.door import LearningTrainer
 
+EACH = [frozenset[Scope](), *(frozenset({scope}) for scope in Scope)]
+"""What calls need: nothing, or one scope."""
+NOTHING, PREDICT, FEEDBACK, TRAIN, ADMIN = EACH
 HERE, THERE = "ipv4:127.0.0.1:4000", "ipv4:192.0.2.7:4000"
 ELSEWHERE = (("x-forwarded-for", "192.0.2.7"),)
 RED = plain((255, 0, 0))
@@ -57,35 +60,60 @@ async def test_a_key_that_is_made_this_moment_is_waited_for(book, told):
     assert book.find("am_ben").contributor == "ben"
 
 
+async def test_the_first_keys_are_waited_for_a_moment(told):
+    told.tells_keys = False
+    book = KeyBook(lambda: told.WatchKeys(access_pb2.WatchKeysRequest(), None))
+    book.start()
+    waiting = asyncio.create_task(book.hear())
+    await asyncio.sleep(0)  # now it waits
+    told.tells_keys = True
+    await told.wake()
+    await waiting
+
+    assert book.known
+    await book.close()
+
+
 @pytest.fixture
 def empty():
     """A book that has heard of nothing yet."""
     return KeyBook(lambda: None)
 
 
-@pytest.mark.parametrize("scope", [*Scope, None])
-def test_who_calls_from_this_machine_needs_no_key(empty, scope):
-    assert Access(empty, "auto").caller(scope, HERE) == LOCAL
+@pytest.mark.parametrize("scopes", EACH)
+async def test_where_no_key_administrates_who_calls_from_this_machine_needs_none(book, scopes):
+    assert Access(book, "auto").caller(scopes, HERE) == LOCAL
+
+
+@pytest.mark.parametrize("scopes", EACH)
+def test_until_it_is_known_whether_a_key_administrates_nobody_is_taken_for_the_administrator(empty, scopes):
+    access = Access(empty, "auto")
+
+    if scopes in (TRAIN, ADMIN):
+        with pytest.raises(NotReady, match="they say who may do this; try again in a moment"):
+            access.caller(scopes, HERE)
+    else:
+        assert access.caller(scopes, HERE) == BESIDE_KEYS
 
 
 @pytest.mark.parametrize(("peer", "forwarded"), [(THERE, False), (HERE, True)])
-@pytest.mark.parametrize("scope", [*Scope, None])
-def test_who_calls_from_elsewhere_needs_one_for_all_but_predictions(empty, scope, peer, forwarded):
+@pytest.mark.parametrize("scopes", EACH)
+def test_who_calls_from_elsewhere_needs_one_for_all_but_predictions(empty, scopes, peer, forwarded):
     access = Access(empty, "auto")
 
-    if scope in (Scope.PREDICT, None):
-        assert access.caller(scope, peer, forwarded=forwarded) == STRANGER
+    if scopes in (PREDICT, NOTHING):
+        assert access.caller(scopes, peer, forwarded=forwarded) == STRANGER
     else:
         with pytest.raises(Unauthenticated, match="this needs a key with scope"):
-            access.caller(scope, peer, forwarded=forwarded)
+            access.caller(scopes, peer, forwarded=forwarded)
 
 
-@pytest.mark.parametrize("scope", [*Scope, None])
-def test_where_keys_are_required_nobody_goes_without_one(book, scope):
-    access = Access(book, "required")
+@pytest.mark.parametrize("scopes", EACH)
+def test_where_keys_are_required_nobody_goes_without_one(empty, scopes):
+    access = Access(empty, "required")
 
     with pytest.raises(Unauthenticated, match="answers nobody without a key"):
-        access.caller(scope, HERE)
+        access.caller(scopes, HERE)
 
 
 async def test_a_key_says_who_calls_wherever_that_is(book):
@@ -93,55 +121,55 @@ async def test_a_key_says_who_calls_wherever_that_is(book):
 
     for peer in (HERE, THERE):
         for authentication in ("auto", "required"):
-            assert Access(book, authentication).caller(Scope.FEEDBACK, peer, "Bearer am_anna") == anna
+            assert Access(book, authentication).caller(FEEDBACK, peer, "Bearer am_anna") == anna
 
 
 async def test_a_key_gives_no_more_than_its_scopes_not_even_here(book):
     with pytest.raises(NotAllowed, match="the key of anna has the scopes feedback, and this needs admin"):
-        Access(book, "auto").caller(Scope.ADMIN, HERE, "Bearer am_anna")
+        Access(book, "auto").caller(ADMIN, HERE, "Bearer am_anna")
 
 
 async def test_a_key_takes_away_nothing_that_is_open(book):
-    assert Access(book, "auto").caller(Scope.PREDICT, THERE, "bearer am_anna").contributor == "anna"
+    assert Access(book, "auto").caller(PREDICT, THERE, "bearer am_anna").contributor == "anna"
     with pytest.raises(NotAllowed):
-        Access(book, "required").caller(Scope.PREDICT, THERE, "Bearer am_anna")
+        Access(book, "required").caller(PREDICT, THERE, "Bearer am_anna")
 
 
-@pytest.mark.parametrize("scope", [Scope.PREDICT, Scope.FEEDBACK, None])
+@pytest.mark.parametrize("scopes", [PREDICT, FEEDBACK, NOTHING])
 @pytest.mark.parametrize("authorization", ["Bearer am_anne", "Bearer ", "Bearer \udcff", "Bearer am_anna x"])
-async def test_a_wrong_key_is_refused_and_never_anonymous(book, scope, authorization):
+async def test_a_wrong_key_is_refused_and_never_anonymous(book, scopes, authorization):
     with pytest.raises(Unauthenticated, match="the key that was sent is not valid"):
-        Access(book, "auto").caller(scope, HERE, authorization)
+        Access(book, "auto").caller(scopes, HERE, authorization)
 
 
 async def test_beside_a_key_that_administrates_this_machine_is_no_administrator(book, told):
     access = Access(book, "auto")
-    assert access.caller(Scope.ADMIN, HERE) == LOCAL
+    assert access.caller(ADMIN, HERE) == LOCAL
     await told.give("am_root", "root", "admin")
     await eventually(lambda: book.has_administrator)
 
-    for scope in (Scope.PREDICT, Scope.FEEDBACK, None):
-        caller = access.caller(scope, HERE)
+    for scopes in (PREDICT, FEEDBACK, FEEDBACK | TRAIN, NOTHING):
+        caller = access.caller(scopes, HERE)
         assert (caller.contributor, caller.scopes) == ("anonymous", {Scope.PREDICT, Scope.FEEDBACK})
     for scope in (Scope.TRAIN, Scope.ADMIN):
         with pytest.raises(Unauthenticated, match=f"needs a key with scope {scope} on this machine too; send one as"):
-            access.caller(scope, HERE)
-    assert access.caller(Scope.ADMIN, HERE, "Bearer am_root").contributor == "root"
+            access.caller(frozenset({scope}), HERE)
+    assert access.caller(ADMIN, HERE, "Bearer am_root").contributor == "root"
     await told.revoke("am_root")
     await eventually(lambda: not book.has_administrator)
-    assert access.caller(Scope.ADMIN, HERE) == LOCAL
+    assert access.caller(ADMIN, HERE) == LOCAL
 
 
 def test_another_scheme_is_for_somebody_else(empty):
-    assert Access(empty, "auto").caller(Scope.PREDICT, HERE, "Basic abc") == LOCAL
+    assert Access(empty, "auto").caller(PREDICT, HERE, "Basic abc") == BESIDE_KEYS
 
 
 def test_a_key_that_cannot_be_looked_up_keeps_nobody_from_a_prediction(empty):
     for peer in (HERE, THERE):
-        assert Access(empty, "auto").caller(Scope.PREDICT, peer, "Bearer am_anna") is UNTOLD
-    for authentication, scope in (("auto", Scope.FEEDBACK), ("required", Scope.PREDICT)):
-        with pytest.raises(NotReady, match="has not told of its keys yet; try again"):
-            Access(empty, authentication).caller(scope, THERE, "Bearer am_anna")
+        assert Access(empty, "auto").caller(PREDICT, peer, "Bearer am_anna") is UNTOLD
+    for authentication, scopes in (("auto", FEEDBACK), ("required", PREDICT)):
+        with pytest.raises(NotReady, match="has not told of its keys yet, and"):
+            Access(empty, authentication).caller(scopes, THERE, "Bearer am_anna")
 
 
 async def refused(call):
@@ -214,8 +242,53 @@ async def test_each_method_needs_its_scope(door):
     assert {each.caller.contributor for each in door.trainer.heard} == names
 
 
+async def test_whoever_works_on_a_model_may_see_its_loop_and_who_only_asks_it_may_not(door):
+    for name in ("predict", "feedback", "train", "admin"):
+        await door.trainer.give(f"am_{name}", name, name)
+    await eventually(lambda: door.access_knows("am_admin"))
+    loop = LoopServiceStub(door.channel)
+    calls = [
+        lambda sent: loop.GetLoop(loop_pb2.GetLoopRequest(), metadata=sent),
+        lambda sent: loop.ListEvents(loop_pb2.ListEventsRequest(), metadata=sent),
+        lambda sent: loop.WatchEvents(loop_pb2.WatchEventsRequest(), metadata=sent).read(),
+    ]
+
+    for call in calls:
+        assert await refused(call(ELSEWHERE)) == "UNAUTHENTICATED"
+        assert await refused(call((*ELSEWHERE, *bearing("am_predict")))) == "PERMISSION_DENIED"
+        for sent in ((), *((*ELSEWHERE, *bearing(f"am_{name}")) for name in ("feedback", "train", "admin"))):
+            await call(sent)
+    assert len(door.trainer.heard) == 12
+
+
+async def test_before_the_trainer_has_told_of_keys_only_training_and_administration_are_refused(
+    open_gateway, monkeypatch
+):
+    monkeypatch.setattr("gateway.access.FIRST_KEYS_SECONDS", 0.0)
+    trainer = LearningTrainer()
+    trainer.tells_keys = False
+    door = await open_gateway(trainer)
+    access, loop = AccessServiceStub(door.channel), LoopServiceStub(door.channel)
+
+    async def promoted():
+        return (await door.http.post("/v1/models/tiny/loop/promote", json={"version": 1})).status_code
+
+    predicted = await door.stub.Predict(gateway_pb2.PredictRequest(model="tiny", images=[RED]))
+    await FeedbackServiceStub(door.channel).SendFeedback(feedback_pb2.SendFeedbackRequest(correct=True))
+    await loop.GetLoop(loop_pb2.GetLoopRequest())
+
+    assert predicted.results[0].prediction.labels
+    assert {each.caller for each in trainer.heard} == {BESIDE_KEYS}
+    assert await refused(access.CreateKey(access_pb2.CreateKeyRequest())) == "UNAVAILABLE"
+    assert await refused(loop.TriggerCycle(loop_pb2.TriggerCycleRequest())) == "UNAVAILABLE"
+    assert await promoted() == 503
+    trainer.tells_keys = True
+    await trainer.wake()
+    await eventually(lambda: door.component._keys.known)
+    assert await promoted() == 200
+
+
 async def test_what_is_free_needs_none(door):
-    await LoopServiceStub(door.channel).GetLoop(loop_pb2.GetLoopRequest(), metadata=ELSEWHERE)
     models = await door.stub.ListModels(gateway_pb2.ListModelsRequest(), metadata=ELSEWHERE)
 
     assert [each.name for each in models.models] == ["tiny"]
@@ -281,8 +354,8 @@ async def test_where_keys_are_required_every_door_asks_for_one(open_gateway):
     [
         ("POST", "/v1/models/tiny/predict", 200),
         ("GET", "/v1/models", 200),
-        ("GET", "/v1/models/tiny/loop", 200),
-        ("GET", "/v1/models/tiny/loop/events", 200),
+        ("GET", "/v1/models/tiny/loop", 401),
+        ("GET", "/v1/models/tiny/loop/events", 401),
         ("GET", "/v2/models/tiny", 200),
         ("POST", "/v1/predictions/a/feedback", 401),
         ("GET", "/v1/models/tiny/observations", 401),

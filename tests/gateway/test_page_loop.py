@@ -184,6 +184,17 @@ async def test_where_there_is_no_loop_there_is_no_strip_until_there_is_one(opene
     await expect(page.locator("#loop")).to_be_visible()
 
 
+async def test_who_may_not_see_the_loop_has_a_page_without_it_and_without_complaints(opened, trainer):
+    page = await opened(extra_http_headers={"X-Forwarded-For": "192.0.2.7"})
+    async with page.expect_response(lambda response: response.url.endswith("/loop")) as asked:
+        await page.clock.run_for(60_000)
+
+    assert (await asked.value).status == 401
+    await expect(page.locator("#loop")).to_be_hidden()
+    await expect(page.locator("#model")).to_have_attribute("data-state", "ready")
+    assert trainer.heard == []
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_the_strip_is_readable_on_a_phone(opened, trainer, scheme):
     trainer.loop.alarms[0].kind = "A_DETECTOR_WITH_A_VERY_LONG_NAME_OF_ITS_OWN"

@@ -28,8 +28,8 @@ if _version_not_supported:
 class LoopServiceStub(object):
     """Collects, retrains, judges and promotes by itself; here it can be watched and overruled.
 
-    Watching needs no scope; a cycle, a proposal and the analysis need `train`, and all else needs `admin`. Without it a
-    call ends with PERMISSION_DENIED.
+    Watching needs one of the scopes `feedback`, `train` and `admin`; a cycle, a proposal and the analysis need `train`,
+    and all else needs `admin`. Without it a call ends with PERMISSION_DENIED.
 
     What is idempotent by `request_id` gives the answer of the first call with it again, whatever has happened since,
     also where that was an error of the loop. With other values the same id ends with FAILED_PRECONDITION. A call that
@@ -113,8 +113,8 @@ class LoopServiceStub(object):
 class LoopServiceServicer(object):
     """Collects, retrains, judges and promotes by itself; here it can be watched and overruled.
 
-    Watching needs no scope; a cycle, a proposal and the analysis need `train`, and all else needs `admin`. Without it a
-    call ends with PERMISSION_DENIED.
+    Watching needs one of the scopes `feedback`, `train` and `admin`; a cycle, a proposal and the analysis need `train`,
+    and all else needs `admin`. Without it a call ends with PERMISSION_DENIED.
 
     What is idempotent by `request_id` gives the answer of the first call with it again, whatever has happened since,
     also where that was an error of the loop. With other values the same id ends with FAILED_PRECONDITION. A call that
@@ -307,8 +307,8 @@ def add_LoopServiceServicer_to_server(servicer, server):
 class LoopService(object):
     """Collects, retrains, judges and promotes by itself; here it can be watched and overruled.
 
-    Watching needs no scope; a cycle, a proposal and the analysis need `train`, and all else needs `admin`. Without it a
-    call ends with PERMISSION_DENIED.
+    Watching needs one of the scopes `feedback`, `train` and `admin`; a cycle, a proposal and the analysis need `train`,
+    and all else needs `admin`. Without it a call ends with PERMISSION_DENIED.
 
     What is idempotent by `request_id` gives the answer of the first call with it again, whatever has happened since,
     also where that was an error of the loop. With other values the same id ends with FAILED_PRECONDITION. A call that

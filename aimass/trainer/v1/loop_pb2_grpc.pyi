@@ -29,8 +29,8 @@ GRPC_VERSION: str
 class LoopServiceStub:
     """Collects, retrains, judges and promotes by itself; here it can be watched and overruled.
 
-    Watching needs no scope; a cycle, a proposal and the analysis need `train`, and all else needs `admin`. Without it a
-    call ends with PERMISSION_DENIED.
+    Watching needs one of the scopes `feedback`, `train` and `admin`; a cycle, a proposal and the analysis need `train`,
+    and all else needs `admin`. Without it a call ends with PERMISSION_DENIED.
 
     What is idempotent by `request_id` gives the answer of the first call with it again, whatever has happened since,
     also where that was an error of the loop. With other values the same id ends with FAILED_PRECONDITION. A call that
@@ -99,8 +99,8 @@ class LoopServiceStub:
 class LoopServiceAsyncStub(LoopServiceStub):
     """Collects, retrains, judges and promotes by itself; here it can be watched and overruled.
 
-    Watching needs no scope; a cycle, a proposal and the analysis need `train`, and all else needs `admin`. Without it a
-    call ends with PERMISSION_DENIED.
+    Watching needs one of the scopes `feedback`, `train` and `admin`; a cycle, a proposal and the analysis need `train`,
+    and all else needs `admin`. Without it a call ends with PERMISSION_DENIED.
 
     What is idempotent by `request_id` gives the answer of the first call with it again, whatever has happened since,
     also where that was an error of the loop. With other values the same id ends with FAILED_PRECONDITION. A call that
@@ -165,8 +165,8 @@ class LoopServiceAsyncStub(LoopServiceStub):
 class LoopServiceServicer(metaclass=_abc_1.ABCMeta):
     """Collects, retrains, judges and promotes by itself; here it can be watched and overruled.
 
-    Watching needs no scope; a cycle, a proposal and the analysis need `train`, and all else needs `admin`. Without it a
-    call ends with PERMISSION_DENIED.
+    Watching needs one of the scopes `feedback`, `train` and `admin`; a cycle, a proposal and the analysis need `train`,
+    and all else needs `admin`. Without it a call ends with PERMISSION_DENIED.
 
     What is idempotent by `request_id` gives the answer of the first call with it again, whatever has happened since,
     also where that was an error of the loop. With other values the same id ends with FAILED_PRECONDITION. A call that
