@@ -152,7 +152,7 @@ class TrialPolicy(PolicyGroup):
     canary_seconds: Amount = 2.0
     canary_most_minutes: Duration = 30.0
     error_rise: Share = 0.01
-    """Of failed requests, more than the champion has."""
+    """Of failed requests, more than the champion has; refused where chance hardly explains what is beyond it."""
     latency_ratio: Ratio = 2.0
     """Time in the graph under traffic, of the champion's."""
     without_traffic: bool = True

@@ -14,7 +14,10 @@ from services.trainer.loop.payloads import Payload
 from services.trainer.loop.policy import TrialPolicy
 from services.trainer.loop.state import Cycle
 from services.trainer.loop.values import Ruling, TrialCounts, TrialVerdict, Wanted
+from services.trainer.statistics.tails import binomial_tail
 
+NOISE = 0.05
+"""Chance that one part of the traffic refuses a candidate whose requests fail just as often as they may."""
 OTHER_PIXELS = "OTHER_PREPROCESS_SPEC"
 """Rule by which a candidate is no shadow: what the champion is asked has not the pixels that it takes."""
 
@@ -85,12 +88,17 @@ def _disagreement(counts: TrialCounts, cycle: Cycle, policy: TrialPolicy) -> Rul
 
 
 def _errors_or_time(counts: TrialCounts, part: str, policy: TrialPolicy) -> Ruling | None:
-    """Compare shares of failed requests and seconds for one request of *part* with the champion's."""
+    """Compare shares of failed requests and seconds for one request of *part* with the champion's.
+
+    Few requests may fail by chance: more of them are harm where hardly ever so many would, were the true share of
+    failures the champion's plus what the policy allows.
+    """
     if not counts.requests:
         return None
     stable = counts.stable_requests
-    rise = counts.failed / counts.requests - (counts.stable_failed / stable if stable else 0.0)
-    if rise > policy.error_rise:
+    usual = counts.stable_failed / stable if stable else 0.0
+    if binomial_tail(counts.failed, counts.requests, min(1.0, usual + policy.error_rise)) <= NOISE:
+        rise = counts.failed / counts.requests - usual
         return Ruling(rule=f"{part}_FAILS", subject="trial.error_rise", figure=rise, bound=policy.error_rise)
     if stable and counts.stable_seconds > 0:
         ratio = (counts.seconds / counts.requests) / (counts.stable_seconds / stable)

@@ -141,6 +141,11 @@ def test_after_a_refit_without_gain_twice_the_samples_train_the_features_too() -
     ("fields", "rule"),
     [
         ({"failing_requests": 0.2}, "SHADOW_FAILS"),
+        (
+            {"requests": 50, "failing_requests": 3 / 50},
+            "SHADOW_FAILS",
+        ),  # where 1 in 100 may fail, 3 do in 1.4 % of cases
+        ({"requests": 50, "failing_requests": 2 / 50}, ""),  # and 2 in 9 %
         ({"requests": 0}, ""),
         ({"agreement": (1.0, 0.4)}, "SHADOW_DISAGREES"),
         ({"agreement": (0.7, 0.4)}, ""),  # much of what the champion gets wrong was known to be answered otherwise
@@ -151,6 +156,40 @@ def test_a_shadow_that_fails_is_withdrawn_and_one_without_traffic_goes_on(fields
 
     assert ended(director) == (("REFUSED", rule) if rule else ("PROMOTED", ""))
     assert not director.world.traffic.on_trial
+
+
+@pytest.mark.parametrize(
+    ("requests", "failed", "outcome"),
+    [
+        (50, 1, ("PROMOTED", "")),
+        (50, 4, ("REFUSED", "CANARY_FAILS")),
+        (5_000, 60, ("PROMOTED", "")),
+        (5_000, 70, ("REFUSED", "CANARY_FAILS")),
+    ],
+)
+def test_a_canary_is_refused_for_more_failures_than_chance_explains(
+    requests: int, failed: int, outcome: tuple[str, str]
+) -> None:
+    director = Director(World(requests=requests)).until(Stage.CANARY)
+    director.world.failing_requests = failed / requests
+
+    director.run()
+
+    assert ended(director) == outcome
+    ruling = director.state.last_cycle.ruling  # type: ignore[union-attr]
+    if outcome[1]:
+        assert (ruling.figure, ruling.bound) == (failed / requests, 0.01)
+
+
+@pytest.mark.parametrize(("failed", "refused"), [(14, False), (18, True)])
+def test_what_the_champion_fails_too_is_not_held_against_a_canary(failed: int, refused: bool) -> None:
+    director = Director(World(requests=0), with_group("trial", canary_shares=(0.1,))).until(Stage.CANARY)
+    director.until_event(lambda state: state.cycle is not None and state.cycle.trial is not None)
+    director.world.counts = TrialCounts(requests=100, failed=failed, stable_requests=1_000, stable_failed=100)
+
+    director.run()
+
+    assert ended(director) == (("REFUSED", "CANARY_FAILS") if refused else ("PROMOTED", ""))
 
 
 def test_without_traffic_a_policy_may_refuse() -> None:
