@@ -30,7 +30,11 @@ _REFIT_SECONDS = 60.0
 """Of a refit, before there was one."""
 _DAYS = 1.0
 """Until the next look, where the policy names no interval."""
-_LEAST_WINDOW = timedelta(minutes=1)
+_DRAWS_OF_TEST = 20.0
+"""Judged draws that the champion's accuracy on its test part counts for: few draws alone, by chance all wrong, would
+promise too much."""
+_LEAST_WINDOW = timedelta(hours=1)
+"""Over which requests are told: a burst says little of a day."""
 _DAY = timedelta(days=1)
 
 
@@ -102,11 +106,11 @@ def worth_of_cycle(
         per_day: Requests, as `requests_per_day` gives them.
         policy: Of the model.
         accuracy: Of the champion on the traffic, where draws were judged.
-        test_accuracy: Of the champion where it was made.
+        test_accuracy: Of the champion where it was made; without it, few draws are taken for right ones.
         seconds: As `foretell_seconds` gives them.
         fixed: As `read_fixed` gives it.
     """
-    right = accuracy.low if accuracy is not None else test_accuracy
+    right = _expected_accuracy(accuracy, test_accuracy)
     if per_day is None or right is None:
         return None
     usable = [seconds.get(Strategy.REFIT, _REFIT_SECONDS), *seconds.values()]
@@ -120,17 +124,26 @@ def worth_of_cycle(
 def requests_per_day(session: Session, model: str, time: datetime) -> float | None:
     """Return how many requests a day there are by the draws of the last day: each stands for 1 / probability.
 
-    None where there are none.
+    Only where the first draw of all is younger than a day, they are of that time alone. None where there are none.
     """
     since = (time - _DAY).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    statement = select(func.sum(1.0 / PredictionRow.probability), func.min(PredictionRow.time)).where(
-        PredictionRow.model == model, PredictionRow.time >= since, PredictionRow.draw.is_not(None)
+    drawn = (PredictionRow.model == model, PredictionRow.draw.is_not(None))
+    requests = session.scalar(
+        select(func.sum(1.0 / PredictionRow.probability)).where(*drawn, PredictionRow.time >= since)
     )
-    requests, first = session.execute(statement).one()
-    if first is None:
+    first = session.scalar(select(PredictionRow.time).where(*drawn).order_by(PredictionRow.time).limit(1))
+    if requests is None or first is None:
         return None
-    window = max(time - datetime.fromisoformat(first), _LEAST_WINDOW)
+    window = min(max(time - datetime.fromisoformat(first), _LEAST_WINDOW), _DAY)
     return float(requests) * (_DAY / window)
+
+
+def _expected_accuracy(accuracy: Interval | None, test_accuracy: float | None) -> float | None:
+    """Return the accuracy by judged draws and by the test part, which weighs less the more draws there are."""
+    if accuracy is None:
+        return test_accuracy
+    assumed = 1.0 if test_accuracy is None else test_accuracy
+    return (accuracy.estimate * accuracy.count + assumed * _DRAWS_OF_TEST) / (accuracy.count + _DRAWS_OF_TEST)
 
 
 def _ended(runs: Iterable[Run | None]) -> Iterator[Run]:

@@ -61,7 +61,7 @@ def errors_avoided(requests_per_day: float, accuracy: float, fixable: float, day
 
     Args:
         requests_per_day: That are answered.
-        accuracy: Of the champion, 0 to 1; the lower end of its interval.
+        accuracy: Of the champion, 0 to 1; no lower one than is known, which would promise too much.
         fixable: Share of its errors that a candidate gets right, as `fixable_share` gives it.
         days: Until the next look.
     """

@@ -41,7 +41,12 @@ def add_pictures(database: Database, count: int, role: Role = Role.JUDGE, state:
 
 
 def add_draws(
-    database: Database, pictures: Iterable[int], answer: int = 0, version: int = 1, share: float = 0.1
+    database: Database,
+    pictures: Iterable[int],
+    answer: int = 0,
+    version: int = 1,
+    share: float = 0.1,
+    time: str = TIME,
 ) -> None:
     """Let *version* have answered each of *pictures* with a label, drawn at random."""
     with database.begin(alone=True) as session:
@@ -51,7 +56,7 @@ def add_draws(
                 PredictionRow(
                     id=f"{draw:032x}", model=MODEL, version=version, generation=1, preprocess_digest=SPEC.digest,
                     observation=number, contributor="anonymous", strategy="RANDOM", probability=share, draw=draw,
-                    labels=[[LABELS[answer], 0.9]], time=TIME,
+                    labels=[[LABELS[answer], 0.9]], time=time,
                 )
             )  # fmt: skip
             draw += 1
