@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from aimass.demo.pictures import Pictures, share_out, write_folder
 from aimass.demo.record import Happened, Record
 from aimass.demo.referee import Referee
 from aimass.demo.suite import Suite
-from aimass.demo.users import MODEL, REVIEWER, Crowd, Reviewer, make_keys, together
+from aimass.demo.users import MODEL, REVIEWER, Crowd, Reviewer, make_keys, together, when_there
 from aimass.trainer.v1 import loop_pb2
 from aimass.trainer.v1.loop_pb2_grpc import LoopServiceStub
 from services.common.channels import open_channel
@@ -153,7 +154,7 @@ class _Scenes:
         after = len(self._record.events)
         async with open_channel(self._suite.address) as channel:
             request = loop_pb2.RollBackRequest(model=MODEL, reason="the demonstration", request_id="demonstration-1")
-            await LoopServiceStub(channel).RollBack(request)
+            await when_there(partial(LoopServiceStub(channel).RollBack, request))
         await self._record.wait_for(lambda event: event.kind == "rolled_back", after)
 
     async def _propose_worse(self) -> None:
@@ -165,7 +166,7 @@ class _Scenes:
             request = loop_pb2.ProposeVersionRequest(
                 model=MODEL, version=version, goal=loop_pb2.Cycle.GOAL_BETTER, request_id=f"propose-{version}"
             )
-            await LoopServiceStub(channel).ProposeVersion(request)
+            await when_there(partial(LoopServiceStub(channel).ProposeVersion, request))
         proposed = await self._record.wait_for(_begins_with(version), after)
         await self._record.wait_for(lambda event: event.kind == "cycle.ended", proposed.number)
 

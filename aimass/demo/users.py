@@ -48,12 +48,12 @@ async def make_keys(address: str) -> dict[str, str]:
         for name in (*USERS, LIAR, REVIEWER):
             scopes = [access_pb2.SCOPE_PREDICT, access_pb2.SCOPE_FEEDBACK]
             request = access_pb2.CreateKeyRequest(contributor=name, scopes=scopes, trusted=name == REVIEWER)
-            keys[name] = (await _when_there(partial(access.CreateKey, request))).secret
+            keys[name] = (await when_there(partial(access.CreateKey, request))).secret
     return keys
 
 
-async def _when_there(call: Callable[[], Awaitable[_T]]) -> _T:
-    """Return what *call* does, once the gateway has found the trainer, which has just started."""
+async def when_there(call: Callable[[], Awaitable[_T]]) -> _T:
+    """Return what *call* does, once the gateway has found the trainer; one of them may have just started."""
     for _ in range(RETRIES):
         try:
             return await call()
