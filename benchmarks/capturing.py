@@ -2,9 +2,10 @@
 
 First two suites side by side, in turn, at full load: one that captures nothing, and one by the policy that is shipped,
 with all that it makes of what it captures. Then, in services of their own that capture thirty times as much, what must
-not be noticed: the trainer stands still, is killed, or its disk is full. No prediction may fail, and the books must
-balance: every answer is one that was not chosen, one that was dropped, with its reason, or one that is a row in the
-trainer's database. The load comes from this process, which shares the machine's processors with what it measures.
+not be noticed: the trainer stands still, is killed, or its disk is full (a small one, which root alone may mount). No
+prediction may fail, and the books must balance: every answer is one that was not chosen, one that was dropped, with its
+reason, or one that is a row in the trainer's database. The load comes from this process, which shares the machine's
+processors with what it measures.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import asyncio
 import os
 import signal
 import statistics
+import subprocess
 import tempfile
 import time
 from collections import Counter
@@ -47,7 +49,10 @@ if TYPE_CHECKING:  # exists only for type checkers
 CALLERS = 8
 NOTHING = "[capture]\nrandom_share = 0\nleast_random_share = 0\nlow_confidence_share = 0\nrare_class_share = 0\n"
 MUCH = "[capture]\nrandom_share = 0.5\nsamples_per_second = 60\nburst = 200\n"
-DISK_FULL = MUCH + f"least_free_bytes = {2**62}\n"
+SPARED = MUCH + f"least_free_bytes = {2**62}\n"
+TO_THE_LAST = MUCH + "least_free_bytes = 0\n"
+DISK_BYTES = 512 * 1024
+"""Of a disk that is full within seconds."""
 SMALL_QUEUE = 256 * 1024
 """Bytes, so that a trainer that stands still for seconds is felt."""
 MOST_P99, LEAST_RATE = 1.03, 0.97
@@ -143,8 +148,9 @@ class Books:
         )
 
     def balance(self, seen: Seen) -> bool:
-        """Whether they agree with what was *seen* from outside, too."""
-        return self.settled and self.answered == len(seen.latencies) and self.rows == seen.captured
+        """Whether they agree with what was *seen* from outside, too; what a disk lacks room for left as captured."""
+        captured = self.rows + self.dropped["DISK_FULL"]
+        return self.settled and self.answered == len(seen.latencies) and captured == seen.captured
 
 
 async def call_until(
@@ -201,13 +207,16 @@ class Scene:
     happens: Callable[[Suite, float], Awaitable[None]]
     reason: str = ""
     """Why nothing at all may be captured; empty where something must be."""
+    disk_bytes: int = 0
+    """Of a disk of their own for the trainer's pictures; 0 for that of everything else."""
 
 
 SCENES = (
     Scene("nothing happens", MUCH, leave_alone),
     Scene("the trainer stands still", MUCH, stand_still),
     Scene("the trainer is killed", MUCH, kill),
-    Scene("the disk is full", DISK_FULL, leave_alone, "PAUSED"),
+    Scene("less is free than the policy wants", SPARED, leave_alone, "PAUSED"),
+    Scene("the disk fills up", TO_THE_LAST, leave_alone, disk_bytes=DISK_BYTES),
 )
 
 
@@ -309,6 +318,15 @@ def report(results: dict[str, list[Figures]], mode: str, out: Console) -> bool:
     return held
 
 
+def mount(stack: ExitStack, folder: Path, size: int) -> bool:
+    """Have *folder* be a disk of *size* bytes, in memory, until *stack* ends; return whether that is allowed."""
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=False).returncode:
+        return False
+    stack.callback(lambda: subprocess.run(["umount", str(folder)], check=True))
+    return True
+
+
 async def disturb(seconds: float, out: Console) -> bool:
     """Play all scenes, print the books, and return whether nobody noticed and all of them balance."""
     out.print(f"\nservices, gRPC x{CALLERS}, {seconds:g} s each, a queue of {SMALL_QUEUE // 1024} KiB\n")
@@ -316,8 +334,11 @@ async def disturb(seconds: float, out: Console) -> bool:
     out.print("|---|---|---|---|---|---|---|---|")
     held = True
     for scene in SCENES:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
             home = Path(folder)
+            if scene.disk_bytes and not mount(stack, home / "blobs", scene.disk_bytes):
+                out.print(f"| {scene.told} | not measured: this user may not mount a disk |")
+                continue
             settings = write_policy(home, "policy", scene.policy)
             with running_suite("services", home, GATEWAY_CAPTURE_QUEUE_BYTES=str(SMALL_QUEUE), **settings) as suite:
                 seen, books = await play(scene, suite, home, seconds)
