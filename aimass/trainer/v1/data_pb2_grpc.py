@@ -109,7 +109,7 @@ class DataServiceServicer(object):
         - INVALID_ARGUMENT when the first message is not the header, or a later one is,
         - NOT_FOUND when the model is unknown,
         - DEADLINE_EXCEEDED when no sample came for 60 seconds,
-        - PERMISSION_DENIED when the contributor is blocked,
+        - PERMISSION_DENIED when the contributor is blocked, or was deleted since the call began,
         - UNAVAILABLE when the server stops before all have arrived,
         - RESOURCE_EXHAUSTED when the disk is full.
         """

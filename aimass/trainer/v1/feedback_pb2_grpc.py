@@ -80,7 +80,7 @@ class FeedbackServiceServicer(object):
         `ANSWER_UNKNOWN` when correct, true or false, is said with an image of a prediction that was not captured: only
         a label tells something then,
         - NOT_FOUND when the prediction was not captured and no image came, or there is no such model,
-        - PERMISSION_DENIED when the contributor is blocked or the key has no scope `feedback`,
+        - PERMISSION_DENIED when the contributor is blocked or being deleted, or the key has no scope `feedback`,
         - RESOURCE_EXHAUSTED when the contributor says too much at a time, or the disk is full.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -89,7 +89,7 @@ class FeedbackServiceServicer(object):
 
     def ImportFeedback(self, request_iterator, context):
         """Takes in many labels, each as `SendFeedback` does with a word of the caller; each refused one fails alone, also
-        where the caller is blocked, says too much at a time, or the disk is full.
+        where the caller is blocked, was deleted since the call began, says too much at a time, or the disk is full.
 
         Of a call that breaks off, a beginning is kept; sending all of it again is safe. Ends with:
         - INVALID_ARGUMENT when the first message is not the header,

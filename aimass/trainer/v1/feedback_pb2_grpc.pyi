@@ -42,12 +42,12 @@ class FeedbackServiceStub:
         `ANSWER_UNKNOWN` when correct, true or false, is said with an image of a prediction that was not captured: only
         a label tells something then,
       - NOT_FOUND when the prediction was not captured and no image came, or there is no such model,
-      - PERMISSION_DENIED when the contributor is blocked or the key has no scope `feedback`,
+      - PERMISSION_DENIED when the contributor is blocked or being deleted, or the key has no scope `feedback`,
       - RESOURCE_EXHAUSTED when the contributor says too much at a time, or the disk is full.
     """
     ImportFeedback: _grpc.StreamUnaryMultiCallable[_feedback_pb2.ImportFeedbackRequest, _feedback_pb2.ImportFeedbackResponse]
     """Takes in many labels, each as `SendFeedback` does with a word of the caller; each refused one fails alone, also
-    where the caller is blocked, says too much at a time, or the disk is full.
+    where the caller is blocked, was deleted since the call began, says too much at a time, or the disk is full.
 
     Of a call that breaks off, a beginning is kept; sending all of it again is safe. Ends with:
       - INVALID_ARGUMENT when the first message is not the header,
@@ -99,12 +99,12 @@ class FeedbackServiceAsyncStub(FeedbackServiceStub):
         `ANSWER_UNKNOWN` when correct, true or false, is said with an image of a prediction that was not captured: only
         a label tells something then,
       - NOT_FOUND when the prediction was not captured and no image came, or there is no such model,
-      - PERMISSION_DENIED when the contributor is blocked or the key has no scope `feedback`,
+      - PERMISSION_DENIED when the contributor is blocked or being deleted, or the key has no scope `feedback`,
       - RESOURCE_EXHAUSTED when the contributor says too much at a time, or the disk is full.
     """
     ImportFeedback: _aio.StreamUnaryMultiCallable[_feedback_pb2.ImportFeedbackRequest, _feedback_pb2.ImportFeedbackResponse]  # type: ignore[assignment]
     """Takes in many labels, each as `SendFeedback` does with a word of the caller; each refused one fails alone, also
-    where the caller is blocked, says too much at a time, or the disk is full.
+    where the caller is blocked, was deleted since the call began, says too much at a time, or the disk is full.
 
     Of a call that breaks off, a beginning is kept; sending all of it again is safe. Ends with:
       - INVALID_ARGUMENT when the first message is not the header,
@@ -159,7 +159,7 @@ class FeedbackServiceServicer(metaclass=_abc_1.ABCMeta):
             `ANSWER_UNKNOWN` when correct, true or false, is said with an image of a prediction that was not captured: only
             a label tells something then,
           - NOT_FOUND when the prediction was not captured and no image came, or there is no such model,
-          - PERMISSION_DENIED when the contributor is blocked or the key has no scope `feedback`,
+          - PERMISSION_DENIED when the contributor is blocked or being deleted, or the key has no scope `feedback`,
           - RESOURCE_EXHAUSTED when the contributor says too much at a time, or the disk is full.
         """
 
@@ -170,7 +170,7 @@ class FeedbackServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_feedback_pb2.ImportFeedbackResponse, _abc.Awaitable[_feedback_pb2.ImportFeedbackResponse]]:
         """Takes in many labels, each as `SendFeedback` does with a word of the caller; each refused one fails alone, also
-        where the caller is blocked, says too much at a time, or the disk is full.
+        where the caller is blocked, was deleted since the call began, says too much at a time, or the disk is full.
 
         Of a call that breaks off, a beginning is kept; sending all of it again is safe. Ends with:
           - INVALID_ARGUMENT when the first message is not the header,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from aimass.trainer.v1 import data_pb2 as pb
@@ -76,12 +78,12 @@ class DataServicer(DataServiceServicer):
         self, request_iterator: AsyncIterator[pb.ImportSamplesRequest], context: Context
     ) -> pb.ImportSamplesResponse:
         """Take in samples, a few at a time, each few in one transaction."""
+        caller = caller_of(context)
+        is_trusted = partial(contributors.is_trusted, caller=caller, began=datetime.now(UTC))
         requests = self._stop.until(request_iterator)
         model = await _receive_header(requests)
-        caller = caller_of(context)
-        trusted = await asyncio.to_thread(contributors.is_trusted, self._database, caller)
         taking = await asyncio.to_thread(
-            imported.SampleImport, self._database, self._sources.blobs, model, caller.contributor, trusted=trusted
+            imported.SampleImport, self._database, self._sources.blobs, model, caller.contributor, is_trusted
         )
         with taking:
             async for batch in _batches(requests):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,7 @@ class FeedbackServicer(FeedbackServiceServicer):
     async def SendFeedback(self, request: pb.SendFeedbackRequest, context: Context) -> pb.SendFeedbackResponse:
         """Take in one word."""
         caller = allowed_caller(context, Scope.FEEDBACK)
-        result = await self._send(caller, _feedback(request))
+        result = await self._send(caller, _feedback(request), datetime.now(UTC))
         return pb.SendFeedbackResponse(
             state=pb.Observation.State.Value(f"STATE_{result.state}"),
             state_reason=result.reason,
@@ -76,7 +77,7 @@ class FeedbackServicer(FeedbackServiceServicer):
         self, request_iterator: AsyncIterator[pb.ImportFeedbackRequest], context: Context
     ) -> pb.ImportFeedbackResponse:
         """Take in many; each refused one fails alone."""
-        caller = allowed_caller(context, Scope.FEEDBACK)
+        caller, began = allowed_caller(context, Scope.FEEDBACK), datetime.now(UTC)
         requests = self._stop.until(request_iterator)
         model = await _receive_header(requests)
         await asyncio.to_thread(find_model, self._database, model)
@@ -85,7 +86,7 @@ class FeedbackServicer(FeedbackServiceServicer):
         while (request := await _next(requests)) is not None:
             try:
                 for each in _imported(request, model):
-                    result = await self._send(caller, each)
+                    result = await self._send(caller, each, began)
                     response.accepted_count += result.new
                     response.duplicate_count += not result.new
             except NotReady:
@@ -165,8 +166,8 @@ class FeedbackServicer(FeedbackServiceServicer):
     async def _check_reader(self, context: Context) -> None:
         await asyncio.to_thread(check_reader, self._database, allowed_caller(context, Scope.FEEDBACK))
 
-    async def _send(self, caller: Caller, feedback: NewFeedback) -> FeedbackResult:
-        result = await asyncio.to_thread(self._voting.send, caller, feedback)
+    async def _send(self, caller: Caller, feedback: NewFeedback, began: datetime) -> FeedbackResult:
+        result = await asyncio.to_thread(self._voting.send, caller, feedback, began)
         if result.new:
             self._wake(result.model)
         return result

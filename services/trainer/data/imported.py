@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -109,21 +109,27 @@ class SampleImport:
         blobs: Folder of their files.
         model: Name of the model.
         contributor: Who gives them; empty for the owner.
-        trusted: Whether their word decides, as the owner's and a reviewer's does. Others give new pictures to learn
-            from; on one that users have sent before, among them all that candidates are judged on, they add a word.
+        is_trusted: Says, in each transaction that writes samples, whether their word decides, as the owner's and a
+            reviewer's does; raises NotAllowed where nothing is taken of them. Others give new pictures to learn from;
+            on one that users have sent before, among them all that candidates are judged on, they add a word.
 
     Raises:
         NotFound: The model is unknown.
     """
 
     def __init__(
-        self, database: Database, blobs: Path, model: str, contributor: str = "", *, trusted: bool = True
+        self,
+        database: Database,
+        blobs: Path,
+        model: str,
+        contributor: str = "",
+        is_trusted: Callable[[Session], bool] = lambda _: True,
     ) -> None:
         self._database = database
         self._blobs = Blobs(blobs)
         self._model = find_model(database, model)
         self._contributor = contributor
-        self._trusted = trusted
+        self._is_trusted = is_trusted
         self._threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "import")
         self._seen = 0
         self.counts = ImportCounts()
@@ -141,7 +147,10 @@ class SampleImport:
 
         Raises:
             Overloaded: The disk has no room; the samples of earlier calls are kept.
+            NotAllowed: Nothing is taken of the contributor any more.
         """
+        with self._database.read() as session:
+            self._is_trusted(session)  # before a file of theirs is stored
         outcomes = list(enumerate(self._threads.map(self._take, samples)))
         refused = {position: each for position, each in outcomes if isinstance(each, InvalidInput)}
         refused |= self._insert({position: each for position, each in outcomes if not isinstance(each, InvalidInput)})
@@ -168,7 +177,7 @@ class SampleImport:
                 # Alone, so that numbers rise as transactions end: whoever has seen a sample has seen all before it.
                 with self._database.begin(alone=True) as session:
                     new, refused = self._sort_out(session, taken)
-                    made = self._add(session, new)
+                    made = self._add(session, new, self._is_trusted(session))
                 break
             except IntegrityError:  # another import has just added one of them: look again
                 if attempt == _TRIES - 1:
@@ -196,7 +205,7 @@ class SampleImport:
                 new.append(each)
         return new, refused
 
-    def _add(self, session: Session, new: Sequence[_Taken]) -> int:
+    def _add(self, session: Session, new: Sequence[_Taken], trusted: bool) -> int:
         """Make a sample of each, and an observation with a vote, so that it can be traced and deleted.
 
         Who is not trusted only votes on pictures that are there: those are judged as any that users have sent.
@@ -211,16 +220,16 @@ class SampleImport:
         known = set(observed(session, self._model.name, contents))
         # They are meant to be learnt from; what came from users first keeps the role that it has.
         pictures = observe(session, self._model.name, contents, lambda _: Role.TRAIN)
-        sampled = [each for each in new if self._trusted or each.content.pixel_digest not in known]
+        sampled = [each for each in new if trusted or each.content.pixel_digest not in known]
         rows = [self._row(each, pictures[each.content.pixel_digest]) for each in sampled]
         session.add_all(rows)
         session.flush()
         for each in new:
-            if not self._trusted and each.content.pixel_digest in known:
-                vote(session, pictures[each.content.pixel_digest], self._word(each))
+            if not trusted and each.content.pixel_digest in known:
+                vote(session, pictures[each.content.pixel_digest], self._word(each, trusted))
         for each, row in zip(sampled, rows, strict=True):
             picture = pictures[each.content.pixel_digest]
-            word = self._word(each)
+            word = self._word(each, trusted)
             if picture.pixel_digest in known:
                 vote(session, picture, word)
             else:
@@ -229,8 +238,8 @@ class SampleImport:
             picture.label, picture.label_probability, picture.sample = each.label, 1.0, row.number
         return len(sampled)
 
-    def _word(self, taken: _Taken) -> Word:
-        return Word(self._contributor, VoteKind.LABEL, trusted=self._trusted, label=taken.label)
+    def _word(self, taken: _Taken, trusted: bool) -> Word:
+        return Word(self._contributor, VoteKind.LABEL, trusted=trusted, label=taken.label)
 
     def _row(self, taken: _Taken, picture: ObservationRow) -> SampleRow:
         content = taken.content

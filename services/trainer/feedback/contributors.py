@@ -6,6 +6,7 @@ import re
 import secrets
 from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
@@ -15,6 +16,7 @@ from services.common.identity import ANONYMOUS, Caller, Scope
 from services.trainer.clock import now
 from services.trainer.data.observing import mark_changed
 from services.trainer.data.tables import VoteRow
+from services.trainer.feedback.forgotten import forgotten_until
 from services.trainer.feedback.tables import ContributorRow, KeyRow
 from services.trainer.storage.database import Database
 
@@ -159,19 +161,38 @@ def set_contributor(database: Database, name: str, *, trusted: bool | None = Non
 
 
 def standing_of(session: Session, caller: Caller) -> Standing:
-    """Return what the word of *caller* is worth: as the table has it, and without a row as the gateway says."""
+    """Return what the word of *caller* is worth, as the table has it.
+
+    Who has no row is not trusted, whatever the gateway says: the row goes with the keys. The owner needs none.
+    """
     row = session.get(ContributorRow, caller.contributor)
-    return Standing(caller.trusted, False) if row is None else Standing(row.trusted, row.blocked)
+    if row is None:
+        return Standing(caller.trusted and not caller.contributor, False)
+    return Standing(row.trusted, row.blocked)
 
 
-def is_trusted(database: Database, caller: Caller) -> bool:
+def is_trusted(session: Session, caller: Caller, began: datetime) -> bool:
     """Return whether the word of *caller* decides by itself.
 
+    It is to be asked in the transaction that writes the word: a call may last while the contributor is distrusted,
+    blocked or deleted.
+
+    Args:
+        session: Of that transaction.
+        caller: Who speaks.
+        began: When the call did; what began before a contributor was deleted is not taken under a new key either.
+
     Raises:
-        NotAllowed: It counts for nothing, so that nothing is taken of it.
+        NotAllowed: Nothing is taken of them.
     """
-    with database.read() as session:
-        standing = standing_of(session, caller)
+    until = forgotten_until(session, [caller.contributor]).get(caller.contributor)
+    if until is not None and began < until:
+        raise NotAllowed(
+            f"what {caller.contributor} has given is deleted, and what was under way is not taken; begin again once "
+            "the deletion is completed, with a new key where there was one",
+            reason="CONTRIBUTOR_DELETED",
+        )
+    standing = standing_of(session, caller)
     if standing.blocked:
         raise NotAllowed(
             f"what {caller.contributor} says is not taken; ask the owner to unblock the contributor",

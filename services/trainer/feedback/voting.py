@@ -1,6 +1,7 @@
 """Takes in what users say of predictions, one last word of each contributor for each picture."""
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -100,21 +101,28 @@ class Voting:
             field="prediction_id",
         )
 
-    def send(self, caller: Caller, feedback: NewFeedback) -> FeedbackResult:
+    def send(self, caller: Caller, feedback: NewFeedback, began: datetime | None = None) -> FeedbackResult:
         """Take in one word, and judge its picture; the same word again changes nothing.
+
+        Args:
+            caller: Who says it.
+            feedback: What they say.
+            began: When the call did that it came with; None is now.
 
         Raises:
             InvalidInput: There is neither label nor correct, or a value is malformed.
             NotFound: The prediction was not captured and no image came, or there is no such model.
-            NotAllowed: The contributor is blocked.
+            NotAllowed: The contributor is blocked, or was deleted since the call began.
             Overloaded: The contributor says too much at a time, the disk is full, or the policy has no room for the
                 picture that came along.
             NotReady: The database does not answer; send it again.
         """
+        began = began or datetime.now(UTC)
         _check(feedback)
         name = self.model_of(feedback)
         task = find_model(self._database, name)
-        trusted = is_trusted(self._database, caller)
+        with self._database.read() as session:
+            trusted = is_trusted(session, caller, began)
         if not trusted:
             self._pace.take(caller.contributor, self._policy_of(name).trust.votes_per_minute)
         content = None
@@ -123,6 +131,7 @@ class Voting:
                 self._check_room(session, name)
                 content = store_picture(self._blobs, feedback.image)
         with self._database.begin(alone=True) as session:
+            trusted = is_trusted(session, caller, began)  # again, now that nobody else writes
             row, prediction = self._find(session, task, feedback, content)
             new = vote(session, row, _word(task, feedback, prediction, caller.contributor, trusted))
             number = row.number

@@ -22,6 +22,10 @@ from services.trainer.feedback.observations import Intake
 from services.trainer.feedback.review import Reviewing
 from services.trainer.feedback.sifting import Sifter
 from services.trainer.feedback.voting import Voting
+from services.trainer.loop.log import EventLog
+from services.trainer.loop.policy import LoopPolicy
+from services.trainer.provenance.deletion import Deletions
+from services.trainer.provenance.folders import Folders
 from services.trainer.storage.database import Database
 from tests.trainer.feedback.conftest import SPEC, Groups
 
@@ -76,6 +80,12 @@ class Component:
 def called_by(name: str, *scopes: Scope, trusted: bool = False) -> tuple[tuple[str, bytes], ...]:
     """Return the metadata by which the gateway names who calls."""
     return (caller_metadata(Caller(name, frozenset(scopes), trusted)),)
+
+
+def delete_contributor(database: Database, name: str) -> None:
+    """Let somebody ask for the end of all that they have given."""
+    nowhere = Folders(Path("blobs"), Path("prepared"), Path("runs"))
+    Deletions(database, EventLog(database), nowhere, lambda _: LoopPolicy()).delete_contributor(name, f"of-{name}")
 
 
 async def refused(call: grpc.aio.Call) -> tuple[grpc.StatusCode, str]:

@@ -24,6 +24,7 @@ from services.trainer.data.tables import VoteRow
 from services.trainer.feedback.contributors import create_key, set_contributor
 from services.trainer.storage.database import Database
 from tests.conftest import Serve, Served
+from tests.trainer.contracts.collecting import delete_contributor
 from tests.trainer.data.conftest import encoded, write_classes
 
 SPEC = PreprocessSpec(input="image", width=8, height=8)
@@ -231,6 +232,29 @@ async def test_an_import_that_breaks_off_keeps_its_beginning_and_may_be_sent_aga
     again = await stub.ImportSamples(iter(requests))
 
     assert (again.accepted_count, again.duplicate_count) == (6, 64)
+
+
+async def test_an_import_ends_once_its_contributor_is_deleted(component: Component, stub: DataServiceStub) -> None:
+    await stub.CreateModel(PETS)
+    create_key(component.database, "rex", [Scope.TRAIN], trusted=True)
+    images = noise(65)
+
+    async def requests() -> AsyncIterator[pb.ImportSamplesRequest]:
+        yield header()
+        for image in images[:64]:
+            yield sample(image, "cat")
+        while not (await stub.ListSamples(pb.ListSamplesRequest(model="pets"))).samples:
+            pass
+        delete_contributor(component.database, "rex")
+        yield sample(images[64], "cat")
+
+    rex = caller_metadata(Caller("rex", frozenset({Scope.TRAIN}), trusted=True))
+    code, sentence = await refused(stub.ImportSamples(requests(), metadata=[rex]))
+
+    assert code is grpc.StatusCode.PERMISSION_DENIED
+    assert "what rex has given is deleted, and what was under way is not taken; begin again" in sentence
+    with component.database.read() as session:
+        assert len(list(session.scalars(select(VoteRow)))) == 64  # which the deletion removes
 
 
 async def test_an_import_that_pauses_too_long_is_ended(stub: DataServiceStub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """The feedback contract over a real server: words, imports, exports, the queue, reviews."""
 
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from services.trainer.contracts import feedback
 from services.trainer.feedback.contributors import create_key, set_contributor
 from services.trainer.feedback.policy import TrustPolicy
 from tests.conftest import Serve
-from tests.trainer.contracts.collecting import Component, called_by, refused
+from tests.trainer.contracts.collecting import Component, called_by, delete_contributor, refused
 from tests.trainer.feedback.conftest import Groups, captured, pictures, prediction_id
 
 ANN, BEN = called_by("ann", Scope.FEEDBACK), called_by("ben", Scope.FEEDBACK)
@@ -35,6 +36,7 @@ async def parts(serve: Serve, tmp_path: Path) -> Parts:
 
     served = await serve(make)
     made[0].intake.take([captured(number, image) for number, image in enumerate(pictures(3))])
+    create_key(made[0].database, "rex", [Scope.FEEDBACK], trusted=True)
     return made[0], FeedbackServiceStub(served.channel)
 
 
@@ -143,6 +145,23 @@ async def test_an_import_takes_what_it_can(parts: Parts) -> None:
         (2, "PREDICTION_NOT_FOUND"), (4, "MALFORMED"), (5, "OTHER_MODEL"),
     ]  # fmt: skip
     assert [each.label for each in (await listed(stub)).observations] == ["cow", "", "dog"]
+
+
+async def test_an_import_says_nothing_more_once_its_contributor_is_deleted(parts: Parts) -> None:
+    component, stub = parts
+
+    async def requests() -> AsyncIterator[pb.ImportFeedbackRequest]:
+        yield header()
+        yield imported(word(0))
+        while not component.woken:
+            await listed(stub)  # until the first word is written
+        delete_contributor(component.database, "rex")
+        yield imported(word(1))
+
+    done = await stub.ImportFeedback(requests(), metadata=REX)
+
+    assert (done.accepted_count, [each.reason for each in done.rejections]) == (1, ["CONTRIBUTOR_DELETED"])
+    assert [len(each.votes) for each in (await listed(stub)).observations] == [0, 0, 1]
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,7 @@ def test_an_import_of_who_is_not_trusted_decides_nothing(database: Database, blo
     captured = seen(database, [store_picture(blobs, each) for each in images[:30]])
     assert {each.role for each in captured} == {Role.TRAIN, Role.JUDGE}
 
-    with SampleImport(database, blobs.folder, "pets", "eve", trusted=False) as taking:
+    with SampleImport(database, blobs.folder, "pets", "eve", lambda _: False) as taking:
         taking.add([NewSample(image, "dog") for image in images])
 
     samples = list_samples(database, "pets")[0]
@@ -165,6 +165,19 @@ def test_an_import_of_who_is_not_trusted_decides_nothing(database: Database, blo
     assert [(each.state, each.sample, each.stale) for each in rows(database)[:30]] == [
         (State.CAPTURED, None, True)
     ] * 30
+
+
+def test_an_import_is_worth_what_the_contributor_is_when_it_is_written(
+    database: Database, blobs: Blobs, model: Model
+) -> None:
+    trusted = [True]
+    with SampleImport(database, blobs.folder, "pets", "eve", lambda _: trusted[0]) as taking:
+        for image in noise(2):
+            taking.add([NewSample(image, "dog")])
+            trusted[0] = False
+
+    with database.read() as session:
+        assert list(session.scalars(select(VoteRow.trusted).order_by(VoteRow.number))) == [True, False]
 
 
 def test_a_set_of_samples_that_all_judge_is_refused(

@@ -94,6 +94,7 @@ def test_the_table_knows_better_than_the_gateway_what_a_word_is_worth(database: 
     assert standing(database, late) == Standing(trusted=False, blocked=False)
     assert standing(database, OWNER) == Standing(trusted=True, blocked=False)
     assert standing(database, LOCAL) == Standing(trusted=False, blocked=False)
+    assert not standing(database, Caller("zoe", frozenset(Scope), trusted=True)).trusted  # her keys are deleted
     set_contributor(database, ANONYMOUS, trusted=True)
     set_contributor(database, "ann", blocked=True)
     assert standing(database, LOCAL) == Standing(trusted=True, blocked=False)

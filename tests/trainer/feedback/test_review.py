@@ -48,6 +48,7 @@ def reviewing(
 ) -> Reviewing:
     """Six pictures that judge: all but 2 and 5 are draws; the first draw was of the picture 6."""
     policies["pets"] = Groups(judging=JudgingPolicy(share=0.999999))
+    create_key(database, "rex", [Scope.FEEDBACK], trusted=True)
     images = pictures(6)
     other = {"strategy": "LOW_CONFIDENCE", "probability": 0}
     sure = [0.3, 0.9, 0.5, 0.2, 0.9, 0.4]

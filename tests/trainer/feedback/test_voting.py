@@ -35,6 +35,7 @@ def voting(
 ) -> Voting:
     """With three predictions of a cat."""
     intake.take([captured(number, image) for number, image in enumerate(pictures(3))])
+    create_key(database, "rex", [Scope.FEEDBACK], trusted=True)
     return Voting(database, blobs.folder, lambda name: policies[name], sifter, VotePace(lambda: now[0]))
 
 
@@ -151,6 +152,17 @@ def test_the_blocked_are_not_heard(voting: Voting, database: Database) -> None:
 
     with pytest.raises(NotAllowed, match="what ann says is not taken; ask the owner to unblock"):
         voting.send(ANN, about(0, label="dog"))
+
+
+def test_who_is_distrusted_while_their_picture_is_stored_does_not_decide(
+    voting: Voting, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(voting, "_check_room", lambda *_: set_contributor(database, "rex", trusted=False))
+
+    result = voting.send(REX, NewFeedback(model="pets", label="dog", image=pictures(1, 8)[0]))
+
+    assert (result.state, result.reason) == (State.PENDING, "NEEDS_VOTES")
+    assert [each.trusted for each in votes(database)] == [False]
 
 
 def test_each_contributor_has_a_pace_of_its_own(voting: Voting, policies: dict[str, Groups], now: list[float]) -> None:
