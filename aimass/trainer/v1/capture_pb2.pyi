@@ -467,7 +467,8 @@ class RefusedPrediction(_message.Message):
     """Which one."""
     reason: _builtins.str
     """Stable word: `UNKNOWN_MODEL`, `MALFORMED`, `DISK_FULL`, `CONTRIBUTOR_DELETED` where the contributor's pictures were
-    asked to be forgotten, or what is wrong with the image, such as `NOT_AN_IMAGE`.
+    asked to be forgotten, `SAMPLE_DELETED` where the picture was deleted after it was captured, or what is wrong with
+    the image, such as `NOT_AN_IMAGE`.
     """
     def __init__(
         self,

@@ -206,8 +206,9 @@ class LoopServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteSample(self, request, context):
-        """Deletes a picture, and begins to replace what has learnt from it. Idempotent by `request_id`: asked again, it tells
-        how far the deletion is. Ends with NOT_FOUND when the picture is unknown.
+        """Deletes a picture, and begins to replace what has learnt from it. What a gateway has captured of it before and sends
+        late, or again, is refused. Idempotent by `request_id`: asked again, it tells how far the deletion is. Ends with
+        NOT_FOUND when the picture is unknown.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -85,8 +85,9 @@ class LoopServiceStub:
     not captured, or is no longer kept, and with INVALID_ARGUMENT when too many samples are asked for.
     """
     DeleteSample: _grpc.UnaryUnaryMultiCallable[_loop_pb2.DeleteSampleRequest, _loop_pb2.DeleteSampleResponse]
-    """Deletes a picture, and begins to replace what has learnt from it. Idempotent by `request_id`: asked again, it tells
-    how far the deletion is. Ends with NOT_FOUND when the picture is unknown.
+    """Deletes a picture, and begins to replace what has learnt from it. What a gateway has captured of it before and sends
+    late, or again, is refused. Idempotent by `request_id`: asked again, it tells how far the deletion is. Ends with
+    NOT_FOUND when the picture is unknown.
     """
     DeleteContributor: _grpc.UnaryUnaryMultiCallable[_loop_pb2.DeleteContributorRequest, _loop_pb2.DeleteContributorResponse]
     """Deletes all that a contributor has given, likewise; name and keys go at once, and what is still on its way is
@@ -152,8 +153,9 @@ class LoopServiceAsyncStub(LoopServiceStub):
     not captured, or is no longer kept, and with INVALID_ARGUMENT when too many samples are asked for.
     """
     DeleteSample: _aio.UnaryUnaryMultiCallable[_loop_pb2.DeleteSampleRequest, _loop_pb2.DeleteSampleResponse]  # type: ignore[assignment]
-    """Deletes a picture, and begins to replace what has learnt from it. Idempotent by `request_id`: asked again, it tells
-    how far the deletion is. Ends with NOT_FOUND when the picture is unknown.
+    """Deletes a picture, and begins to replace what has learnt from it. What a gateway has captured of it before and sends
+    late, or again, is refused. Idempotent by `request_id`: asked again, it tells how far the deletion is. Ends with
+    NOT_FOUND when the picture is unknown.
     """
     DeleteContributor: _aio.UnaryUnaryMultiCallable[_loop_pb2.DeleteContributorRequest, _loop_pb2.DeleteContributorResponse]  # type: ignore[assignment]
     """Deletes all that a contributor has given, likewise; name and keys go at once, and what is still on its way is
@@ -282,8 +284,9 @@ class LoopServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _loop_pb2.DeleteSampleRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_loop_pb2.DeleteSampleResponse, _abc.Awaitable[_loop_pb2.DeleteSampleResponse]]:
-        """Deletes a picture, and begins to replace what has learnt from it. Idempotent by `request_id`: asked again, it tells
-        how far the deletion is. Ends with NOT_FOUND when the picture is unknown.
+        """Deletes a picture, and begins to replace what has learnt from it. What a gateway has captured of it before and sends
+        late, or again, is refused. Idempotent by `request_id`: asked again, it tells how far the deletion is. Ends with
+        NOT_FOUND when the picture is unknown.
         """
 
     @_abc_1.abstractmethod

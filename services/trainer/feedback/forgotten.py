@@ -1,9 +1,9 @@
-"""Whose pictures are not taken any more, since they asked to be forgotten: some may still be on their way."""
+"""What is not taken any more, since it is to be forgotten: some of it may still be on its way."""
 
 from collections.abc import Collection
 from datetime import UTC, datetime
 
-from sqlalchemy import JSON, String, column, select, table
+from sqlalchemy import JSON, String, column, func, select, table
 from sqlalchemy.orm import Session
 
 from services.common.identity import ANONYMOUS
@@ -14,7 +14,8 @@ _DELETIONS = table(
     "deletions", column("kind", String), column("subject", String), column("state", String), column("report", JSON)
 )
 """Belongs to `loop.tables`, which builds on this package; it is only read here."""
-_CONTRIBUTOR, _COMPLETED = "CONTRIBUTOR", "COMPLETED"
+_CONTRIBUTOR, _SAMPLE, _COMPLETED = "CONTRIBUTOR", "SAMPLE", "COMPLETED"
+_TO_THE_MINUTE = len("2026-01-02T03:04")
 _NEVER = datetime.max.replace(tzinfo=UTC)
 
 
@@ -41,4 +42,29 @@ def forgotten_until(session: Session, contributors: Collection[str]) -> dict[str
         else:
             end = _NEVER if person is None else datetime.fromisoformat(person.create_time)
         until[name] = max(end, until.get(name, end))
+    return until
+
+
+def deleted_until(session: Session, times: Collection[str]) -> dict[tuple[str, str], datetime]:
+    """Return by model and fingerprint of the pixels until when captures of a deleted picture are refused.
+
+    A gateway that was killed sends again what was receipted and is deleted since. The same picture captured later is
+    somebody's new request.
+
+    Args:
+        session: Of any transaction.
+        times: When what has come was captured, RFC 3339 in UTC; deletions before all of them are left out.
+    """
+    if not times:
+        return {}
+    report = _DELETIONS.c.report
+    end = func.coalesce(report["erase_time"].as_string(), report["request_time"].as_string())
+    # A text that ends with the minute sorts before all times of it, however their seconds are written.
+    oldest = min(times)[:_TO_THE_MINUTE]
+    until: dict[tuple[str, str], datetime] = {}
+    for each in session.scalars(select(report).where(_DELETIONS.c.kind == _SAMPLE, end > oldest)):
+        time = datetime.fromisoformat(each.get("erase_time") or each["request_time"])
+        for model in (name for name, part in each["parts"].items() if part["observations"]):
+            for mark in each["fingerprints"]:
+                until[model, mark] = max(time, until.get((model, mark), time))
     return until

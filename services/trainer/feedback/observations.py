@@ -19,9 +19,11 @@ from services.common.errors import InvalidInput, NotReady, Overloaded
 from services.trainer.clock import now
 from services.trainer.data.blobs import Blobs
 from services.trainer.data.observing import Content, observe, store_picture
+from services.trainer.data.pictures import read_picture
 from services.trainer.data.tables import ModelRow, ObservationRow, PredictionRow
-from services.trainer.feedback.forgotten import forgotten_until
+from services.trainer.feedback.forgotten import deleted_until, forgotten_until
 from services.trainer.feedback.policy import PolicyOf
+from services.trainer.feedback.pseudonyms import fingerprint
 from services.trainer.feedback.roles import role_of
 from services.trainer.feedback.tables import LoopModelRow
 from services.trainer.storage.database import Database
@@ -33,6 +35,7 @@ _PREDICTION_ID = re.compile(r"[0-9a-f]{32}")
 _CONTRIBUTOR_DELETED = "CONTRIBUTOR_DELETED"
 _DISK_FULL = "DISK_FULL"
 _MALFORMED = "MALFORMED"
+_SAMPLE_DELETED = "SAMPLE_DELETED"
 _UNKNOWN_MODEL = "UNKNOWN_MODEL"
 
 
@@ -77,7 +80,8 @@ class Taken:
     new: bool
     """Whether the prediction was not there before."""
     refusal: str
-    """Empty, or a stable word such as NOT_AN_IMAGE, UNKNOWN_MODEL, MALFORMED, CONTRIBUTOR_DELETED or DISK_FULL."""
+    """Empty, or a stable word such as NOT_AN_IMAGE, UNKNOWN_MODEL, MALFORMED, CONTRIBUTOR_DELETED,
+    SAMPLE_DELETED or DISK_FULL."""
 
 
 class Intake:
@@ -107,8 +111,8 @@ class Intake:
         with self._database.read() as session:
             known = _known_predictions(session, items)
             models = set(session.scalars(select(ModelRow.name)))
-            forgotten = _forgotten(session, items)
-        stored = list(self._threads.map(partial(self._store, known=known, models=models, forgotten=forgotten), items))
+            late = _find_late(session, items)
+        stored = list(self._threads.map(partial(self._store, known=known, models=models, late=late), items))
         try:
             with self._database.begin(alone=True) as session:
                 return self._insert(session, items, stored)
@@ -121,9 +125,7 @@ class Intake:
         """End the threads."""
         self._threads.shutdown(wait=False)
 
-    def _store(
-        self, item: CapturedItem, known: Mapping[str, int], models: set[str], forgotten: Mapping[str, datetime]
-    ) -> Content | str:
+    def _store(self, item: CapturedItem, known: Mapping[str, int], models: set[str], late: "_Late") -> Content | str:
         """Return the stored content of an item or why it is refused; of one that is there already, nothing is done."""
         if item.prediction_id in known:
             return ""
@@ -131,9 +133,11 @@ class Intake:
             return _UNKNOWN_MODEL
         if not _is_well_formed(item):
             return _MALFORMED
-        if _is_forgotten(item, forgotten):
+        if late.by_contributor(item):
             return _CONTRIBUTOR_DELETED
         try:
+            if late.pictures and late.by_picture(item, read_picture(item.image).pixel_digest):
+                return _SAMPLE_DELETED
             return store_picture(self._blobs, item.image)
         except InvalidInput as error:
             return error.reason
@@ -142,9 +146,9 @@ class Intake:
 
     def _insert(self, session: Session, items: Sequence[CapturedItem], stored: Sequence[Content | str]) -> list[Taken]:
         known = _known_predictions(session, items)  # again, now that nobody else writes
-        forgotten = _forgotten(session, items)
+        late = _find_late(session, items)
         stored = [
-            _CONTRIBUTOR_DELETED if isinstance(each, Content) and _is_forgotten(item, forgotten) else each
+            (isinstance(each, Content) and late.refusal(item, each)) or each
             for item, each in zip(items, stored, strict=True)
         ]
         pictures: dict[tuple[str, str], ObservationRow] = {}
@@ -193,13 +197,37 @@ def _known_predictions(session: Session, items: Sequence[CapturedItem]) -> dict[
     return dict(session.execute(statement).all())
 
 
-def _forgotten(session: Session, items: Sequence[CapturedItem]) -> dict[str, datetime]:
-    return forgotten_until(session, {item.contributor for item in items})
+@dataclass(frozen=True)
+class _Late:
+    """What comes too late, since it is to be forgotten."""
+
+    contributors: Mapping[str, datetime]
+    """Until when what they sent is refused."""
+    pictures: Mapping[tuple[str, str], datetime]
+    """By model and fingerprint of the pixels, likewise."""
+
+    def by_contributor(self, item: CapturedItem) -> bool:
+        """Whether whoever sent it is to be forgotten."""
+        return _is_before(item.time, self.contributors.get(item.contributor))
+
+    def by_picture(self, item: CapturedItem, pixel_digest: str) -> bool:
+        """Whether its picture is deleted."""
+        return _is_before(item.time, self.pictures.get((item.model, fingerprint(pixel_digest))))
+
+    def refusal(self, item: CapturedItem, content: Content) -> str:
+        """Return why it is refused; empty where it is not."""
+        if self.by_contributor(item):
+            return _CONTRIBUTOR_DELETED
+        return _SAMPLE_DELETED if self.by_picture(item, content.pixel_digest) else ""
 
 
-def _is_forgotten(item: CapturedItem, forgotten: Mapping[str, datetime]) -> bool:
-    until = forgotten.get(item.contributor)
-    return until is not None and datetime.fromisoformat(item.time) < until
+def _find_late(session: Session, items: Sequence[CapturedItem]) -> _Late:
+    contributors = forgotten_until(session, {item.contributor for item in items})
+    return _Late(contributors, deleted_until(session, {item.time for item in items}))
+
+
+def _is_before(time: str, until: datetime | None) -> bool:
+    return until is not None and datetime.fromisoformat(time) < until
 
 
 def _last_draws(session: Session, models: set[str]) -> dict[str, int]:

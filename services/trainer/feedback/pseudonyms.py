@@ -1,4 +1,4 @@
-"""What stands for names where they must not be read: in the log, and in what is kept of deletions."""
+"""What stands for names and contents where they must not be read: in the log, and in what is kept of deletions."""
 
 import hashlib
 from collections.abc import Callable
@@ -21,6 +21,14 @@ def read_pseudonyms(session: Session) -> Callable[[str], str]:
     """
     key = bytes.fromhex(session.get_one(PseudonymKeyRow, 1).key)
     return partial(_pseudonym, key)
+
+
+def fingerprint(text: str) -> str:
+    """Return SHA-256 of *text*, 64 hexadecimal digits: enough to know it again, not to read it.
+
+    For what nobody can guess, as the digest of a picture; not for names.
+    """
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _pseudonym(key: bytes, name: str) -> str:

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from services.common.errors import Conflict, NotFound, NotReady
 from services.trainer.data.models import find_model
 from services.trainer.data.tables import ModelRow, ObservationRow, SnapshotRow, SnapshotSampleRow
+from services.trainer.feedback.pseudonyms import fingerprint
 from services.trainer.loop.actions import Erased
 from services.trainer.loop.log import Clock, EventLog, utc_now
 from services.trainer.loop.tables import DeletionRow, PublicationRow
@@ -18,7 +19,7 @@ from services.trainer.provenance.deletion import ask_loops
 from services.trainer.provenance.encoders import find_copies, move_encoders
 from services.trainer.provenance.folders import Folders
 from services.trainer.provenance.lineage import Graphs, Lineage, Taint, describe_lost
-from services.trainer.provenance.record import Kind, Part, Record, State, fingerprint, read_record, write_record
+from services.trainer.provenance.record import Kind, Part, Record, State, read_record, write_record
 from services.trainer.provenance.references import find_references
 from services.trainer.provenance.subjects import find_subjects, in_batches, remove_subjects
 from services.trainer.provenance.tainting import forget_marks, mark_tainted
@@ -161,7 +162,7 @@ class Erasure:
             }
             part = part.with_removed(remove_subjects(session, subjects)).model_copy(update=changes)
             fingerprints = tuple(sorted({*record.fingerprints, *map(fingerprint, digests)}))
-            record = record.model_copy(update={"fingerprints": fingerprints})
+            record = record.model_copy(update={"fingerprints": fingerprints, "erase_time": self._clock()})
             write_record(row, record.with_part(model, part))
         log.info("rows were erased", model=model, deletion=deletion_id, learners=len(learners), **part.removed)
 

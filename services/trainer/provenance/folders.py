@@ -7,8 +7,8 @@ from pathlib import Path
 
 from services.common.errors import Overloaded
 from services.trainer.data.blobs import Blobs
+from services.trainer.feedback.pseudonyms import fingerprint
 from services.trainer.feedback.retention import remove_unclaimed
-from services.trainer.provenance.record import fingerprint
 from services.trainer.storage.database import Database
 
 

@@ -1,6 +1,5 @@
 """What is kept of a deletion in its row: numbers and names of runs, never contents or names of people."""
 
-import hashlib
 from enum import StrEnum
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
@@ -62,7 +61,10 @@ class Record(_Document):
     parts: dict[str, Part] = Field(default_factory=dict)
     """By model."""
     fingerprints: tuple[str, ...] = ()
-    """Of the digests of files and pixels that went, by which it can be shown that they are nowhere any more."""
+    """Of the digests of files and pixels that went, by which it can be shown that they are nowhere any more, and a
+    picture that was captured before is known when it comes late."""
+    erase_time: AwareDatetime | None = None
+    """When the last rows went; of deletions by an earlier release, and before, none is known."""
 
     @property
     def state(self) -> State:
@@ -85,8 +87,3 @@ def write_record(row: DeletionRow, record: Record) -> None:
     """Let *row* say *record*."""
     row.report = record.model_dump(mode="json")
     row.state = record.state
-
-
-def fingerprint(text: str) -> str:
-    """Return SHA-256 of *text*, 64 hexadecimal digits: enough to know it again, not to read it."""
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -10,8 +10,7 @@ from typing import Any
 
 from sqlalchemy import MetaData, select
 
-from services.trainer.feedback.pseudonyms import read_pseudonyms
-from services.trainer.provenance.record import fingerprint
+from services.trainer.feedback.pseudonyms import fingerprint, read_pseudonyms
 from services.trainer.storage.database import Database
 
 _DIGEST = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")

@@ -2,20 +2,24 @@
 
 import hashlib
 import json
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
 
 import pytest
 from sqlalchemy import select, update
 
-from services.common.errors import Conflict, InvalidInput, NotFound, NotReady
-from services.common.identity import ANONYMOUS, Scope
+from services.common.errors import Conflict, InvalidInput, NotAllowed, NotFound, NotReady
+from services.common.identity import ANONYMOUS, Caller, Scope
 from services.trainer.data.imported import NewSample, SampleImport
 from services.trainer.data.models import Model, create_model
 from services.trainer.data.observing import State, VoteKind, Word, vote
 from services.trainer.data.tables import ObservationRow, PredictionRow, SampleRow, SnapshotSampleRow, VoteRow
-from services.trainer.feedback.contributors import create_key, list_keys
+from services.trainer.feedback.contributors import create_key, is_trusted, list_keys
 from services.trainer.feedback.tables import AnswerRow, ContributorRow, EmbeddingRow, EncoderRow, FindingRow
+from services.trainer.feedback.voting import NewFeedback, Voting
 from services.trainer.loop.payloads import DeletionRequested
+from services.trainer.loop.tables import DeletionRow
 from services.trainer.provenance.record import State as DeletionState
 from tests.trainer.feedback.conftest import SPEC, Groups, captured, pictures
 from tests.trainer.provenance.conftest import House
@@ -145,6 +149,110 @@ def test_what_was_imported_goes_with_who_gave_it(house: House) -> None:
     erase_contributor(house)
 
     assert [house.count(table) for table in (SampleRow, ObservationRow, VoteRow)] == [1, 1, 1]
+
+
+def test_what_began_before_a_contributor_was_deleted_is_never_taken(house: House, policies: dict[str, Groups]) -> None:
+    ann = Caller("ann", frozenset({Scope.FEEDBACK}), trusted=True)
+    voting = Voting(house.database, house.folders.blobs, lambda name: policies[name], house.sifter)
+
+    def give(seed: int, began: datetime) -> None:
+        (image,) = pictures(1, seed)
+        with SampleImport(
+            house.database, house.folders.blobs, "pets", "ann", partial(is_trusted, caller=ann, began=began)
+        ) as taking:
+            taking.add([NewSample(image, "cat")])
+
+    def say(seed: int, began: datetime) -> None:
+        voting.send(ann, NewFeedback(model="pets", label="cat", image=pictures(1, seed)[0]), began)
+
+    def check_refused(began: datetime) -> None:
+        for speak in (give, say):
+            with pytest.raises(NotAllowed, match="what ann has given is deleted") as caught:
+                speak(7, began)
+            assert caught.value.reason == "CONTRIBUTOR_DELETED"
+
+    create_key(house.database, "ann", [Scope.FEEDBACK], trusted=True)
+    began = datetime.now(UTC)
+    give(1, began)
+    say(2, began)
+    deletion = house.deletions.delete_contributor("ann", "deletion-1").id
+    check_refused(began)
+    house.clock.passed += 10
+    house.erasure.rows("pets", deletion)
+    check_refused(began)
+    house.erasure.runs("pets", deletion, ())
+    check_refused(datetime.now(UTC))  # without a key
+    create_key(house.database, "ann", [Scope.FEEDBACK], trusted=True)
+    check_refused(began)
+
+    assert [house.count(table) for table in (SampleRow, ObservationRow, VoteRow)] == [0, 0, 0]
+    assert list(house.blobs.digests()) == []
+    give(3, datetime.now(UTC))
+    say(4, datetime.now(UTC))
+    assert house.count(VoteRow) == 2
+
+
+def test_a_deletion_while_a_picture_is_being_stored_is_heeded(
+    house: House, policies: dict[str, Groups], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ann = Caller("ann", frozenset({Scope.FEEDBACK}), trusted=True)
+    create_key(house.database, "ann", [Scope.FEEDBACK], trusted=True)
+    voting = Voting(house.database, house.folders.blobs, lambda name: policies[name], house.sifter)
+    monkeypatch.setattr(voting, "_check_room", lambda *_: house.deletions.delete_contributor("ann", "deletion-1"))
+
+    with pytest.raises(NotAllowed, match="what ann has given is deleted"):
+        voting.send(ann, NewFeedback(model="pets", label="cat", image=pictures(1)[0]))
+
+    assert [house.count(table) for table in (ObservationRow, VoteRow)] == [0, 0]
+
+
+def test_a_deleted_picture_does_not_come_back_from_a_gateway_that_sends_again(
+    house: House, policies: dict[str, Groups]
+) -> None:
+    policies["birds"] = Groups()
+    create_model(house.database, "birds", ["owl", "wren"], SPEC.canonical_json())
+    (image,) = pictures(1, seed=1)
+
+    def send(number: int, time: str = TIME, model: str = "pets") -> str:
+        return house.intake.take([captured(number, image, model=model, time=time)])[0].refusal
+
+    def after_request(seconds: int) -> str:
+        return (house.clock.begin + timedelta(seconds=seconds)).isoformat(timespec="milliseconds")
+
+    assert send(1) == ""
+    deletion = house.forget(1)
+    assert send(2, after_request(30)) == ""  # goes with the picture
+    house.clock.passed += 60
+    house.erasure.rows("pets", deletion)
+
+    assert [send(1), send(2, after_request(30)), send(3), send(4, after_request(59))] == ["SAMPLE_DELETED"] * 4
+    assert [house.count(table) for table in (PredictionRow, ObservationRow)] == [0, 0]
+    assert list(house.blobs.digests()) == []
+    assert send(5, model="birds") == ""  # of which nothing was deleted
+    with house.database.begin() as session:  # as an earlier release has written it
+        row = session.get_one(DeletionRow, deletion)
+        row.report = {name: value for name, value in row.report.items() if name != "erase_time"}
+    assert send(3) == "SAMPLE_DELETED"
+    assert send(6, after_request(1)) == ""  # somebody has asked for an answer to it anew
+
+
+def test_the_end_of_a_picture_that_is_being_stored_again_is_heeded(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (picture,) = house.capture(1, "ann", seed=1)
+    deletion, store = house.forget(picture), house.intake._store
+
+    def storing(*arguments: Any, **more: Any) -> Any:
+        stored = store(*arguments, **more)
+        house.erasure.rows("pets", deletion)
+        return stored
+
+    monkeypatch.setattr(house.intake, "_store", storing)
+    late = house.intake.take([captured(7, pictures(1, seed=1)[0])])
+
+    assert [(each.observation, each.refusal) for each in late] == [(0, "SAMPLE_DELETED")]
+    assert house.count(ObservationRow) == 0
+    assert list(house.blobs.digests()) == []
 
 
 def test_keys_and_name_go_at_once_and_rows_once_nothing_can_come_any_more(house: House) -> None:
