@@ -83,11 +83,11 @@ class House:
             self.clock,
         )  # fmt: skip
 
-    def capture(self, count: int, contributor: str, seed: int, model: str = "pets") -> list[int]:
+    def capture(self, count: int, contributor: str, seed: int, model: str = "pets", **more: str) -> list[int]:
         """Let somebody ask for answers to *count* pictures; return their numbers."""
         taken = self.intake.take(
             [
-                captured(1000 * seed + number, image, contributor=contributor, model=model)
+                captured(1000 * seed + number, image, contributor=contributor, model=model, **more)
                 for number, image in enumerate(pictures(count, seed))
             ]
         )

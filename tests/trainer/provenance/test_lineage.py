@@ -223,8 +223,7 @@ def test_runs_snapshots_and_folders_go_in_the_end(learnt: House) -> None:
 
 def test_a_snapshot_of_the_same_contents_that_came_again_stays_with_its_run(learnt: House) -> None:
     taint(learnt)
-    learnt.capture(4, "bob", seed=1)
-    (again,) = learnt.capture(1, "bob", seed=1)[:1]
+    (again, *_) = learnt.capture(4, "bob", seed=1, time="2999-01-01T00:00:00.000Z")
     learnt.say(again, "rex", 1, trusted=True)
     learnt.run("clean", f"snapshot:{learnt.snapshot()}")
 
