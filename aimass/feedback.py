@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -14,7 +15,7 @@ from aimass.progress import progress_bar
 from aimass.suite_access import open_suite
 from aimass.trainer.v1 import feedback_pb2 as pb
 from services.common.errors import InvalidInput
-from services.trainer.feedback.exchange import read_lines
+from services.trainer.feedback.exchange import read_json, read_lines
 from services.trainer.feedback.voting import NewFeedback
 from services.trainer.runs.folder import replacing
 
@@ -122,13 +123,22 @@ def _read(file: Path) -> list[pb.ImportFeedbackRequest]:
         text = file.read_text()
     except UnicodeDecodeError as error:
         raise InvalidInput(f"{file} is not UTF-8: {error}; encode it") from error
-    if not text.lstrip().startswith("["):
+    if text.lstrip().startswith("["):
+        tasks = read_json(text, str(file))
+    elif (task := _lone_task(text)) is not None:
+        tasks = [task]
+    else:
         return [_message(each) for each in read_lines(text)]
+    return [pb.ImportFeedbackRequest(label_studio_json=json.dumps(each).encode()) for each in tasks]
+
+
+def _lone_task(text: str) -> dict[str, Any] | None:
+    """Return the task of Label Studio that *text* is; None for lines of JSON."""
     try:
-        tasks = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"{file} is not JSON: {error}; export it anew") from error
-    return [pb.ImportFeedbackRequest(label_studio_json=json.dumps(task).encode()) for task in tasks]
+        found = read_json(text, "it")
+    except InvalidInput:
+        return None
+    return found if isinstance(found, dict) and isinstance(found.get("data"), dict) else None
 
 
 def _message(word: NewFeedback) -> pb.ImportFeedbackRequest:

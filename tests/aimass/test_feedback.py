@@ -114,6 +114,18 @@ async def test_tasks_of_label_studio_are_imported(typed, pets, tmp_path):
     assert labels(component) == {1: ["dog"], 2: [], 3: ["dog"]}
 
 
+@pytest.mark.parametrize("indent", [None, 2])
+async def test_a_lone_task_of_label_studio_is_imported(typed, pets, tmp_path, indent):
+    component, address = pets
+    choice = {"type": "choices", "value": {"choices": ["dog"]}}
+    task = {"data": {"observation": 2}, "annotations": [{"result": [choice]}]}
+    (tmp_path / "task.json").write_text(json.dumps(task, indent=indent))
+    told = await typed("feedback", "import", "pets", tmp_path / "task.json", "--address", address)
+
+    assert told == "1 taken in, 0 were there already, 0 refused\n"
+    assert labels(component)[2] == ["dog"]
+
+
 @pytest.mark.parametrize("text", ['{"label": "dog"}\nno JSON', '[{"data": ', "[1, 2]\n{}", b"\xff"])
 async def test_of_a_malformed_file_nothing_is_sent(typed, pets, tmp_path, text):
     component, address = pets

@@ -84,24 +84,24 @@ class FeedbackServicer(FeedbackServiceServicer):
         response = pb.ImportFeedbackResponse()
         index = 0
         while (request := await _next(requests)) is not None:
-            try:
-                for each in _imported(request, model):
-                    result = await self._send(caller, each, began)
+            for each in _imported(request):
+                try:
+                    result = await self._send(caller, _of_model(each, model), began)
                     response.accepted_count += result.new
                     response.duplicate_count += not result.new
-            except NotReady:
-                raise
-            except ServiceError as error:
-                response.rejected_count += 1
-                if len(response.rejections) < MAX_TOLD:
-                    response.rejections.append(
-                        data_pb2.RejectedSample(
-                            index=index,
-                            client_id=request.feedback.prediction_id[:200],
-                            reason=error.reason,
-                            message=error.message,
+                except NotReady:
+                    raise
+                except ServiceError as error:
+                    response.rejected_count += 1
+                    if len(response.rejections) < MAX_TOLD:
+                        response.rejections.append(
+                            data_pb2.RejectedSample(
+                                index=index,
+                                client_id=request.feedback.prediction_id[:200],
+                                reason=error.reason,
+                                message=error.message,
+                            )
                         )
-                    )
             index += 1
         return response
 
@@ -184,30 +184,37 @@ def _feedback(request: pb.SendFeedbackRequest) -> NewFeedback:
     )
 
 
-def _imported(request: pb.ImportFeedbackRequest, model: str) -> Iterator[NewFeedback]:
-    """Yield what a message of an import says, all of it of *model*."""
+def _imported(request: pb.ImportFeedbackRequest) -> Iterator[NewFeedback | InvalidInput]:
+    """Yield what a message of an import says, and where it says nothing that can be taken in, why."""
     part = request.WhichOneof("part")
     if part == "feedback":
-        said = [_feedback(request.feedback)]
+        yield _feedback(request.feedback)
     elif part == "label_studio_json":
         try:
-            said = list(exchange.read_label_studio(request.label_studio_json.decode()))
+            text = request.label_studio_json.decode()
         except UnicodeDecodeError as error:
-            raise InvalidInput(f"the task is not UTF-8: {error}; encode it", reason="MALFORMED") from error
+            yield InvalidInput(f"the task is not UTF-8: {error}; encode it", reason="MALFORMED")
+        else:
+            yield from exchange.read_label_studio(text)
     else:
-        raise InvalidInput(
+        yield InvalidInput(
             f"every message after the header must be feedback or a task of Label Studio; {part or 'nothing'} came: "
             "send the header once",
             field="part",
         )
-    for each in said:
-        if each.model not in ("", model):
-            raise InvalidInput(
-                f"the feedback is of model {each.model[:150]!r}, and the import of {model!r}; import it apart",
-                reason="OTHER_MODEL",
-                field="model",
-            )
-        yield replace(each, model=model)
+
+
+def _of_model(said: NewFeedback | InvalidInput, model: str) -> NewFeedback:
+    """Return what was said as being of *model*; raise why it cannot be taken in."""
+    if isinstance(said, InvalidInput):
+        raise said
+    if said.model not in ("", model):
+        raise InvalidInput(
+            f"the feedback is of model {said.model[:150]!r}, and the import of {model!r}; import it apart",
+            reason="OTHER_MODEL",
+            field="model",
+        )
+    return replace(said, model=model)
 
 
 async def _receive_header(requests: AsyncIterator[pb.ImportFeedbackRequest]) -> str:

@@ -9,7 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
+
 from services.common.errors import InvalidInput, Overloaded
+
+log = structlog.get_logger(__name__)
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -33,6 +37,17 @@ class Blobs:
     def has(self, digest: str) -> bool:
         """Whether the blob is there."""
         return self.path(digest).is_file()
+
+    def read(self, digest: str) -> bytes | None:
+        """Return the blob; None where it is not there, or its content is not the one that it is named by."""
+        try:
+            data = self.path(digest).read_bytes()
+        except FileNotFoundError:
+            return None
+        if hashlib.sha256(data).hexdigest() != digest:
+            log.error("a blob is damaged", path=str(self.path(digest)), bytes=len(data))
+            return None
+        return data
 
     def remove(self, digest: str) -> bool:
         """Forget a blob; return whether it was there.

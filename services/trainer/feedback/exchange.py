@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
 from sqlalchemy import select
 
 from services.common.errors import InvalidInput
@@ -24,6 +25,7 @@ from services.trainer.feedback.voting import NewFeedback
 from services.trainer.storage.database import Database
 
 _AT_ONCE = 100
+_MOST_NUMBER = 2**63 - 1
 _CONTROL, _OBJECT = "label", "image"
 _MEDIA_TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "WebP": "image/webp"}
 
@@ -47,7 +49,7 @@ def export(
         blobs: Folder of their files.
         model: Name of the model.
         after: Only those with higher numbers.
-        with_images: Whether their files are read; one that was deleted meanwhile is empty.
+        with_images: Whether their files are read; one that was deleted meanwhile, or is damaged, is empty.
 
     Raises:
         NotFound: The model is unknown.
@@ -61,7 +63,7 @@ def export(
             views = view(session, task, rows)
         for row, each in zip(rows, views, strict=True):
             if each.votes:
-                yield FeedbackLine(each, row.format, _read(store, row.content_digest) if with_images else b"")
+                yield FeedbackLine(each, row.format, store.read(row.content_digest) or b"" if with_images else b"")
         if len(rows) < _AT_ONCE:
             return
         after = rows[-1].number
@@ -116,7 +118,7 @@ def read_lines(text: str) -> Iterator[NewFeedback]:
     Raises:
         InvalidInput: A line is no such object.
     """
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # what else Unicode has for an end of a line may be in a text
         if line.strip():
             fields = _object(line, f"line {number}")
             label, correct = _text(fields.get("label")), fields.get("correct")
@@ -128,7 +130,7 @@ def read_lines(text: str) -> Iterator[NewFeedback]:
                     correct if isinstance(correct, bool) and not label else None,
                     _text(fields.get("comment")),
                     _decoded(_text(fields.get("image")), f"line {number}"),
-                    _number(fields.get("observation")),
+                    _number(fields.get("observation"), f"line {number}"),
                 )
 
 
@@ -169,33 +171,66 @@ def write_label_studio(lines: Iterable[FeedbackLine]) -> Iterator[bytes]:
     yield b"[]\n" if first else b"\n]\n"
 
 
-def read_label_studio(text: str) -> Iterator[NewFeedback]:
+def read_label_studio(text: str) -> Iterator[NewFeedback | InvalidInput]:
     """Yield the label of each task that was annotated: the newest annotation's first choice.
 
     Args:
         text: One task, or a list of tasks, as Label Studio exports them; `data` names the picture as
             `write_label_studio` does, or holds it as a `data:` URL with its `model`.
 
-    Raises:
-        InvalidInput: It is no such JSON.
+    Yields:
+        What a task says, or in its place why it is refused: each task fails alone.
     """
-    found = _json(text, "the file")
+    try:
+        found = read_json(text, "the file")
+    except InvalidInput as error:
+        yield error
+        return
     for number, task in enumerate(found if isinstance(found, list) else [found], 1):
-        name = f"task {number}"
-        data = task.get("data") if isinstance(task, dict) else None
-        if not isinstance(data, dict):
-            raise InvalidInput(f"{name} is no task of Label Studio: it has no data; export tasks as JSON")
-        label = _newest_choice(task.get("annotations"))
-        if label:
-            image = _text(data.get(_OBJECT))
-            content = image.partition(";base64,")[2] if image.startswith("data:") else ""
-            yield NewFeedback(
-                _text(data.get("prediction_id")),
-                _text(data.get("model")),
-                label,
-                image=_decoded(content, name),
-                observation=_number(data.get("observation")),
-            )
+        try:
+            said = _said(task, f"task {number}")
+        except InvalidInput as error:
+            yield error
+        else:
+            if said is not None:
+                yield said
+
+
+def read_json(text: str, name: str) -> Any:
+    """Return the document *text*, all of whose texts can be encoded.
+
+    Args:
+        text: JSON.
+        name: What it is, for the error.
+
+    Raises:
+        InvalidInput: It is not JSON, or half of a pair of surrogates is in it.
+    """
+    try:
+        return from_json(text.encode())
+    except ValueError as error:
+        raise InvalidInput(f"{name} is not JSON: {error}; correct it there", reason="MALFORMED") from error
+
+
+def _said(task: object, name: str) -> NewFeedback | None:
+    """Return what was annotated; None where nothing was."""
+    data = task.get("data") if isinstance(task, dict) else None
+    if not isinstance(task, dict) or not isinstance(data, dict):
+        raise InvalidInput(
+            f"{name} is no task of Label Studio: it has no data; export tasks as JSON", reason="MALFORMED"
+        )
+    label = _newest_choice(task.get("annotations"))
+    if not label:
+        return None
+    image = _text(data.get(_OBJECT))
+    content = image.partition(";base64,")[2] if image.startswith("data:") else ""
+    return NewFeedback(
+        _text(data.get("prediction_id")),
+        _text(data.get("model")),
+        label,
+        image=_decoded(content, name),
+        observation=_number(data.get("observation"), name),
+    )
 
 
 def _newest_choice(annotations: object) -> str:
@@ -222,22 +257,8 @@ def _data_url(line: FeedbackLine) -> str:
     return f"data:{_MEDIA_TYPES[line.format]};base64,{base64.b64encode(line.image).decode()}"
 
 
-def _read(blobs: Blobs, digest: str) -> bytes:
-    try:
-        return blobs.path(digest).read_bytes()
-    except FileNotFoundError:
-        return b""
-
-
-def _json(text: str, name: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"{name} is not JSON: {error}; correct it there", reason="MALFORMED") from error
-
-
 def _object(text: str, name: str) -> dict[str, Any]:
-    found = _json(text, name)
+    found = read_json(text, name)
     if not isinstance(found, dict):
         raise InvalidInput(f"{name} is JSON, and no object; write one object a line", reason="MALFORMED")
     return found
@@ -258,5 +279,14 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _number(value: object) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) else 0
+def _number(value: object, name: str) -> int:
+    """Return the number of a picture; 0 where none is named."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        return 0
+    if not 0 <= value <= _MOST_NUMBER:
+        raise InvalidInput(
+            f"observation of {name} is {str(value)[:50]}; give 1 to {_MOST_NUMBER}, as an export does",
+            reason="MALFORMED",
+            field="observation",
+        )
+    return value

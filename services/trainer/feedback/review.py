@@ -133,14 +133,21 @@ class Reviewing:
         """Return the file of a picture, its format, and how it must be turned to be upright, 1 to 8 as in EXIF.
 
         Raises:
-            NotFound: There is none of that number, or it was deleted.
+            NotFound: There is none of that number, or it was deleted, or its file is damaged.
         """
         with self._database.read() as session:
             row = _find(session, number)
-        try:
-            return self._blobs.path(row.content_digest).read_bytes(), row.format, row.orientation
-        except FileNotFoundError as error:
-            raise _unknown(number) from error
+        image = self._blobs.read(row.content_digest)
+        if image is not None:
+            return image, row.format, row.orientation
+        if not self._blobs.has(row.content_digest):
+            raise _unknown(number)
+        raise NotFound(
+            f"the file of picture {number} is damaged: its content is not the one that was stored; restore "
+            f"{row.content_digest} in the trainer's blobs from a backup, or delete the picture",
+            reason="PICTURE_DAMAGED",
+            field="id",
+        )
 
     def review(self, caller: Caller, number: int, decision: Decision, label: str = "") -> ObservationView:
         """Decide on a picture; the same decision again changes nothing.

@@ -128,11 +128,13 @@ async def test_an_import_takes_what_it_can(parts: Parts) -> None:
         "data": {"observation": 3},
         "annotations": [{"result": [{"type": "choices", "value": {"choices": ["cow"]}}]}],
     }
+    far = task | {"data": {"observation": 2**63}}
     requests = [
         header(),
         imported(word(0)),
         imported(word(0)),
         imported(word(7)),
+        pb.ImportFeedbackRequest(label_studio_json=json.dumps([far, 5, task, far]).encode()),
         pb.ImportFeedbackRequest(label_studio_json=json.dumps(task).encode()),
         pb.ImportFeedbackRequest(label_studio_json=b"\xff"),
         imported(word(1, model="birds")),
@@ -140,10 +142,12 @@ async def test_an_import_takes_what_it_can(parts: Parts) -> None:
 
     done = await stub.ImportFeedback(iter(requests), metadata=REX)
 
-    assert (done.accepted_count, done.duplicate_count, done.rejected_count) == (2, 1, 3)
+    assert (done.accepted_count, done.duplicate_count, done.rejected_count) == (2, 2, 6)
     assert [(each.index, each.reason) for each in done.rejections] == [
-        (2, "PREDICTION_NOT_FOUND"), (4, "MALFORMED"), (5, "OTHER_MODEL"),
+        (2, "PREDICTION_NOT_FOUND"), (3, "MALFORMED"), (3, "MALFORMED"), (3, "MALFORMED"), (5, "MALFORMED"),
+        (6, "OTHER_MODEL"),
     ]  # fmt: skip
+    assert "observation of task 1 is 9223372036854775808; give 1 to" in done.rejections[1].message
     assert [each.label for each in (await listed(stub)).observations] == ["cow", "", "dog"]
 
 

@@ -262,6 +262,10 @@ def test_what_is_not_there_is_not_found(reviewing: Reviewing, database: Database
     for act in (reviewing.read, reviewing.image, lambda number: reviewing.review(REX, number, Decision.REJECT)):
         with pytest.raises(NotFound, match="picture 99 is unknown or was deleted; name one that ListObservations"):
             act(99)
+    blobs.path(observation(database, 1).content_digest).write_bytes(b"corrupt")
+    with pytest.raises(NotFound, match="the file of picture 1 is damaged") as caught:
+        reviewing.image(1)
+    assert caught.value.reason == "PICTURE_DAMAGED"
     blobs.remove(observation(database, 1).content_digest)
     with pytest.raises(NotFound, match="picture 1 is unknown or was deleted"):
         reviewing.image(1)
