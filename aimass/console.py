@@ -1,15 +1,33 @@
 """What all commands share: where they print, how they fail, and whom they ask."""
 
+import re
 import sys
+from collections.abc import Iterator
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
+from rich.segment import Segment
 from typer.core import TyperGroup
 
-out = Console()
-err = Console(stderr=True)
+_COMMANDS = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
+)
+"""Control characters, changes of direction, and what has no width, but for ends of lines, tabs and joiners."""
+
+
+class CleanConsole(Console):
+    """Leaves out what would tell the terminal what to do: strangers have a say in much that is printed here."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """See `Console`."""
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else _COMMANDS.sub("", text), style, control)
+
+
+out = CleanConsole()
+err = CleanConsole(stderr=True)
 
 Address = Annotated[str, typer.Option(help="The suite's gRPC address.", envvar="AIMASS_ADDRESS")]
 Key = Annotated[

@@ -27,6 +27,8 @@ _COMPARED = 300
 """Names that a wrong one is compared with; each takes a fraction of a millisecond."""
 _COMPARED_LENGTH = 50
 
+_JOINER = re.compile(r"(?<=[^\x00-\x7f])[\u200c\u200d](?=[^\x00-\x7f])")
+"""What Persian, the scripts of India and composed emoji are written with; seen by what it does to its neighbours."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # as inference has it for the folder of a model
 
 
@@ -119,6 +121,26 @@ def list_models(database: Database) -> list[Model]:
         return [_model(row) for row in session.scalars(select(ModelRow).order_by(ModelRow.name))]
 
 
+def check_visible(label: str, field: str = "label") -> None:
+    """Refuse a label that is not what it looks like, or that tells a terminal what to do.
+
+    Args:
+        label: Of any length.
+        field: Of the request.
+
+    Raises:
+        InvalidInput: A character cannot be seen: a control character, an end of a line, a blank other than a space, a
+            change of direction, a joiner where nothing is to be joined.
+    """
+    hidden = next((each for each in _JOINER.sub("", label) if not each.isprintable()), None)
+    if hidden is not None:
+        raise InvalidInput(
+            f"label {label[:50]!r} has the character U+{ord(hidden):04X}, which cannot be seen; leave it out",
+            reason="NOT_VISIBLE",
+            field=field,
+        )
+
+
 def count_samples(database: Database, model: Model) -> list[int]:
     """Return how many samples each label of *model* has, in the order of its labels."""
     statement = select(SampleRow.label, func.count()).where(SampleRow.model == model.name).group_by(SampleRow.label)
@@ -149,6 +171,8 @@ def _check_labels(labels: Sequence[str]) -> None:
     wrong = next((each for each in labels if not each.strip() or len(each) > MAX_LABEL_LENGTH), None)
     if wrong is not None:
         raise InvalidInput(f"label {wrong[:50]!r} is not valid; use 1 to {MAX_LABEL_LENGTH} characters", field="labels")
+    for each in labels:
+        check_visible(each, "labels")
     repeated = next((each for each, count in Counter(labels).items() if count > 1), None)
     if repeated is not None:
         raise InvalidInput(f"label {repeated!r} is named twice; name each class once", field="labels")

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from services.common.errors import InvalidInput, NotAllowed, NotFound
 from services.common.identity import Caller
 from services.trainer.data.blobs import Blobs
-from services.trainer.data.models import MAX_LABEL_LENGTH, Model, find_model
+from services.trainer.data.models import MAX_LABEL_LENGTH, Model, check_visible, find_model
 from services.trainer.data.observing import VoteKind, Word, vote
 from services.trainer.data.tables import ObservationRow
 from services.trainer.feedback.blinding import hides_words
@@ -223,4 +223,5 @@ def _word(task: Model, row: ObservationRow, contributor: str, decision: Decision
         raise InvalidInput(f"label has {len(label)} characters; give 1 to {MAX_LABEL_LENGTH}", field="label")
     if label in task.labels:
         return Word(contributor, VoteKind.LABEL, trusted=True, label=task.label_number(label))
+    check_visible(label)
     return Word(contributor, VoteKind.PROPOSAL, trusted=True, proposal=label)

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from services.common.errors import InvalidInput, NotFound, Overloaded
 from services.common.identity import Caller
 from services.trainer.data.blobs import Blobs
-from services.trainer.data.models import MAX_LABEL_LENGTH, Model, find_model
+from services.trainer.data.models import MAX_LABEL_LENGTH, Model, check_visible, find_model
 from services.trainer.data.observing import Content, VoteKind, Word, observe, store_picture, vote
 from services.trainer.data.tables import ObservationRow, PredictionRow
 from services.trainer.feedback.capturing import free_bytes, shortage, stored_bytes
@@ -212,6 +212,8 @@ def _word(
         )
     label = answered if feedback.correct else _as_known(task, feedback.label)
     known = label in task.labels
+    if not known:
+        check_visible(label)
     kind = VoteKind.WRONG if not label else VoteKind.LABEL if known else VoteKind.PROPOSAL
     return Word(
         contributor,

@@ -87,10 +87,11 @@ def test_a_name_that_no_folder_may_have_is_refused(database: Database, name: str
         (["cat"], "the model has 1 labels; name 2 to 10,000 classes"),
         ([str(number) for number in range(10_001)], "the model has 10001 labels"),
         (["cat", " "], "label ' ' is not valid; use 1 to 200 characters"),
+        (["cat", "c\x1b[2Jat"], "label 'c\\x1b[2Jat' has the character U+001B, which cannot be seen; leave it out"),
         (["cat", "x" * 201], "is not valid; use 1 to 200 characters"),
         (["cat", "dog", "cat"], "label 'cat' is named twice; name each class once"),
     ],
-    ids=["none", "one", "many", "blank", "long", "twice"],
+    ids=["none", "one", "many", "blank", "hidden", "long", "twice"],
 )
 def test_labels_that_are_no_classes_are_refused(database: Database, labels: list[str], words: str) -> None:
     with pytest.raises(InvalidInput) as caught:

@@ -291,9 +291,9 @@ def test_a_page_that_cannot_be_is_refused(
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("label", ["", "   ", "x" * 201])
+@pytest.mark.parametrize("label", ["", "   ", "x" * 201, "cat\u202e"])
 def test_a_malformed_label_decides_nothing(reviewing: Reviewing, database: Database, label: str) -> None:
-    with pytest.raises(InvalidInput, match="characters; give 1 to 200"):
+    with pytest.raises(InvalidInput, match=r"characters; give 1 to 200|U\+202E, which cannot be seen"):
         reviewing.review(REX, 1, Decision.LABEL, label)
 
     assert votes(database) == []
