@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from aimass.client import DEFAULT_ADDRESS, DEFAULT_MODEL
-from aimass.console import Address, Key, err, fail, out
+from aimass.console import MOST_NUMBER, Address, Key, err, fail, out
 from aimass.feedback_commands import feedback, keys, review
 from aimass.loop_commands import loop
 
@@ -118,7 +118,9 @@ def predict(
     files: Annotated[list[Path], typer.Argument(help="Images.", exists=True, dir_okay=False)],
     model: Annotated[str, typer.Option(help="Name of the model.")] = DEFAULT_MODEL,
     top: Annotated[int, typer.Option(min=1, max=2**31 - 1, help="Labels per image.")] = 3,
-    version: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Version; 0 lets the model's traffic decide.")] = 0,
+    version: Annotated[
+        int, typer.Option(min=0, max=MOST_NUMBER, help="Version; 0 lets the model's traffic decide.")
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document per image and line.")] = False,
     address: Address = DEFAULT_ADDRESS,
     key: Key = "",
@@ -220,10 +222,14 @@ def models(
 @app.command()
 def traffic(
     model: Annotated[str, typer.Argument(help="Name of the model.")] = DEFAULT_MODEL,
-    stable: Annotated[int, typer.Option(min=0, help="Version that shall answer; 0 leaves it as it is.")] = 0,
-    canary: Annotated[int, typer.Option(min=0, help="Version that gets a share; 0 is none.")] = 0,
+    stable: Annotated[
+        int, typer.Option(min=0, max=MOST_NUMBER, help="Version that shall answer; 0 leaves it as it is.")
+    ] = 0,
+    canary: Annotated[int, typer.Option(min=0, max=MOST_NUMBER, help="Version that gets a share; 0 is none.")] = 0,
     share: Annotated[float, typer.Option(min=0, max=1, help="Of the routing keys, for the canary.")] = 0.05,
-    shadow: Annotated[int, typer.Option(min=0, help="Version that runs along and is compared; 0 is none.")] = 0,
+    shadow: Annotated[
+        int, typer.Option(min=0, max=MOST_NUMBER, help="Version that runs along and is compared; 0 is none.")
+    ] = 0,
     end: Annotated[bool, typer.Option("--end", help="End canary and shadow.")] = False,
 ) -> None:
     """Show which versions of a model answer or, with options, change it."""
@@ -238,7 +244,7 @@ def traffic(
 @app.command()
 def promote(
     model: Annotated[str, typer.Argument(help="Name of the model.")] = DEFAULT_MODEL,
-    version: Annotated[int, typer.Option(min=0, help="Version; 0 is the one on trial.")] = 0,
+    version: Annotated[int, typer.Option(min=0, max=MOST_NUMBER, help="Version; 0 is the one on trial.")] = 0,
 ) -> None:
     """Let the version on trial, canary or shadow, take over."""
     from aimass.traffic import promote

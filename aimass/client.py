@@ -291,7 +291,18 @@ def channel_options(address: str) -> list[tuple[str, int]]:
 
 
 def key_metadata(key: str) -> tuple[tuple[str, str], ...]:
-    """Return what tells a suite whose call it is; nothing where *key* is empty."""
+    """Return what tells a suite whose call it is; nothing where *key* is empty.
+
+    Raises:
+        PredictionError: No key is written like that; what it is stays a secret.
+    """
+    if not (key.isascii() and key.isprintable()):
+        raise PredictionError(
+            "UNAUTHENTICATED",
+            "MALFORMED_KEY",
+            f"the key of {len(key)} characters has others than keys consist of, which are letters, digits, '_' and "
+            "'-'; correct --key or AIMASS_KEY",
+        )
     return (("authorization", f"Bearer {key}"),) if key else ()
 
 

@@ -38,8 +38,12 @@ Key = Annotated[
         envvar="AIMASS_KEY",
     ),
 ]
+MOST_NUMBER = 2**63 - 1
+"""As the contracts have numbers of pictures, versions and events."""
 ModelName = Annotated[str, typer.Argument(help="Name of the model.")]
-PictureNumber = Annotated[int, typer.Argument(min=1, help="Number of the picture, see `aimass review`.")]
+PictureNumber = Annotated[
+    int, typer.Argument(min=1, max=MOST_NUMBER, help="Number of the picture, see `aimass review`.")
+]
 Contributor = Annotated[str, typer.Argument(help="Name of the contributor.")]
 SHOW = "show"
 

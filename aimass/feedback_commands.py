@@ -7,7 +7,18 @@ from typing import Annotated
 import typer
 
 from aimass.client import DEFAULT_ADDRESS, DEFAULT_MODEL
-from aimass.console import SHOW, Address, Contributor, Key, ModelName, PictureNumber, ShownIfNothingElse, err, out
+from aimass.console import (
+    MOST_NUMBER,
+    SHOW,
+    Address,
+    Contributor,
+    Key,
+    ModelName,
+    PictureNumber,
+    ShownIfNothingElse,
+    err,
+    out,
+)
 
 
 class KeyScope(StrEnum):
@@ -149,7 +160,7 @@ def export_feedback(
     form: Annotated[Form, typer.Option("--format", help="Kind of file.")] = Form.json_lines,
     to: Annotated[Path | None, typer.Option("-o", "--to", help="File; standard output if absent.")] = None,
     images: Annotated[bool, typer.Option("--images", help="The pictures too, as base64.")] = False,
-    after: Annotated[int, typer.Option(min=0, help="Only pictures of higher numbers.")] = 0,
+    after: Annotated[int, typer.Option(min=0, max=MOST_NUMBER, help="Only pictures of higher numbers.")] = 0,
     address: Address = DEFAULT_ADDRESS,
     key: Key = "",
 ) -> None:

@@ -6,14 +6,24 @@ from typing import Annotated
 import typer
 
 from aimass.client import DEFAULT_ADDRESS, DEFAULT_MODEL
-from aimass.console import SHOW, Address, Contributor, Key, ModelName, PictureNumber, ShownIfNothingElse, out
+from aimass.console import (
+    MOST_NUMBER,
+    SHOW,
+    Address,
+    Contributor,
+    Key,
+    ModelName,
+    PictureNumber,
+    ShownIfNothingElse,
+    out,
+)
 
 loop = typer.Typer(help="The loop that makes a model better from its use.", cls=ShownIfNothingElse)
 delete = typer.Typer(help="Delete, and replace what has learnt from it.", no_args_is_help=True)
 loop.add_typer(delete, name="delete")
 
 Why = Annotated[str, typer.Option(help="Why; it is kept.")]
-Candidate = Annotated[int, typer.Option(min=0, help="Version; 0 is the candidate.")]
+Candidate = Annotated[int, typer.Option(min=0, max=MOST_NUMBER, help="Version; 0 is the candidate.")]
 RequestId = Annotated[str, typer.Option(help="Who asks twice with the same asks once; a new one if absent.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Don't ask first.")]
 As = Annotated[bool, typer.Option("--json", help="JSON.")]
@@ -32,7 +42,7 @@ def show_loop(
 @loop.command("events")
 def show_events(
     model: ModelName = DEFAULT_MODEL,
-    after: Annotated[int, typer.Option(min=0, help="Only events of higher numbers.")] = 0,
+    after: Annotated[int, typer.Option(min=0, max=MOST_NUMBER, help="Only events of higher numbers.")] = 0,
     kind: Annotated[str, typer.Option(help="Only of this kind, such as cycle.ended.")] = "",
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what happens; Ctrl-C ends it.")] = False,
     as_json: As = False,
@@ -77,7 +87,7 @@ def trigger(
 @loop.command("propose")
 def propose(
     model: ModelName,
-    version: Annotated[int, typer.Argument(min=1, help="A published version.")],
+    version: Annotated[int, typer.Argument(min=1, max=MOST_NUMBER, help="A published version.")],
     not_worse: Annotated[bool, typer.Option("--not-worse", help="It need not be better: it is smaller, say.")] = False,
     request_id: RequestId = "",
     address: Address = DEFAULT_ADDRESS,

@@ -1,5 +1,6 @@
 """JSON that callers send: parsed, and read with words for what is wrong with it."""
 
+from collections.abc import Collection
 from typing import Any, TypeVar
 
 from pydantic_core import from_json, to_json
@@ -39,6 +40,17 @@ def member(document: Any, key: str, kind: type[T], where: str, default: T | None
         problem = f"{key!r} is {quoted(value)}" if key in document else f"{key!r} is missing"
         raise InvalidInput(f"{where}: {problem}; give {_KINDS[kind]}")
     return value
+
+
+def check_members(document: dict[str, Any], known: Collection[str], where: str) -> None:
+    """Refuse a member that nobody would read: its sender thinks that it says something.
+
+    Raises:
+        InvalidInput: *document* has others than *known*.
+    """
+    unknown = next((key for key in document if key not in known), None)
+    if unknown is not None:
+        raise InvalidInput(f"{where} has the member {quoted(unknown)}, which is unknown; give {', '.join(known)}")
 
 
 def bounded(value: int, least: int, most: int, where: str) -> int:

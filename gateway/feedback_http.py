@@ -15,7 +15,7 @@ from gateway import schemas
 from gateway.bodies import BodyBudget, is_form, read_form
 from gateway.callers import TIMEOUT_HEADER, backend_metadata, stated_timeout, unless_disconnected
 from gateway.compression import read_body
-from gateway.documents import member, parse_object, quoted
+from gateway.documents import check_members, member, parse_object, quoted
 from gateway.feedback import Feedback
 from gateway.message_json import plain
 from gateway.prediction import Deadline, Predictor
@@ -132,6 +132,7 @@ class FeedbackRoutes:
         message = feedback_pb2.ReviewObservationRequest(id=number)
         with self._bodies.holding() as take:
             document = parse_object(await read_body(request, self._max_body_bytes, take), "the review")
+        check_members(document, ("label", *_REVIEWS), "the review")
         given = [name for name in ("label", *_REVIEWS) if name in document]
         if len(given) != 1:
             raise InvalidInput(
@@ -152,6 +153,7 @@ class FeedbackRoutes:
 
 
 def _verdict(prediction_id: str, document: dict[str, Any], images: list[bytes]) -> pb.SendFeedbackRequest:
+    check_members(document, ("label", "correct", "comment", "model"), "the feedback")
     given = [name for name in ("label", "correct") if name in document]
     if len(given) != 1:
         raise InvalidInput(

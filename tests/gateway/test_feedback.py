@@ -92,6 +92,7 @@ async def test_a_form_brings_the_image_again(door, field, verdict):
     [
         ({"json": {}}, "the feedback has neither of label and correct; give one of them"),
         ({"json": {"label": "a", "correct": True}}, "label and correct of label and correct; give one"),
+        ({"json": {"label": "a", "image": "aaaa"}}, 'has the member "image", which is unknown; give label, correct'),
         ({"json": {"label": 3}}, "'label' is 3; give a string"),
         ({"json": {"correct": "yes"}}, "'correct' is \"yes\"; give true or false"),
         ({"content": b"[]"}, "the feedback is a list; send a JSON object"),
@@ -148,7 +149,9 @@ async def test_a_review_reaches_the_trainer(door, decision):
     assert heard(door) == feedback_pb2.ReviewObservationRequest(id=4, **decision)
 
 
-@pytest.mark.parametrize("decision", [{}, {"label": "red", "reject": True}, {"reject": 1}, {"label": True}])
+@pytest.mark.parametrize(
+    "decision", [{}, {"label": "red", "reject": True}, {"reject": 1}, {"label": True}, {"label": "red", "by": 1}]
+)
 async def test_a_review_that_is_malformed_is_refused(door, decision):
     answer = await door.http.post(REVIEW, json=decision)
 

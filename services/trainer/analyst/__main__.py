@@ -12,6 +12,7 @@ import threading
 import structlog
 
 from services.common.errors import ServiceError
+from services.common.logs import configure_logs
 from services.common.settings import load_settings
 from services.trainer.analyst.analyst import Analyst
 from services.trainer.analyst.process import at_work
@@ -54,4 +55,6 @@ def main(model: str, settings: TrainerSettings, idle_seconds: float = IDLE_SECON
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], load_settings(TrainerSettings)))
+    told = load_settings(TrainerSettings)
+    configure_logs("analyst", told.log_level, told.log_style)
+    sys.exit(main(sys.argv[1], told))

@@ -13,7 +13,15 @@ from services.common.errors import Conflict, InvalidInput
 from services.common.identity import Caller, Scope, allowed_caller
 from services.common.server import StopSignal
 from services.trainer.contracts.analysing import Analysing, read_accuracy
-from services.trainer.contracts.loop_messages import pack_accuracy, pack_alarms, pack_cycle, pack_event, pack_loop
+from services.trainer.contracts.loop_messages import (
+    pack_accuracy,
+    pack_alarms,
+    pack_cycle,
+    pack_event,
+    pack_loop,
+    unpack_goal,
+)
+from services.trainer.contracts.page_sizes import page_size
 from services.trainer.contracts.provenance_messages import check_nearest, pack_deletion, pack_trace
 from services.trainer.contracts.remembering import Remembered
 from services.trainer.contracts.wishes import Wishes
@@ -36,7 +44,6 @@ from services.trainer.loop.payloads import (
 from services.trainer.loop.policy import LoopPolicy, Strategy
 from services.trainer.loop.reading import Reader
 from services.trainer.loop.state import LoopState
-from services.trainer.loop.values import Goal
 from services.trainer.provenance.deletion import Deletion, Deletions
 from services.trainer.provenance.trace import Tracer
 from services.trainer.storage.database import Database
@@ -103,7 +110,7 @@ class LoopServicer(LoopServiceServicer):
                 f"kind {request.kind[:100]!r} is none of an event; use one of {', '.join(sorted(KINDS))}", field="kind"
             )
         await self._check_model(request.model)
-        size = min(request.page_size if request.page_size > 0 else _PAGE, _MOST)
+        size = page_size(request.page_size, _PAGE, _MOST)
         events = await asyncio.to_thread(self._events.read, request.model, max(0, request.after), size, request.kind)
         return pb.ListEventsResponse(events=map(pack_event, events))
 
@@ -138,7 +145,7 @@ class LoopServicer(LoopServiceServicer):
             request_id=_request_id(request.request_id),
             by_hash=await self._pseudonym(caller),
             version=_version(request.version),
-            goal=Goal.NOT_WORSE if request.goal == pb.Cycle.GOAL_NOT_WORSE else Goal.BETTER,
+            goal=unpack_goal(request.goal),
         )
         await self._check_model(request.model)
         return pb.ProposeVersionResponse(cycle=await self._begin(request.model, wish))

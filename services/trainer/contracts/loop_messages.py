@@ -6,6 +6,7 @@ from itertools import pairwise
 
 from aimass.trainer.v1 import loop_pb2 as pb
 from services.common.durations import duration_of
+from services.common.errors import InvalidInput
 from services.trainer.contracts.timestamps import timestamp_of
 from services.trainer.loop.events import Event
 from services.trainer.loop.measuring import ACCURACY_ERROR
@@ -13,10 +14,22 @@ from services.trainer.loop.overview import Overview
 from services.trainer.loop.payloads import AlarmRaised
 from services.trainer.loop.policy import LoopPolicy
 from services.trainer.loop.state import Cycle, Gate, LoopState
-from services.trainer.loop.values import Outcome, Paired, Ruling
+from services.trainer.loop.values import Goal, Outcome, Paired, Ruling
 from services.trainer.statistics.intervals import Interval
 
 _SECOND_NS = 1e9
+_SENTENCES = {
+    "DELETION": "pictures are to be deleted, and what is trained or judged meanwhile may have learnt from them; the "
+    "next cycle begins without them",
+    "DEADLINE": "the cycle has taken longer than the policy allows",
+    "NO_STRATEGY": "no strategy of the policy can train this model now",
+    "PROMOTED_BY_HAND": "somebody lets another version serve",
+    "REJECTED_BY_HAND": "somebody has rejected the candidate",
+    "ROLLED_BACK": "somebody lets the version before serve again",
+    "RUN_CANCELLED": "somebody has cancelled its run",
+    "TRAFFIC_CHANGED": "somebody else has changed which versions answer, and that stays as it is",
+}
+"""Of rules that compare no figures which a reader could make something of."""
 
 
 def pack_loop(state: LoopState, overview: Overview, policy: LoopPolicy, disabled_reason: str) -> pb.GetLoopResponse:
@@ -67,6 +80,17 @@ def pack_cycle(cycle: Cycle) -> pb.Cycle:
             for (stage, begin), (_, end) in pairwise(cycle.entered)
         },
     )
+
+
+def unpack_goal(goal: pb.Cycle.Goal.ValueType) -> Goal:
+    """Return what a version is to be; better, where nothing is said.
+
+    Raises:
+        InvalidInput: There is no such goal.
+    """
+    if goal not in pb.Cycle.Goal.values():
+        raise InvalidInput(f"goal {goal} is unknown; give GOAL_BETTER, GOAL_NOT_WORSE or none", field="goal")
+    return Goal.NOT_WORSE if goal == pb.Cycle.GOAL_NOT_WORSE else Goal.BETTER
 
 
 def pack_accuracy(version: int, interval: Interval, overview: Overview) -> pb.Accuracy:
@@ -159,5 +183,5 @@ def _refusal(ruling: Ruling) -> pb.Refusal:
         rule=ruling.rule,
         figure=ruling.figure or 0.0,
         bound=ruling.bound or 0.0,
-        message=f"{ruling.rule or 'no rule'}{about}{compared}",
+        message=_SENTENCES.get(ruling.rule, f"{ruling.rule or 'no rule'}{about}{compared}"),
     )

@@ -13,6 +13,7 @@ from pydantic import AliasChoices
 from aimass.trainer.v1 import training_pb2 as pb
 from aimass.trainer.v1.training_pb2_grpc import TrainingServiceServicer
 from services.common.errors import InvalidInput
+from services.trainer.contracts.page_sizes import page_size
 from services.trainer.contracts.timestamps import timestamp_of
 from services.trainer.options import (
     ConversionOptions,
@@ -65,7 +66,7 @@ class TrainingServicer(TrainingServiceServicer):
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
         """List runs page by page, newest first."""
-        size = min(request.page_size if request.page_size > 0 else PAGE_SIZE, MAX_PAGE_SIZE)
+        size = page_size(request.page_size, PAGE_SIZE, MAX_PAGE_SIZE)
         runs = await self._control.list(_filter(request), size + 1, _before(request.page_token))
         token = str(runs[size - 1].number) if len(runs) > size else ""
         return pb.ListRunsResponse(runs=[_run(run) for run in runs[:size]], next_page_token=token)

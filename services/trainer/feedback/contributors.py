@@ -67,17 +67,17 @@ def create_key(database: Database, contributor: str, scopes: Collection[Scope], 
 
     Args:
         database: Of contributors.
-        contributor: 1 to 64 letters, digits, `.`, `_`, `@` and `-`; not `anonymous`.
+        contributor: 1 to 64 letters, digits, `.`, `_`, `@` and `-`; not `anonymous` in any case.
         scopes: What the key allows.
         trusted: Whether the contributor's word decides. One that is trusted already stays so.
 
     Raises:
         InvalidInput: The name is malformed, or there are no scopes.
     """
-    if not _NAME.fullmatch(contributor) or contributor == ANONYMOUS:
+    if not _NAME.fullmatch(contributor) or contributor.casefold() == ANONYMOUS:
         raise InvalidInput(
             f"contributor {contributor[:100]!r} is not valid; use 1 to 64 letters, digits, '.', '_', '@' and '-', and "
-            f"another name than {ANONYMOUS}",
+            f"another name than {ANONYMOUS}, in whatever case",
             field="contributor",
         )
     if not scopes:

@@ -1,5 +1,6 @@
 """The process of an analyst."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -38,11 +39,16 @@ def test_a_process_does_the_work_and_ends_when_it_is_told_to(
     assert not is_at_work(settings.runs, MODEL)
 
 
-def test_one_analyst_is_enough(settings: TrainerSettings, database: Database, users: Users) -> None:
+def test_one_analyst_is_enough_and_logs_as_it_is_told_to(
+    settings: TrainerSettings, database: Database, users: Users, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = settings.model_copy(update={"log_style": "json"})
     with at_work(settings.runs, MODEL) as alone, at_work(settings.runs, MODEL) as second:
         assert (alone, second) == (True, False)
         process = start_analyst(MODEL, settings)
         assert process.wait(60) == 0
+    line = json.loads(capfd.readouterr().err)
+    assert (line["service"], line["level"], line["event"]) == ("analyst", "info", "another analyst is at work")
 
 
 def test_an_analyst_follows_the_policy_as_it_changes(

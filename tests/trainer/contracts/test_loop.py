@@ -218,6 +218,7 @@ async def test_a_cycle_under_way_declines_another_and_ends_when_it_is_rejected(
     assert none[:2] == (grpc.StatusCode.FAILED_PRECONDITION, "NO_CANDIDATE")
     last = (await stub.GetLoop(pb.GetLoopRequest(model=MODEL))).last_cycle
     assert (last.refusal.rule, last.promoted) == ("REJECTED_BY_HAND", False)
+    assert last.refusal.message == "somebody has rejected the candidate"
 
 
 async def test_the_analysis_is_a_document_and_a_page_about_the_version_that_serves(
@@ -291,6 +292,10 @@ async def test_what_is_asked_wrongly_is_refused(stub: LoopServiceStub) -> None:
         stub.ProposeVersion(
             pb.ProposeVersionRequest(model=MODEL, request_id="by-hand-6")
         ): grpc.StatusCode.INVALID_ARGUMENT,
+        stub.ProposeVersion(
+            pb.ProposeVersionRequest(model=MODEL, request_id="by-hand-7", version=1, goal=9)  # type: ignore[arg-type]
+        ): grpc.StatusCode.INVALID_ARGUMENT,
+        stub.ListEvents(pb.ListEventsRequest(model=MODEL, page_size=-5)): grpc.StatusCode.INVALID_ARGUMENT,
         stub.GetAnalysis(pb.GetAnalysisRequest(model="unknown")): grpc.StatusCode.NOT_FOUND,
         stub.DeleteSample(pb.DeleteSampleRequest(observation_id=1)): grpc.StatusCode.INVALID_ARGUMENT,
         stub.DeleteSample(

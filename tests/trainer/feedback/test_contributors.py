@@ -55,7 +55,7 @@ def test_keys_are_listed_by_contributor_then_by_age(database: Database) -> None:
     assert {each for _, each in listed} == set(made)
 
 
-@pytest.mark.parametrize("name", ["", "a b", "x" * 65, ANONYMOUS, "ann\n", "ä"])
+@pytest.mark.parametrize("name", ["", "a b", "x" * 65, ANONYMOUS, "Anonymous", "ann\n", "ä"])
 def test_a_key_for_nobody_is_refused(database: Database, name: str) -> None:
     with pytest.raises(
         InvalidInput, match=r"is not valid; use 1 to 64 letters, digits, .* another name than anonymous"

@@ -80,7 +80,9 @@ def test_a_label_that_the_model_does_not_know_is_kept_as_a_proposal(voting: Voti
     assert (votes(database)[0].label, votes(database)[0].proposal) == (None, "yak")
 
 
-@pytest.mark.parametrize("label", ["\u06a9\u062a\u0627\u0628\u200c\u0647\u0627", "\U0001f469\u200d\U0001f52c", "chow-chow 2"])
+@pytest.mark.parametrize(
+    "label", ["\u06a9\u062a\u0627\u0628\u200c\u0647\u0627", "\U0001f469\u200d\U0001f52c", "chow-chow 2"]
+)
 def test_joiners_are_a_part_of_words_that_are_written_with_them(voting: Voting, database: Database, label: str) -> None:
     voting.send(ANN, about(0, label=label))
 
@@ -130,7 +132,11 @@ def test_a_picture_may_be_named_by_its_number(voting: Voting) -> None:
         (about(0, label="  "), InvalidInput, "has label '  ' and correct None; give one"),
         (about(0, label="dog", correct=True), InvalidInput, "has label 'dog' and correct True; give one"),
         (about(0, label="x" * 201), InvalidInput, "label has 201 characters; the limit is 200; shorten it"),
-        (about(0, label="\x1b]0;owned\x07RED"), InvalidInput, "has the character U+001B, which cannot be seen; leave it"),
+        (
+            about(0, label="\x1b]0;owned\x07RED"),
+            InvalidInput,
+            "has the character U+001B, which cannot be seen; leave it",
+        ),
         (about(0, label="cat\u200b"), InvalidInput, "has the character U+200B, which cannot be seen"),
         (about(0, label="cat\u200d"), InvalidInput, "has the character U+200D, which cannot be seen"),
         (about(0, label="dog", comment="x" * 1001), InvalidInput, "comment has 1,001 characters; the limit is 1,000"),
