@@ -5,9 +5,20 @@ from typing import Annotated, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-Duration = Annotated[float, Field(gt=0)]
+DAYS = 36_500.0
+"""Longest stretch of time that a policy may name: a hundred years, which can be counted from any present time."""
+
+Flag = Annotated[bool, Field(strict=True)]
+Share = Annotated[float, Field(strict=True, ge=0, le=1)]
+PartShare = Annotated[float, Field(strict=True, gt=0, lt=1)]
+"""A share that is neither nothing nor all."""
+Tally = Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)]
+Count = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
+"""The contracts send counts as int32."""
+Bytes = Annotated[int, Field(strict=True, ge=0, le=2**60)]
+Rate = Annotated[float, Field(strict=True, ge=1e-6, le=1e6)]
+"""What is divided by must not be so small that the quotient is infinite."""
+Days = Annotated[float, Field(strict=True, gt=0, le=DAYS)]
 
 
 class PolicyGroup(BaseModel):
@@ -30,12 +41,12 @@ class CapturePolicy(PolicyGroup):
     rare_below: Share = 0.3
     """Of those answered with a class that has less than this part of an even share among the accepted samples,
     `rare_class_share` are kept."""
-    samples_per_second: Duration = 2.0
+    samples_per_second: Rate = 2.0
     """Budget of all kinds together."""
     burst: Count = 50
-    max_bytes: Count = 2 * 1024**3
+    max_bytes: Annotated[Bytes, Field(ge=1)] = 2 * 1024**3
     """Of all pictures of a model that are kept."""
-    least_free_bytes: Annotated[int, Field(ge=0)] = 2 * 1024**3
+    least_free_bytes: Bytes = 2 * 1024**3
     """Room that the disk must keep; with less, nothing is captured, and no picture is taken with feedback."""
 
     @model_validator(mode="after")
@@ -50,7 +61,7 @@ class CapturePolicy(PolicyGroup):
 class JudgingPolicy(PolicyGroup):
     """Which contents candidates are judged on, and never learn."""
 
-    share: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    share: PartShare = 0.3
     """Of all contents, by their digests; what is judged on once is judged on for ever."""
     holdout: str = ""
     """Set whose test part is the hold-out; empty is the model's base set."""
@@ -78,7 +89,7 @@ class TrustPolicy(PolicyGroup):
 class RetentionPolicy(PolicyGroup):
     """How long captured pictures are kept that no snapshot holds, from when they were sent last."""
 
-    days: Duration = 180.0
+    days: Days = 180.0
     most_observations: Count = 200_000
     """The oldest above them go; so many of one instant stay as came with it."""
 

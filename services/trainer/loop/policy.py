@@ -13,19 +13,33 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from services.trainer.feedback.policy import (
+    DAYS,
     CapturePolicy,
     Count,
-    Duration,
+    Days,
+    Flag,
     JudgingPolicy,
+    PartShare,
     PolicyGroup,
+    Rate,
     RetentionPolicy,
     Share,
+    Tally,
     TrustPolicy,
 )
+from services.trainer.recipes import RECIPES
 
-Error = Annotated[float, Field(gt=0, lt=1)]
-Amount = Annotated[float, Field(ge=0)]
-Ratio = Annotated[float, Field(gt=0)]
+Error = Annotated[float, Field(strict=True, ge=1e-12, lt=1)]
+"""All candidates of a life share it: a smaller one would leave the later ones none that a float can hold."""
+Amount = Annotated[float, Field(strict=True, ge=0, le=1e9)]
+Ratio = Annotated[float, Field(strict=True, gt=0, le=1e9)]
+Hours = Annotated[float, Field(strict=True, gt=0, le=24 * DAYS)]
+Minutes = Annotated[float, Field(strict=True, gt=0, le=24 * 60 * DAYS)]
+Seconds = Annotated[float, Field(strict=True, gt=0, le=24 * 3600 * DAYS)]
+LeastHours = Annotated[float, Field(strict=True, ge=0, le=24 * DAYS)]
+LeastMinutes = Annotated[float, Field(strict=True, ge=0, le=24 * 60 * DAYS)]
+LeastSeconds = Annotated[float, Field(strict=True, ge=0, le=24 * 3600 * DAYS)]
+"""Times that may be none at all."""
 
 
 class Strategy(StrEnum):
@@ -42,7 +56,7 @@ class Strategy(StrEnum):
 class CostPolicy(PolicyGroup):
     """What an error, a second of training and a label cost, in any one currency."""
 
-    enabled: bool = True
+    enabled: Flag = True
     """Whether new samples and drift start a cycle only where it is worth more than it costs."""
     per_error: Amount = 0.01
     per_second: Amount = 0.0001
@@ -56,10 +70,10 @@ class TriggerPolicy(PolicyGroup):
     """Samples accepted since those of the last candidate that was promoted or refused."""
     accuracy_below: Share | None = None
     """Begin when the live accuracy is below this with certainty: its whole interval."""
-    drift: bool = True
+    drift: Flag = True
     """Begin when a detector raises an alarm."""
-    every_days: Duration | None = None
-    least_gap_minutes: Amount = 10.0
+    every_days: Days | None = None
+    least_gap_minutes: LeastMinutes = 10.0
     """Between the end of a cycle and the next that begins by itself; doubled for each that failed in a row, up to a
     day."""
     most_per_day: Count = 12
@@ -70,8 +84,8 @@ class TriggerPolicy(PolicyGroup):
 class IncrementalPolicy(PolicyGroup):
     """What differs from the champion's own options when it learns on."""
 
-    epochs: Annotated[int, Field(ge=1, le=10_000)] = 8
-    learning_rate: Annotated[float, Field(gt=0, le=100)] = 0.02
+    epochs: Annotated[int, Field(strict=True, ge=1, le=10_000)] = 8
+    learning_rate: Annotated[float, Field(strict=True, gt=0, le=100)] = 0.02
     freeze: tuple[str, ...] = ()
 
 
@@ -80,13 +94,13 @@ class RetrainPolicy(PolicyGroup):
 
     strategies: Annotated[tuple[Strategy, ...], Field(min_length=1)] = tuple(Strategy)
     """The first one that can be used is; the next ones where its run fails."""
-    budget_seconds: Duration = 900.0
+    budget_seconds: Seconds = 900.0
     """Longest run that is begun, as the last runs' speed foretells it."""
-    most_minutes: Duration = 180.0
+    most_minutes: Minutes = 180.0
     """From the choice of the samples to the published version, queue and attempts included; then the cycle fails."""
     base_per_new: Amount = 5.0
     """Samples of the base set beside each new one."""
-    base_least: Annotated[int, Field(ge=0)] = 2000
+    base_least: Tally = 2000
     """Samples of the base set in any case, where it has as many: few new ones alone say little of a whole layer."""
     incremental: IncrementalPolicy = IncrementalPolicy()
     scratch_recipe: str = "quick"
@@ -95,6 +109,8 @@ class RetrainPolicy(PolicyGroup):
     def _check(self) -> Self:
         if len(set(self.strategies)) != len(self.strategies):
             raise ValueError(f"strategies {', '.join(self.strategies)} must name each one once")
+        if self.scratch_recipe not in RECIPES:
+            raise ValueError(f"scratch_recipe {self.scratch_recipe!r} is unknown; use one of {', '.join(RECIPES)}")
         return self
 
 
@@ -105,23 +121,23 @@ class GatePolicy(PolicyGroup):
     """Chance that the life of a model ever promotes a candidate that is not better. Empty: none is promoted."""
     evidence: Literal["both", "live"] = "both"
     """From the hold-out and from live contents, or from live contents alone."""
-    margin_not_worse: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    margin_not_worse: PartShare = 0.01
     """By how much a candidate whose point is another one (smaller, faster) may be worse, as a share of contents."""
     most_labels: Count = 10_000
     """Contents after which a candidate without enough evidence is given up."""
-    most_days: Duration = 7.0
+    most_days: Days = 7.0
     """The same in time."""
-    outgrown_by: Duration = 1.0
+    outgrown_by: Ratio = 1.0
     """New samples since the cycle began, as a share of those of then, with which a candidate that is not proved yet is
     given up: the next one knows more. Never fewer than begin a cycle."""
-    idle_hours: Duration = 12.0
+    idle_hours: Hours = 12.0
     """The same in time without a new judged content."""
 
 
 class GuardPolicy(PolicyGroup):
     """What a candidate must not spoil, however accurate it is. One that is empty promotes nothing."""
 
-    class_drop: Annotated[float, Field(gt=0, lt=1)] | None = None
+    class_drop: PartShare | None = None
     """Accuracy that no class may lose with certainty, as a share of the contents that both were judged on."""
     calibration_rise: Share | None = None
     """Of the expected calibration error."""
@@ -139,23 +155,23 @@ class TrialPolicy(PolicyGroup):
     """How a candidate that passed the gate is let into the traffic."""
 
     shadow_requests: Count = 50
-    shadow_seconds: Amount = 2.0
-    shadow_most_minutes: Duration = 10.0
+    shadow_seconds: LeastSeconds = 2.0
+    shadow_most_minutes: Minutes = 10.0
     """Without enough requests by then, the shadow ends as one without traffic."""
     least_agreement: Share = 0.5
     """Pictures of users that both versions answer alike, of the share that they did on the hold-out: with fewer, the
     candidate is not served as it was judged."""
-    canary_shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.05, 0.25)
+    canary_shares: tuple[Annotated[float, Field(strict=True, gt=0, le=1)], ...] = (0.05, 0.25)
     """Steps; none goes straight from the shadow to the whole traffic."""
     canary_requests: Count = 50
     """Of the candidate, in each step."""
-    canary_seconds: Amount = 2.0
-    canary_most_minutes: Duration = 30.0
+    canary_seconds: LeastSeconds = 2.0
+    canary_most_minutes: Minutes = 30.0
     error_rise: Share = 0.01
     """Of failed requests, more than the champion has; refused where chance hardly explains what is beyond it."""
     latency_ratio: Ratio = 2.0
     """Time in the graph under traffic, of the champion's."""
-    without_traffic: bool = True
+    without_traffic: Flag = True
     """Whether a trial that saw too few requests counts as passed, as it does on a machine at night."""
 
     @model_validator(mode="after")
@@ -168,7 +184,7 @@ class TrialPolicy(PolicyGroup):
 class AlarmPolicy(PolicyGroup):
     """How often the detectors of drift may cry wolf."""
 
-    per_month: Duration = 1.0
+    per_month: Rate = 1.0
     """False alarms, of all detectors together."""
     looks_per_day: Count = 24
     window: Count = 500
@@ -178,9 +194,9 @@ class AlarmPolicy(PolicyGroup):
 class DeletionPolicy(PolicyGroup):
     """How a version is replaced that has learnt what must be forgotten."""
 
-    deadline_hours: Amount = 72.0
+    deadline_hours: LeastHours = 72.0
     error: Error = 0.05
-    margin: Annotated[float, Field(gt=0, lt=1)] = 0.03
+    margin: PartShare = 0.03
     """By how much its successor may be worse."""
     at_deadline: Literal["promote", "previous"] = "promote"
     """Without proof by the deadline: promote the successor all the same, or go back to an earlier clean version where

@@ -14,6 +14,8 @@ from services.trainer.loop.policy import LoopPolicy
 
 SHIPPED = Path(__file__).with_name("policy.toml")
 _MODELS = "models"
+_LONGEST_VALUE = 80
+"""Characters of a value that a sentence shows: TOML's integers may have thousands of digits."""
 
 
 @dataclass(frozen=True)
@@ -83,17 +85,22 @@ def _parsed(fields: Mapping[str, Any], prefix: str, problems: list[str]) -> Loop
 
 
 def _sentence(prefix: str, path: tuple[int | str, ...], problem: str, value: object) -> str:
-    key = ".".join(map(str, path))
+    key, shown = ".".join(map(str, path)), _shown(value)
     if problem.startswith("Extra inputs"):
         known = list(_keys(LoopPolicy))
         nearest = get_close_matches(key, known, n=1, cutoff=0.5)
         meant = f"did you mean {prefix}{nearest[0]}?" if nearest else f"the groups are {', '.join(_groups())}"
-        return f"{prefix}{key} is {value!r}, and there is no such key; {meant}"
+        return f"{prefix}{key} is {shown}, and there is no such key; {meant}"
     if isinstance(value, BaseModel | dict):  # of a whole group, whose sentence names the values itself
         return f"{prefix}{key}: {problem.removeprefix('Value error, ')}"
     if problem.startswith("Input should be a valid dictionary"):
-        return f"{prefix}{key} is {value!r}: write its values as a table, [{prefix}{key}]"
-    return f"{prefix}{key} is {value!r}: {problem[0].lower()}{problem[1:]}"
+        return f"{prefix}{key} is {shown}: write its values as a table, [{prefix}{key}]"
+    return f"{prefix}{key} is {shown}: {problem[0].lower()}{problem[1:]}"
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
 
 
 def _groups() -> list[str]:
