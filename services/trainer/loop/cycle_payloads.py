@@ -24,6 +24,12 @@ from services.trainer.loop.values import (
 
 TRAFFIC_CHANGED = "TRAFFIC_CHANGED"
 """Rule of cycles that ended because somebody else has changed the traffic, which then stays as it is."""
+CANDIDATE_GONE = "CANDIDATE_GONE"
+"""Rule of cycles whose candidate inference no longer has."""
+CHAMPION_GONE = "CHAMPION_GONE"
+"""Rule of cycles whose champion inference no longer has, so that the traffic could not be given back to it alone."""
+LEFT_ALONE = (TRAFFIC_CHANGED, CHAMPION_GONE)
+"""Rules of cycles that end with the traffic as it is."""
 
 
 class _OncePerCycle(Payload):

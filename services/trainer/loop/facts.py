@@ -76,6 +76,15 @@ class RunFact:
 
 
 @dataclass(frozen=True)
+class Absence:
+    """A version that inference does not have, or cannot serve with the part of the traffic that it has."""
+
+    version: int
+    seconds: float
+    """In which inference answered without it, up to now."""
+
+
+@dataclass(frozen=True)
 class Facts:
     """All of them, read at one moment. None stands for what cannot be known at the moment."""
 
@@ -104,6 +113,8 @@ class Facts:
     the whole hold-out."""
     refusal: Refusal | None = None
     """Which of the versions at the gate does not answer; None where both do, as far as they were asked."""
+    absence: Absence | None = None
+    """Of the candidate or the champion of the cycle; None where both are there, or inference does not answer."""
     shadow: TrialCounts | None = None
     """Of the candidate as shadow, since it became one or inference started."""
     comparable: bool = True

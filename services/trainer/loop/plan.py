@@ -184,7 +184,7 @@ def _cannot_begin(
     state: LoopState, facts: Facts, traffic: TrafficFact, policy: LoopPolicy, wished: Strategy | None = None
 ) -> str:
     """Return why no candidate can be made now, as a stable word; empty where one can."""
-    if not traffic.champion:
+    if traffic.champion not in traffic.ready:
         return "NO_CHAMPION"
     if not facts.has_holdout and _tainting(state, traffic) is None:  # what must be forgotten goes without proof, too
         return NO_HOLDOUT

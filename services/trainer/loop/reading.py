@@ -12,6 +12,7 @@ from services.common.errors import NotFound, NotReady
 from services.trainer.data.models import Model, find_model
 from services.trainer.data.tables import ObservationRow, PredictionRow
 from services.trainer.feedback.capturing import free_bytes
+from services.trainer.loop.absences import Absences
 from services.trainer.loop.alarms import last_looks, read_alarms
 from services.trainer.loop.counting import Counting, Memory
 from services.trainer.loop.facts import Alarm, Facts, OriginFact, RunFact
@@ -86,6 +87,8 @@ class Reader:
         self._store = store
         self._origins = origins
         self._blobs = blobs
+        self._clock = clock
+        self._absences = Absences()
         self._counting = Counting(database, log, clock)
         self._memory = Memory()
 
@@ -172,6 +175,7 @@ class Reader:
             run=self._run(cycle),
             gate=gate,
             refusal=refusal,
+            absence=self._absences.look(task.name, cycle, asked.state, self._clock()),
             shadow=asked.shadow,
             comparable=_comparable(cycle, asked),
             canary=asked.counts,

@@ -114,7 +114,7 @@ def _ended(state: LoopState, event: Event, payload: of_cycle.CycleEnded) -> Loop
     assert cycle is not None
     check(state.move is None and not cycle.running, event, "a change of the traffic or a run is under way")
     check((payload.outcome == Outcome.PROMOTED) == cycle.promoted, event, "its outcome is not what has happened")
-    check(not cycle.in_traffic or payload.ruling.rule == of_cycle.TRAFFIC_CHANGED, event, "the candidate has traffic")
+    check(not cycle.in_traffic or payload.ruling.rule in of_cycle.LEFT_ALONE, event, "the candidate has traffic")
     if payload.wish:
         state = _without_wish(state, event, payload.wish)
     last = replace(

@@ -4,6 +4,9 @@ import hashlib
 from datetime import datetime, timedelta
 
 from services.trainer.loop.cycle_payloads import (
+    CANDIDATE_GONE,
+    CHAMPION_GONE,
+    LEFT_ALONE,
     TRAFFIC_CHANGED,
     CycleEnded,
     GateDecided,
@@ -14,7 +17,7 @@ from services.trainer.loop.cycle_payloads import (
     RunEnded,
     WithdrawalIntended,
 )
-from services.trainer.loop.facts import Facts, TrafficFact
+from services.trainer.loop.facts import Absence, Facts, TrafficFact
 from services.trainer.loop.gate import (
     begin,
     decide,
@@ -42,6 +45,8 @@ from services.trainer.loop.values import Outcome, Ruling, Wanted
 from services.trainer.loop.versions import goes_back, unfit, version_before
 
 _FINAL_STATES = ("SUCCEEDED", "FAILED", "CANCELLED")
+ABSENT_SECONDS = 60.0
+"""In which inference answers without a version of the cycle before that ends: a folder that is moved may come back."""
 _MEASURE_GAP = timedelta(seconds=10)
 """Between two events of figures that decide nothing."""
 
@@ -73,6 +78,8 @@ def plan_cycle(state: LoopState, cycle: Cycle, facts: Facts, policy: LoopPolicy,
         return _end(cycle, expired, traffic) if isinstance(expired, Ending) else Record(expired)
     if cycle.ending is not None:
         return _end(cycle, cycle.ending, traffic)
+    if facts.absence is not None and facts.absence.seconds >= ABSENT_SECONDS:
+        return _end(cycle, _without(facts.absence, cycle), traffic)
     if cycle.stage in (Stage.SNAPSHOT, Stage.RUN, Stage.PUBLISH):
         return _make_candidate(state, cycle, facts, policy, now)
     return _prove_candidate(state, cycle, facts, policy, now)
@@ -82,12 +89,18 @@ def _end(cycle: Cycle, ending: Ending, traffic: TrafficFact | None) -> Action | 
     """Leave nothing behind, then end: the run is cancelled and the candidate withdrawn from the traffic."""
     if cycle.running:
         return CancelRun(cycle.running, ending.ruling.rule)
-    if cycle.in_traffic and ending.ruling.rule != TRAFFIC_CHANGED:
+    if cycle.in_traffic and ending.ruling.rule not in LEFT_ALONE:
         if traffic is None:
             return None
         return Record(WithdrawalIntended(wanted=Wanted(stable=cycle.champion), generation=traffic.generation))
     ended = CycleEnded(outcome=ending.outcome, stage=cycle.stage, ruling=ending.ruling, wish=ending.wish)
     return Record(ended)
+
+
+def _without(absence: Absence, cycle: Cycle) -> Ending:
+    rule = CHAMPION_GONE if absence.version == cycle.champion else CANDIDATE_GONE
+    ruling = Ruling(rule=rule, subject=f"version {absence.version}", figure=absence.seconds, bound=ABSENT_SECONDS)
+    return Ending(Outcome.ABANDONED, ruling)
 
 
 def _abandoned(rule: str) -> Ending:

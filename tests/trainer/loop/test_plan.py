@@ -518,6 +518,36 @@ def test_a_version_that_does_not_answer_is_ruled_on_at_once(version: int, outcom
     assert director.world.now - director.log[0].time < timedelta(hours=1)
 
 
+@pytest.mark.parametrize("stage", [Stage.GATE, Stage.SHADOW, Stage.CANARY])
+@pytest.mark.parametrize(("version", "rule"), [(2, "CANDIDATE_GONE"), (1, "CHAMPION_GONE")])
+def test_a_version_that_was_deleted_by_hand_ends_the_cycle_within_minutes(
+    stage: Stage, version: int, rule: str
+) -> None:
+    director = Director(World(judged=0 if stage == Stage.GATE else 200)).until(stage)
+    director.until_event(lambda state: state.cycle is not None and (state.cycle.gate is not None))
+    if stage != Stage.GATE:
+        director.until_event(lambda state: state.cycle is not None and state.cycle.trial is not None)
+    time = director.world.now
+    director.world.lose(version)
+
+    director.until_event(lambda state: state.cycle is None)
+
+    assert ended(director) == ("ABANDONED", rule)
+    assert director.state.last_cycle is not None
+    assert director.state.last_cycle.ruling.subject == f"version {version}"
+    assert director.world.now - time < timedelta(minutes=5)
+    on_trial = director.world.traffic.on_trial
+    assert on_trial == (2 if version == 1 and stage != Stage.GATE else 0), "none could be given the traffic back"
+
+
+def test_nothing_begins_while_the_champion_is_gone() -> None:
+    world = World(traffic=TrafficFact(3, 2, ready=(1, 2)))
+    world.lose(2)
+    director = Director(world).run()
+
+    assert director.state.cycles == 0
+
+
 def test_one_margin_is_all_that_candidates_which_need_not_be_better_may_give_up() -> None:
     world = World(newest_sample=0, traffic=TrafficFact(3, 1, ready=(1, 2, 3, 4)))
     director = Director(world)

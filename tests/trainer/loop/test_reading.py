@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import delete
 
 from aimass.inference.v1 import lifecycle_pb2
+from services.common.errors import NotReady
 from services.common.manifest import Dataset, Graph, Manifest, Training
 from services.trainer.data.models import create_model
 from services.trainer.data.observing import Role
@@ -24,6 +25,7 @@ from services.trainer.loop.cycle_payloads import (
     RunEnded,
     SnapshotMade,
 )
+from services.trainer.loop.facts import Absence
 from services.trainer.loop.log import EventLog, Leases
 from services.trainer.loop.origins import Origins
 from services.trainer.loop.policy import Strategy
@@ -513,6 +515,34 @@ async def test_what_an_analyst_could_not_ask_is_heeded_in_its_cycle_alone(
         found.append((await reader.facts(state, POLICY)).refusal)
 
     assert found == [None, None, Refusal(1, "OTHER_LABELS"), Refusal(2, "OTHER_LABELS")]
+
+
+async def test_a_version_is_absent_from_the_first_answer_without_it_on(
+    reader: Reader, served: Served, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = {1: lifecycle_pb2.ModelVersion.STATE_READY, 2: lifecycle_pb2.ModelVersion.STATE_UNAVAILABLE}
+    away, state = False, at_gate(clock)
+
+    async def model(name: str) -> lifecycle_pb2.ModelState:
+        if away:
+            raise NotReady("inference is away")
+        versions = [lifecycle_pb2.ModelVersion(version=each, state=there[each]) for each in there]
+        return lifecycle_pb2.ModelState(model=name, versions=versions)
+
+    async def look() -> Absence | None:
+        clock.pass_by(10)
+        return (await reader.facts(state, POLICY)).absence
+
+    monkeypatch.setattr(served, "model", model)
+    assert await look() is None  # it has no traffic yet, so it need not be loaded
+    del there[2]
+    assert [await look(), await look()] == [Absence(2, 0.0), Absence(2, 10.0)]
+    away = True
+    assert await look() is None
+    away = False
+    assert await look() == Absence(2, 0.0)
+    there |= {1: lifecycle_pb2.ModelVersion.STATE_UNAVAILABLE, 2: lifecycle_pb2.ModelVersion.STATE_READY}
+    assert await look() == Absence(1, 0.0)
 
 
 async def test_versions_that_take_other_pixels_cannot_be_compared_as_shadows(

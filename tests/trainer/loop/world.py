@@ -15,7 +15,7 @@ from services.trainer.loop.cycle_payloads import (
     SnapshotMade,
 )
 from services.trainer.loop.events import Event, parse_payload
-from services.trainer.loop.facts import Alarm, Facts, OriginFact, RunFact, TrafficFact
+from services.trainer.loop.facts import Absence, Alarm, Facts, OriginFact, RunFact, TrafficFact
 from services.trainer.loop.gate import joint_log_e, pair
 from services.trainer.loop.payloads import DeletionCompleted, DeletionErased, Payload
 from services.trainer.loop.plan import plan
@@ -99,6 +99,8 @@ class World:
     comparable: bool = True
     refusal: Refusal | None = None
     """Of a version at the gate."""
+    lost: dict[int, datetime] = field(default_factory=dict)
+    """When versions were deleted by hand."""
     accepted: int = 150
     newest_sample: int = 150
     alarms: tuple[Alarm, ...] = ()
@@ -136,10 +138,21 @@ class World:
             if cycle and cycle.gate and self.answers
             else None,
             refusal=self.refusal if cycle and cycle.stage == Stage.GATE else None,
+            absence=self._absence(cycle.candidate, cycle.champion) if cycle and not self.away else None,
             shadow=None if self.away else self.shadow,
-            canary=None if self.away else self.counts,
+            canary=None if self.away or self.lost else self.counts,
             free_bytes=10**12,
         )
+
+    def lose(self, version: int) -> None:
+        """Delete a version by hand; it is still named by the traffic."""
+        self.lost[version] = self.now
+        ready = tuple(each for each in self.traffic.ready if each != version)
+        self.traffic = TrafficFact(**(vars(self.traffic) | {"ready": ready}))
+
+    def _absence(self, *versions: int) -> Absence | None:
+        absent = (Absence(each, (self.now - self.lost[each]).total_seconds()) for each in versions if each in self.lost)
+        return next(absent, None)
 
     def wait(self, state: LoopState) -> None:
         """Let time pass."""
