@@ -13,6 +13,7 @@ from gateway.service import GatewayComponent
 from gateway.settings import GatewaySettings
 from services.common.channels import host_and_port
 from services.common.direct import DirectContext, UnaryCall, direct_call
+from services.common.errors import SettingsError
 from services.common.server import GrpcServer, Service, StopSignal, serve
 from services.common.settings import load_settings
 from services.inference.service import InferenceComponent
@@ -73,7 +74,11 @@ class Pipeline:
         await self._publishing.start()
         await self._inference.start()
         await self._publishing.set_ready(True)
-        await self._trainer.start()
+        try:
+            await self._trainer.start()
+        except SettingsError:
+            await self._publishing.stop(0)
+            raise
         await self._preprocess.start()
         await self._gateway.start()
 

@@ -28,6 +28,8 @@ POLL_SECONDS = 0.1
 RESTART_SECONDS = 0.2
 """Wait before the first restart; doubled by each further one, up to the longest."""
 LONGEST_RESTART_SECONDS = 5.0
+LONGEST_PAUSE_SECONDS = 60.0
+"""The same of a process that predictions do not need: what keeps it from starting may last until a person helps."""
 STEADY_SECONDS = 30.0
 """A process that lived this long is restarted as if for the first time."""
 KILL_SECONDS = 5.0
@@ -45,6 +47,8 @@ class Process:
     """Of the gRPC server, which tells the health."""
     http_port: int = 0
     """0 where it has none."""
+    needed: bool = True
+    """Whether predictions need it, so that the suite is not ready without it."""
 
     @property
     def ports(self) -> list[int]:
@@ -63,7 +67,7 @@ def suite_processes() -> list[Process]:
     return [
         Process("gateway", "gateway", gateway, gateway.grpc_port, gateway.http_port),
         Process("preprocess", "services.preprocess", preprocess, preprocess.port),
-        Process("trainer", "services.trainer", trainer, trainer.port),
+        Process("trainer", "services.trainer", trainer, trainer.port, needed=False),
         Process("inference", "services.inference", inference, inference.port),
     ]
 
@@ -72,7 +76,8 @@ async def run_processes(stop: StopSignal, on_ready: Callable[[], None]) -> None:
     """Run the suite as four processes until *stop*.
 
     Raises:
-        SettingsError: The environment is wrong, a port is taken, or a process ended before the suite was ready.
+        SettingsError: The environment is wrong, a port is taken, or a process that predictions need ended before it
+            was ready.
     """
     processes = suite_processes()
     with ExitStack() as held:  # all at once, so that two of the same number show too
@@ -159,10 +164,10 @@ class _Keeper:
         log.info("process started", process=self._process.name, pid=self._child.pid)
 
     async def wait_ready(self) -> None:
-        """Return when the process says SERVING.
+        """Return when the process says SERVING; one that predictions do not need may end before, and is kept.
 
         Raises:
-            SettingsError: It ended before.
+            SettingsError: One that is needed ended before.
         """
         settings = self._process.settings
         address = host_and_port(reachable(settings.host), self._process.port)
@@ -170,6 +175,8 @@ class _Keeper:
             health = HealthStub(channel)
             while not await _is_serving(health):
                 if self._child is not None and self._child.returncode is not None:
+                    if not self._process.needed:
+                        return
                     raise SettingsError(
                         f"{self._process.name} ended with exit code {self._child.returncode}; see above"
                     )
@@ -178,6 +185,7 @@ class _Keeper:
     async def keep(self) -> None:
         """Start the process again whenever it ends."""
         wait = RESTART_SECONDS
+        longest = LONGEST_RESTART_SECONDS if self._process.needed else LONGEST_PAUSE_SECONDS
         loop = asyncio.get_running_loop()
         while True:
             assert self._child is not None
@@ -186,7 +194,7 @@ class _Keeper:
             wait = RESTART_SECONDS if loop.time() - begin > STEADY_SECONDS else wait
             log.warning("process ended, starting it again", process=self._process.name, exit_code=code, wait=wait)
             await asyncio.sleep(wait)
-            wait = min(2 * wait, LONGEST_RESTART_SECONDS)
+            wait = min(2 * wait, longest)
             try:
                 await self.spawn()
             except OSError as error:  # no memory or no process left; the ended child makes the next round try again

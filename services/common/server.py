@@ -325,7 +325,11 @@ async def _serve(
         max_concurrent_calls=settings.max_concurrent_calls,
     )
     log.info("listening", host=settings.host, port=await server.start())
-    await _start_or_stop(component, stop)
+    try:
+        await _start_or_stop(component, stop)
+    except SettingsError:
+        await server.stop(0)  # grpc would say more of a server that is left running than the error does of itself
+        raise
     if not stop.is_set:
         await server.set_ready(True)
         log.info("ready", settings=settings.model_dump(mode="json"))

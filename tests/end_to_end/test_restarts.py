@@ -10,9 +10,10 @@ import pytest
 from aimass.gateway.v1 import gateway_pb2 as pb
 from aimass.gateway.v1.gateway_pb2_grpc import GatewayServiceStub
 from services.common.channels import open_channel
+from tests.end_to_end.models import install_models
 from tests.end_to_end.pictures import cat
 from tests.end_to_end.slow import Slow
-from tests.end_to_end.suite import eventually, wait_for_end
+from tests.end_to_end.suite import eventually, poll, start_suite, wait_for_end
 
 PREDICT = pb.PredictRequest(model="cifar10", images=[cat()], top=1)
 
@@ -93,6 +94,36 @@ async def test_a_killed_trainer_comes_back_and_predictions_do_not_notice(suite, 
 
     assert await refusals_until_answered(GatewayServiceStub(channel)) == []
     await eventually(lambda: suite.pids()["trainer"] != pid)
+
+
+def test_a_damaged_database_of_the_trainer_is_named_and_predictions_are_answered(save_graph, tmp_path):
+    home = install_models(tmp_path, save_graph)
+    (home / "trainer.db").write_bytes(b"\x5a" * 20_000)
+    suite = start_suite("services", home)
+    try:
+        suite.wait_until_ready()
+        with suite.stub() as stub:
+            assert stub.Predict(PREDICT, timeout=30).results[0].prediction.labels[0].label == "cat"
+        first = suite.pids()["trainer"]
+        poll(lambda: suite.pids()["trainer"] != first, suite.process, suite.folder)
+
+        assert f"trainer: the trainer's database {home / 'trainer.db'} is damaged" in suite.logged
+        assert "Traceback" not in suite.logged
+        assert "trainer" in {event["process"] for event in suite.events() if event["event"].startswith("process ended")}
+    finally:
+        suite.end()
+
+
+def test_in_one_process_a_damaged_database_ends_the_start_with_the_sentence_alone(save_graph, tmp_path):
+    home = install_models(tmp_path, save_graph)
+    (home / "trainer.db").write_bytes(b"\x5a" * 20_000)
+    suite = start_suite("pipeline", home)
+    try:
+        assert suite.wait() == 1
+        assert "trainer.db is damaged" in suite.logged.replace("\n", " ")
+        assert "Traceback" not in suite.logged
+    finally:
+        suite.end()
 
 
 def test_no_process_outlives_a_supervisor_that_is_killed(suite):  # the last one: it ends the suite

@@ -11,7 +11,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Session
 
 from services.common.errors import InvalidInput, NotReady
@@ -22,6 +22,10 @@ LOCK_SECONDS = 30
 _LAST_READER_SECONDS = 5
 """How long `truncate_log` waits for those that still read what was deleted; writers wait meanwhile."""
 _POSTGRESQL_DISK_FULL = "53100"
+_FULL = (sqlite3.SQLITE_FULL, _POSTGRESQL_DISK_FULL)
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, "XX001", "XX002")
+_PRIMARY_CODE = 0xFF
+"""The bits of SQLite's codes that say what has failed; those above say where."""
 _READING = "reading"
 _MIGRATING = threading.Lock()
 """Alembic keeps what it works on in a variable of its module."""
@@ -50,10 +54,12 @@ class Database:
         except ImportError as error:
             raise InvalidInput(f"TRAINER_DATABASE needs a driver that is not installed: {error}") from error
         self._place = f"on {parsed.host or 'its server'}"
+        self._name = self._place
         if self._engine.dialect.name == "sqlite":
             folder = Path(parsed.database or "").parent
             folder.mkdir(parents=True, exist_ok=True)
             self._place = f"in {folder.absolute()}"
+            self._name = str(Path(parsed.database or "").absolute())
             _prepare_sqlite(self._engine)
         self._reading = self._engine.execution_options(**{_READING: True})
 
@@ -65,7 +71,7 @@ class Database:
         """
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS))
-        with _MIGRATING, _answering(self._place), self._engine.begin() as connection:
+        with _MIGRATING, self._answering(), self._engine.begin() as connection:
             _exclude_others(connection)
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
@@ -80,7 +86,7 @@ class Database:
         Raises:
             NotReady: The database cannot be reached.
         """
-        with _answering(self._place), Session(self._engine, expire_on_commit=False) as session, session.begin():
+        with self._answering(), Session(self._engine, expire_on_commit=False) as session, session.begin():
             if alone:
                 _exclude_others(session.connection())
             yield session
@@ -92,7 +98,7 @@ class Database:
         Raises:
             NotReady: The database cannot be reached.
         """
-        with _answering(self._place), Session(self._reading, expire_on_commit=False) as session, session.begin():
+        with self._answering(), Session(self._reading, expire_on_commit=False) as session, session.begin():
             yield session
 
     def truncate_log(self) -> None:
@@ -105,7 +111,7 @@ class Database:
         """
         if self._engine.dialect.name != "sqlite":
             return
-        with _answering(self._place), closing(self._engine.raw_connection()) as connection:
+        with self._answering(), closing(self._engine.raw_connection()) as connection:
             cursor = connection.cursor()
             cursor.execute(f"PRAGMA busy_timeout = {_LAST_READER_SECONDS * 1000}")
             try:
@@ -122,25 +128,33 @@ class Database:
         """Close the connections."""
         self._engine.dispose()
 
-
-@contextmanager
-def _answering(place: str) -> Iterator[None]:
-    """Say in a sentence why the database fails; *place* is where it lies, without a password."""
-    try:
-        yield
-    except OperationalError as error:
-        if _is_full(error):
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Say in a sentence why the database fails, without a password."""
+        try:
+            yield
+        except DatabaseError as error:
+            if _code(error) in _FULL:
+                raise NotReady(
+                    f"the disk of the trainer's database is full; make room {self._place} and try again",
+                    reason="DISK_FULL",
+                ) from error
+            if _code(error) in _DAMAGED:
+                raise NotReady(
+                    f"the trainer's database {self._name} is damaged: {error.orig}; stop the suite and put a copy from "
+                    "before in its place, or move it away to begin with an empty one",
+                    reason="DATABASE_DAMAGED",
+                ) from error
+            if not isinstance(error, OperationalError):
+                raise
             raise NotReady(
-                f"the disk of the trainer's database is full; make room {place} and try again", reason="DISK_FULL"
+                f"the trainer's database does not answer: {error.orig}; check TRAINER_DATABASE and try again"
             ) from error
-        raise NotReady(
-            f"the trainer's database does not answer: {error.orig}; check TRAINER_DATABASE and try again"
-        ) from error
 
 
-def _is_full(error: OperationalError) -> bool:
-    code = getattr(error.orig, "sqlite_errorcode", getattr(error.orig, "sqlstate", None))
-    return code in (sqlite3.SQLITE_FULL, _POSTGRESQL_DISK_FULL)
+def _code(error: DatabaseError) -> int | str | None:
+    code: int | str | None = getattr(error.orig, "sqlite_errorcode", getattr(error.orig, "sqlstate", None))
+    return code & _PRIMARY_CODE if isinstance(code, int) else code
 
 
 def _prepare_sqlite(engine: Engine) -> None:

@@ -166,3 +166,15 @@ def test_what_is_still_read_cannot_be_truncated_yet(database: Database, monkeypa
 
     database.truncate_log()
     assert numbers(database) == [1, 2]
+
+
+@pytest.mark.parametrize("begin", [0, 4096])
+def test_a_damaged_file_is_named_with_the_way_out(database: Database, path: Path, begin: int) -> None:
+    database.truncate_log()
+    database.close()
+    with path.open("r+b") as file:
+        file.seek(begin)
+        file.write(b"\x5a" * (path.stat().st_size - begin))
+
+    with pytest.raises(NotReady, match=r"trainer\.db is damaged: .*; stop the suite and put a copy .* in its place"):
+        Database(f"sqlite:///{path}").migrate()
