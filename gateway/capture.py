@@ -5,6 +5,7 @@ breaks, by the next gateway where this one does not live to do it. No answer eve
 """
 
 import asyncio
+import math
 import time
 import uuid
 from collections.abc import AsyncIterable, AsyncIterator, Callable
@@ -42,6 +43,8 @@ RECONNECT_SECONDS = 0.2
 LONGEST_RECONNECT_SECONDS = 5.0
 COUNTS_SECONDS = 1.0
 """How often the trainer is told of what was answered and captured."""
+HEARTBEAT_SECONDS = 3600.0
+"""How often it is told that where nothing has changed: a gateway that is silent for long counts as gone."""
 MARGIN_BYTES = 64 * 1024
 """What a message has room for beside its image."""
 
@@ -274,7 +277,7 @@ class Capture:
     async def _requests(self, sender: "_Sender") -> AsyncIterator[CaptureRequest]:
         """Yield what the trainer does not have yet, until the stream of *sender* or all of it has ended."""
         yield self._header
-        told = -COUNTS_SECONDS
+        told = -math.inf
         while not sender.ended:
             sender.news.clear()
             while sender.sent < self._newest and not sender.ended:
@@ -282,7 +285,8 @@ class Capture:
                 if (kept := self._kept.get(sender.sent)) is not None:
                     yield kept.request
             last = self._closing and not self._kept
-            if self._figures.changed and (last or time.monotonic() - told >= COUNTS_SECONDS):
+            silent = time.monotonic() - told
+            if (self._figures.changed and (last or silent >= COUNTS_SECONDS)) or silent >= HEARTBEAT_SECONDS:
                 told = time.monotonic()
                 yield CaptureRequest(counts=self._figures.message())
             if last:

@@ -56,7 +56,8 @@ def fold_counts(database: Database, model: str, before: str) -> int:
     Args:
         database: Migrated.
         model: Name of the model.
-        before: RFC 3339, UTC; so long ago that a process that has not been heard of since is no more.
+        before: As rows have times; so long ago that a process that has not been heard of since is no more. One that
+            lives all the same would be counted twice: it tells its sums from its beginning on.
 
     Returns:
         How many rows are no more.

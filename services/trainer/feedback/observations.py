@@ -12,7 +12,7 @@ from functools import partial
 from itertools import groupby
 from pathlib import Path
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from services.common.errors import InvalidInput, NotReady, Overloaded
@@ -151,6 +151,7 @@ class Intake:
             (isinstance(each, Content) and late.refusal(item, each)) or each
             for item, each in zip(items, stored, strict=True)
         ]
+        loops: dict[str, LoopModelRow] = {}
         pictures: dict[tuple[str, str], ObservationRow] = {}
         pairs = [(item, each) for item, each in zip(items, stored, strict=True) if isinstance(each, Content)]
         for item, picture in pairs:
@@ -158,11 +159,10 @@ class Intake:
                 store_picture(self._blobs, item.image)
         for model, group in groupby(sorted(pairs, key=lambda pair: pair[0].model), lambda pair: pair[0].model):
             contents = [picture for _, picture in group]
-            salt = ensure_loop_model(session, model).salt
+            loop = loops[model] = ensure_loop_model(session, model)
             share = self._policy_of(model).judging.share
-            rows = observe(session, model, contents, partial(role_of, salt=salt, judge_share=share))
+            rows = observe(session, model, contents, partial(role_of, salt=loop.salt, judge_share=share))
             pictures |= {(model, digest): row for digest, row in rows.items()}
-        draws = _last_draws(session, {item.model for item, _ in pairs})
         taken = []
         for item, content in zip(items, stored, strict=True):
             if item.prediction_id in known:
@@ -171,7 +171,7 @@ class Intake:
                 taken.append(Taken(0, False, content))
             else:
                 number = pictures[item.model, content.pixel_digest].number
-                session.add(_prediction(item, number, draws))
+                session.add(_prediction(item, number, loops[item.model]))
                 known[item.prediction_id] = number
                 taken.append(Taken(number, True, ""))
         return taken
@@ -184,7 +184,7 @@ def ensure_loop_model(session: Session, model: str) -> LoopModelRow:
     """
     row = session.get(LoopModelRow, model)
     if row is None:
-        row = LoopModelRow(model=model, salt=secrets.token_hex(16), base="", create_time=now())
+        row = LoopModelRow(model=model, salt=secrets.token_hex(16), base="", create_time=now(), restarts={})
         session.add(row)
         session.flush()
     return row
@@ -230,19 +230,10 @@ def _is_before(time: str, until: datetime | None) -> bool:
     return until is not None and datetime.fromisoformat(time) < until
 
 
-def _last_draws(session: Session, models: set[str]) -> dict[str, int]:
-    statement = (
-        select(PredictionRow.model, func.max(PredictionRow.draw))
-        .where(PredictionRow.model.in_(sorted(models)))
-        .group_by(PredictionRow.model)
-    )
-    return {model: last or 0 for model, last in session.execute(statement)}
-
-
-def _prediction(item: CapturedItem, observation: int, draws: dict[str, int]) -> PredictionRow:
+def _prediction(item: CapturedItem, observation: int, loop: LoopModelRow) -> PredictionRow:
     draw = None
     if item.strategy == Strategy.RANDOM:
-        draw = draws[item.model] = draws.get(item.model, 0) + 1
+        draw = loop.last_draw = loop.last_draw + 1
     return PredictionRow(
         id=item.prediction_id,
         model=item.model,

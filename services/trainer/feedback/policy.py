@@ -45,7 +45,9 @@ class CapturePolicy(PolicyGroup):
     """Budget of all kinds together."""
     burst: Count = 50
     max_bytes: Annotated[Bytes, Field(ge=1)] = 2 * 1024**3
-    """Of all pictures of a model that are kept."""
+    """Of all pictures of a model that are kept. When they are nearly full, the oldest go that nothing holds: no sample,
+    no snapshot, and not the gate that is open, which has about half of them at most. Nothing is captured while what is
+    held fills them."""
     least_free_bytes: Bytes = 2 * 1024**3
     """Room that the disk must keep; with less, nothing is captured, and no picture is taken with feedback."""
 
@@ -87,7 +89,7 @@ class TrustPolicy(PolicyGroup):
 
 
 class RetentionPolicy(PolicyGroup):
-    """How long captured pictures are kept that no snapshot holds, from when they were sent last."""
+    """How long pictures are kept that nothing holds, from when they were sent last; without room they go earlier."""
 
     days: Days = 180.0
     most_observations: Count = 200_000

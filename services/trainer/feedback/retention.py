@@ -1,21 +1,28 @@
-"""Forgets what is too old or too much: pictures that are no samples and that no snapshot holds, and files of nobody."""
+"""Forgets what is too old or too much: pictures that are no samples and that nothing holds, and files of nobody."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
-from sqlalchemy import Select, case, delete, exists, func, select
+from sqlalchemy import ColumnElement, Subquery, and_, case, delete, exists, func, select
 from sqlalchemy.orm import Session
 
+from services.trainer.clock import as_row
 from services.trainer.data.blobs import Blobs
 from services.trainer.data.observing import State
 from services.trainer.data.tables import ObservationRow, PredictionRow, SampleRow, SnapshotSampleRow, VoteRow
-from services.trainer.feedback.policy import RetentionPolicy
-from services.trainer.feedback.tables import AnswerRow, EmbeddingRow, FindingRow, LoopModelRow, NeighbourhoodRow
+from services.trainer.feedback.beginnings import begin_after, held_for_gate, limit_gate
+from services.trainer.feedback.capturing import stored_bytes
+from services.trainer.feedback.policy import CapturePolicy, RetentionPolicy
+from services.trainer.feedback.tables import AnswerRow, EmbeddingRow, FindingRow, NeighbourhoodRow
 from services.trainer.storage.database import Database
 
 _AT_ONCE = 500
+_FULL, _FREED = 0.95, 0.9
+"""Of the bytes that pictures may have: from the first on room is made, until they have the second."""
+_OF_GATE = 0.5
+"""Of the bytes that pictures may have, about so much is held for a gate that is open."""
 _UNCLAIMED_SECONDS = 3600
 """So old is a file that no row names when it is removed: rows are written within seconds of their files."""
 
@@ -31,25 +38,32 @@ class ExpiredCounts:
 def expire(database: Database, blobs: Path, model: str, policy: RetentionPolicy, now: datetime) -> ExpiredCounts:
     """Forget pictures of a model, with all that is known of them, that are older than they may be or too many.
 
-    A picture is as old as its newest answer. Samples and what a snapshot holds stay, whatever their age; so what is
-    left of a time of which pictures were forgotten was chosen, and the streams that judge versions begin after it.
+    A picture is as old as its newest answer. Samples stay, whatever their age, and so does what a snapshot holds or the
+    gate that is open needs; so what is left of a time of which pictures were forgotten was chosen, and the streams that
+    judge versions begin after it.
 
     Raises:
         NotReady: The database does not answer; what was forgotten before stays forgotten.
     """
     with database.read() as session:
         before = _oldest_kept(session, model, policy, now)
-    removed, files = 0, 0
-    while True:
-        with database.begin(alone=True) as session:
-            rows = session.execute(_forgettable(model, before)).all()
-            if rows:
-                _begin_streams_after(session, model, before)
-            forget(session, [number for number, _ in rows])
-        files += remove_unclaimed(database, blobs, [digest for _, digest in rows])
-        removed += len(rows)
-        if len(rows) < _AT_ONCE:
-            return ExpiredCounts(removed, files)
+    return _forget_before(database, blobs, model, before)
+
+
+def make_room(database: Database, blobs: Path, model: str, policy: CapturePolicy, now: datetime) -> ExpiredCounts:
+    """Forget the oldest pictures of a model where all of them hardly have room, so that more can come; as `expire`.
+
+    Raises:
+        NotReady: The database does not answer; what was forgotten before stays forgotten.
+    """
+    with database.read() as session:
+        stored = stored_bytes(session, model)
+    if stored < _FULL * policy.max_bytes:
+        return ExpiredCounts(0, 0)
+    with database.begin(alone=True) as session:
+        limit_gate(session, model, int(_OF_GATE * policy.max_bytes))
+        before = _oldest_fitting(session, model, stored - int(_FREED * policy.max_bytes), now)
+    return _forget_before(database, blobs, model, before)
 
 
 def forget(session: Session, observations: Sequence[int]) -> None:
@@ -85,12 +99,60 @@ def sweep(database: Database, blobs: Path, now: datetime) -> int:
     return removed + remove_unclaimed(database, blobs, batch)
 
 
+def _forget_before(database: Database, blobs: Path, model: str, before: str) -> ExpiredCounts:
+    removed, files = 0, 0
+    while True:
+        with database.begin(alone=True) as session:
+            statement = select(ObservationRow.number, ObservationRow.content_digest).where(
+                *_nobody_holds(session, model), _is_older(before)
+            )
+            rows = session.execute(statement.order_by(ObservationRow.number).limit(_AT_ONCE)).all()
+            numbers = [number for number, _ in rows]
+            begin_after(session, model, numbers, before)
+            forget(session, numbers)
+        files += remove_unclaimed(database, blobs, [digest for _, digest in rows])
+        removed += len(rows)
+        if len(rows) < _AT_ONCE:
+            return ExpiredCounts(removed, files)
+
+
 def _oldest_kept(session: Session, model: str, policy: RetentionPolicy, now: datetime) -> str:
     """Return the time before which pictures are forgotten, as rows have times."""
-    before = (now - timedelta(days=policy.days)).astimezone(UTC).isoformat(timespec="milliseconds")
+    before = as_row(now - timedelta(days=policy.days))
     mine = select(ObservationRow.number).where(ObservationRow.model == model)
     if session.scalar(mine.offset(policy.most_observations).limit(1)) is None:
         return before
+    newest, time = _ages(model)
+    times = select(time).outerjoin(newest, newest.c.observation == ObservationRow.number)
+    times = times.where(ObservationRow.model == model).order_by(time.desc())
+    return max(before, session.scalar(times.offset(policy.most_observations - 1).limit(1)) or before)
+
+
+def _oldest_fitting(session: Session, model: str, too_many: int, now: datetime) -> str:
+    """Return the time before which pictures are forgotten that take *too_many* bytes, as rows have times.
+
+    No more than half of what nobody holds: where there is hardly room beside what is held, the newest ones stay until
+    somebody can say what they are.
+    """
+    newest, time = _ages(model)
+    of_moments = (
+        select(time, func.sum(ObservationRow.size_bytes))
+        .outerjoin(newest, newest.c.observation == ObservationRow.number)
+        .where(*_nobody_holds(session, model))
+        .group_by(time)
+        .order_by(time)
+    )
+    free = session.scalar(select(func.sum(ObservationRow.size_bytes)).where(*_nobody_holds(session, model))) or 0
+    too_many, passed = min(too_many, free // 2), 0
+    for begin, size in session.execute(of_moments, execution_options={"yield_per": _AT_ONCE}):
+        if passed >= too_many:
+            return str(begin)
+        passed += size
+    return as_row(now)
+
+
+def _ages(model: str) -> tuple[Subquery, ColumnElement[str]]:
+    """Return the newest answers by picture, and the time of a picture that is outer-joined with them."""
     newest = (
         select(PredictionRow.observation, func.max(PredictionRow.time).label("time"))
         .where(PredictionRow.model == model)
@@ -98,36 +160,23 @@ def _oldest_kept(session: Session, model: str, policy: RetentionPolicy, now: dat
         .subquery()
     )
     answered = newest.c.time > ObservationRow.create_time
-    time = case((answered, newest.c.time), else_=ObservationRow.create_time)
-    times = select(time).outerjoin(newest, newest.c.observation == ObservationRow.number)
-    times = times.where(ObservationRow.model == model).order_by(time.desc())
-    return max(before, session.scalar(times.offset(policy.most_observations - 1).limit(1)) or before)
+    return newest, case((answered, newest.c.time), else_=ObservationRow.create_time)
 
 
-def _forgettable(model: str, before: str) -> Select[int, str]:
+def _nobody_holds(session: Session, model: str) -> tuple[ColumnElement[bool], ...]:
     held = exists().where(SnapshotSampleRow.observation == ObservationRow.number)
-    answered = exists().where(PredictionRow.observation == ObservationRow.number, PredictionRow.time >= before)
     return (
-        select(ObservationRow.number, ObservationRow.content_digest)
-        .where(
-            ObservationRow.model == model,
-            ObservationRow.create_time < before,
-            ObservationRow.sample.is_(None),
-            ObservationRow.state != State.ACCEPTED,
-            ~held,
-            ~answered,
-        )
-        .order_by(ObservationRow.number)
-        .limit(_AT_ONCE)
+        ObservationRow.model == model,
+        ObservationRow.sample.is_(None),
+        ObservationRow.state != State.ACCEPTED,
+        ~held,
+        ~held_for_gate(session, model),
     )
 
 
-def _begin_streams_after(session: Session, model: str, before: str) -> None:
-    """Let streams begin after the draws from before a time, those that were judged too: by their age, not by chance."""
-    drawn = select(func.max(PredictionRow.draw)).where(PredictionRow.model == model, PredictionRow.time < before)
-    row = session.get(LoopModelRow, model)
-    if row is not None:
-        row.incomplete_draw = max(row.incomplete_draw, session.scalar(drawn) or 0)
+def _is_older(before: str) -> ColumnElement[bool]:
+    answered = exists().where(PredictionRow.observation == ObservationRow.number, PredictionRow.time >= before)
+    return and_(ObservationRow.create_time < before, ~answered)
 
 
 def _claimed(session: Session, digests: Sequence[str]) -> set[str]:

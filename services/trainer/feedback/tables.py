@@ -115,7 +115,15 @@ class LoopModelRow(Base):
     """Set that users' samples are added to; empty for none."""
     create_time: Mapped[str] = mapped_column(String(32))
     incomplete_draw: Mapped[int] = mapped_column(Number, default=0)
-    """Last draw of the time of which pictures were forgotten for their age: what is left up to it was chosen."""
+    """Judged draws count after it: of those up to it, pictures were forgotten, and what is left was chosen."""
+    last_draw: Mapped[int] = mapped_column(Number, default=0)
+    """Number of the newest draw that there ever was, whatever became of it: none is given out twice."""
+    restarts: Mapped[dict[str, int]] = mapped_column(JSON, default=dict)
+    """By version: how often `incomplete_draw` has passed draws that it had answered."""
+    gate_begin_draw: Mapped[int] = mapped_column(Number, default=0)
+    """Contents to judge candidates by count after it; it rests while a gate is open."""
+    gate_end_draw: Mapped[int | None] = mapped_column(Number)
+    """Last draw that they count of, where there was no room to hold later ones for the gate that is open."""
 
 
 class AnswerRow(Base):

@@ -13,12 +13,13 @@ from services.trainer.loop.policy import LoopPolicy
 from services.trainer.loop.streams import JudgedDraws, LiveStream
 from services.trainer.loop.values import GateFigures, GuardFigures
 from services.trainer.statistics.betting import highest_log_e
+from services.trainer.statistics.budget import error_share
 from services.trainer.statistics.intervals import Interval, accuracy_sequence
 
 _SPOILED, _SPOILED_BEFORE = "corrupted_accuracy", "source_corrupted_accuracy"
 """Metrics of a version: its accuracy on spoiled pictures, and that of the version it is to replace on the same."""
 ACCURACY_ERROR = 0.05
-"""Chance that the interval of the live accuracy ever misses."""
+"""Chance that an interval of a version's live accuracy ever misses, however often its draws begin anew."""
 _NONE = np.empty(0, np.int8)
 _INTERVALS = 64
 """That are remembered: draws come, and pages are looked at, more often than reviewers say something."""
@@ -55,13 +56,19 @@ def measure(
 
 
 def measure_accuracy(draws: JudgedDraws) -> Interval | None:
-    """Return where the accuracy lies by judged draws; None without any."""
-    return _interval(draws.correct.tobytes(), draws.probability.tobytes()) if len(draws.correct) else None
+    """Return where the accuracy lies by judged draws; None without any.
+
+    Draws that begin anew are another sequence, which may miss as the one before it: each has its share of the error.
+    """
+    if not len(draws.correct):
+        return None
+    error = error_share(ACCURACY_ERROR, draws.restarts + 1)
+    return _interval(draws.correct.tobytes(), draws.probability.tobytes(), error)
 
 
 @lru_cache(maxsize=_INTERVALS)
-def _interval(correct: bytes, probability: bytes) -> Interval:
-    return accuracy_sequence(np.frombuffer(correct, np.bool_), np.frombuffer(probability, np.float64), ACCURACY_ERROR)
+def _interval(correct: bytes, probability: bytes, error: float) -> Interval:
+    return accuracy_sequence(np.frombuffer(correct, np.bool_), np.frombuffer(probability, np.float64), error)
 
 
 def _guards(holdout: Holdout, policy: LoopPolicy, labels: tuple[str, ...], guards: GuardFigures) -> GuardFigures:

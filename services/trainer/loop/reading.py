@@ -26,7 +26,7 @@ from services.trainer.loop.policy import LoopPolicy, Strategy
 from services.trainer.loop.refusals import read_refusal
 from services.trainer.loop.served import Served, traffic_fact
 from services.trainer.loop.state import Cycle, LoopState, Stage
-from services.trainer.loop.streams import read_judged_draws, read_live_stream
+from services.trainer.loop.streams import last_incomplete, read_judged_draws, read_live_stream
 from services.trainer.loop.values import GateFigures, GuardFigures, TrialCounts
 from services.trainer.runs.store import Run, RunStore
 from services.trainer.statistics.intervals import Interval
@@ -56,6 +56,8 @@ class _Seen:
     """Number of the last thing that was said or found of a picture of the model."""
     draw: int
     """Of the model's last draw."""
+    beginning: int
+    """As `last_incomplete` has it."""
 
 
 class Reader:
@@ -284,4 +286,4 @@ def _comparable(cycle: Cycle | None, asked: _Asked) -> bool:
 def _look(session: Session, model: str) -> _Seen:
     changed = session.scalar(select(func.max(ObservationRow.changed_number)).where(ObservationRow.model == model))
     draw = session.scalar(select(func.max(PredictionRow.draw)).where(PredictionRow.model == model))
-    return _Seen(changed or 0, draw or 0)
+    return _Seen(changed or 0, draw or 0, last_incomplete(session, model))

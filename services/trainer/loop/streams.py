@@ -3,9 +3,11 @@
 Only what trusted contributors say counts as a label here. Contents that candidates are judged on are those of the role
 to judge, which no version learns from.
 
-Every stream begins after the last draw of the time of which pictures were forgotten for their age: those that reviewers
-had chosen are left of it. What somebody wished to be deleted moves no beginning: it goes whatever reviewers said of it,
-the traffic of all others stays complete, and whoever sends and deletes could else keep a stream from ever growing.
+Every stream begins after the draws of which pictures were forgotten for their age: those that reviewers had chosen are
+left of them. Where it begins is kept by `feedback.beginnings`: that of a gate rests while the gate is open, and that of
+judged draws moves rarely, and each time is counted. What somebody wished to be deleted moves no beginning: it goes
+whatever reviewers said of it, the traffic of all others stays complete, and whoever sends and deletes could else keep a
+stream from ever growing.
 """
 
 from collections import defaultdict
@@ -58,12 +60,23 @@ class JudgedDraws:
     """With which each was drawn, (n,)."""
     draw: NDArray[np.int64]
     """Numbers of the draws, rising, (n,)."""
+    restarts: int
+    """How often the draws of this version have begun anew, further on."""
 
 
 def last_incomplete(session: Session, model: str) -> int:
-    """Return the draw that streams of a model begin after: pictures of draws up to it were forgotten for their age."""
+    """Return the draw that judged draws of a model, and windows, begin after: of those up to it some were forgotten."""
     row = session.get(LoopModelRow, model)
     return row.incomplete_draw if row is not None else 0
+
+
+def _gate_draws(session: Session, model: str) -> tuple[int, int]:
+    """Return the draw that contents to judge candidates by begin after, and the last one that they are of."""
+    row = session.get(LoopModelRow, model)
+    newest = session.scalar(select(func.max(PredictionRow.draw)).where(PredictionRow.model == model)) or 0
+    if row is None:
+        return 0, newest
+    return row.gate_begin_draw, newest if row.gate_end_draw is None else min(newest, row.gate_end_draw)
 
 
 def read_decisions(session: Session, pictures: Sequence[int]) -> dict[int, int]:
@@ -162,8 +175,7 @@ class _Content:
 
 def _contents(session: Session, model: str, champion: int, candidate: int) -> Iterator[_Content]:
     """Yield the contents that count, in the order of their first draws; no more is read than is asked for."""
-    begin = last_incomplete(session, model)
-    newest = session.scalar(select(func.max(PredictionRow.draw)).where(PredictionRow.model == model)) or 0
+    begin, end = _gate_draws(session, model)
     earlier = aliased(PredictionRow)
     repeated = select(earlier.draw).where(  # of the index alone
         earlier.observation == PredictionRow.observation, earlier.draw > begin, earlier.draw < PredictionRow.draw
@@ -174,8 +186,8 @@ def _contents(session: Session, model: str, champion: int, candidate: int) -> It
         .where(PredictionRow.model == model, ObservationRow.role == Role.JUDGE, ~repeated.exists())
         .order_by(PredictionRow.draw)
     )
-    for last in range(begin, newest, _AT_ONCE):
-        within = first.where(PredictionRow.draw > last, PredictionRow.draw <= last + _AT_ONCE)
+    for last in range(begin, end, _AT_ONCE):
+        within = first.where(PredictionRow.draw > last, PredictionRow.draw <= min(last + _AT_ONCE, end))
         page: Sequence[Any] = session.execute(within).all()
         answers = _answers(session, model, [number for number, _ in page], champion, candidate)
         decisions = read_decisions(session, [number for number, (ours, theirs) in answers.items() if ours != theirs])
@@ -225,6 +237,7 @@ def read_judged_draws(session: Session, task: Model, version: int, learnt: Conta
     numbers = {label: number for number, label in enumerate(task.labels)}
     correct, probability, draws = list[bool](), list[float](), list[int]()
     decisions, lost = dict[int, int](), set[int]()
+    restarts = _restarts(session, task.name, version)
     for page in _version_draws(session, task.name, version):
         rows = [row for row in page if row[0] not in learnt]
         pictures = list({row[0] for row in rows} - decisions.keys() - lost)
@@ -234,12 +247,12 @@ def read_judged_draws(session: Session, task: Model, version: int, learnt: Conta
             if number in lost:
                 continue
             if number not in decisions:
-                return _judged(correct, probability, draws)
+                return _judged(correct, probability, draws, restarts)
             if decisions[number] != UNDECIDED:
                 correct.append(numbers.get(label) == decisions[number])
                 probability.append(drawn_with)
                 draws.append(draw)
-    return _judged(correct, probability, draws)
+    return _judged(correct, probability, draws, restarts)
 
 
 def _version_draws(session: Session, model: str, version: int) -> Iterator[Sequence[Any]]:
@@ -257,5 +270,12 @@ def _version_draws(session: Session, model: str, version: int) -> Iterator[Seque
         last = page[-1].draw
 
 
-def _judged(correct: Sequence[bool], probability: Sequence[float], draws: Sequence[int]) -> JudgedDraws:
-    return JudgedDraws(np.array(correct, np.bool_), np.array(probability, np.float64), np.array(draws, np.int64))
+def _restarts(session: Session, model: str, version: int) -> int:
+    row = session.get(LoopModelRow, model)
+    return row.restarts.get(str(version), 0) if row is not None else 0
+
+
+def _judged(correct: Sequence[bool], probability: Sequence[float], draws: Sequence[int], restarts: int) -> JudgedDraws:
+    return JudgedDraws(
+        np.array(correct, np.bool_), np.array(probability, np.float64), np.array(draws, np.int64), restarts
+    )

@@ -1,11 +1,15 @@
 """What is done every hour: what is too old or of no more use goes, with files of nobody; deletions are seen through.
 
+And every few seconds: where pictures hardly have room, the oldest go.
+
 Figures need nothing here: the oldest of a kind go with each new one. Events are never removed.
 """
 
 import asyncio
+import math
+import time
 from collections.abc import Callable, Collection
-from datetime import UTC, timedelta
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -13,9 +17,10 @@ import structlog
 from sqlalchemy import select
 
 from services.common.errors import ServiceError
+from services.trainer.clock import as_row
 from services.trainer.feedback.counting import fold_counts
 from services.trainer.feedback.policy import PolicyOf
-from services.trainer.feedback.retention import expire, sweep
+from services.trainer.feedback.retention import expire, make_room, sweep
 from services.trainer.feedback.tables import LoopModelRow
 from services.trainer.loop.log import Clock, utc_now
 from services.trainer.loop.pruning import prune_answers
@@ -24,6 +29,12 @@ from services.trainer.provenance.erasure import Erasure
 from services.trainer.storage.database import Database
 
 EVERY_SECONDS = 3600.0
+ROOM_SECONDS = 5.0
+"""Between two looks at whether pictures have room."""
+SILENT = timedelta(days=7)
+"""So long a gateway is not heard of, which tells its counts every hour as long as it lives, until it counts as gone."""
+LISTENED = timedelta(hours=2)
+"""So long this process must have been there to hear of the gateways that live: before, it was perhaps away."""
 OVERDUE_SECONDS = 3600.0
 """After which rows are removed by whoever sees them: the model has no loop that would do it."""
 
@@ -61,11 +72,12 @@ class Upkeep:
         self._erasure = erasure
         self._in_use = in_use
         self._clock = clock
+        self._begin_time = clock()
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin, at once and then every hour."""
+        """Begin, at once."""
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
@@ -76,8 +88,7 @@ class Upkeep:
 
     def tidy(self) -> None:
         """Do all of it once; what fails does not keep the rest from being done."""
-        with self._database.read() as session:
-            models = list(session.scalars(select(LoopModelRow.model).order_by(LoopModelRow.model)))
+        models = self._models()
         steps: list[Callable[[], object]] = [self._deletions.renew]
         steps += [partial(self._expire, model) for model in models]
         steps += [partial(self._fold_counts, model) for model in models]
@@ -88,14 +99,33 @@ class Upkeep:
                 return
             _try(step)
 
+    def make_room(self) -> None:
+        """Let the oldest pictures go where all of a model hardly have room, so that capture goes on."""
+        for model in self._models():
+            if not self._stopping.is_set():
+                _try(partial(self._make_room, model))
+
     async def _run(self) -> None:
+        due = -math.inf
         while not self._stopping.is_set():
-            await asyncio.to_thread(_try, self.tidy)
+            if time.monotonic() >= due:
+                due = time.monotonic() + EVERY_SECONDS
+                await asyncio.to_thread(_try, self.tidy)
+            await asyncio.to_thread(_try, self.make_room)
             try:
-                async with asyncio.timeout(EVERY_SECONDS):
+                async with asyncio.timeout(ROOM_SECONDS):
                     await self._stopping.wait()
             except TimeoutError:
                 continue
+
+    def _models(self) -> list[str]:
+        with self._database.read() as session:
+            return list(session.scalars(select(LoopModelRow.model).order_by(LoopModelRow.model)))
+
+    def _make_room(self, model: str) -> None:
+        counts = make_room(self._database, self._blobs, model, self._policy_of(model).capture, self._clock())
+        if counts.observations:
+            log.info("pictures made room", model=model, pictures=counts.observations, files=counts.blobs)
 
     def _expire(self, model: str) -> None:
         counts = expire(self._database, self._blobs, model, self._policy_of(model).retention, self._clock())
@@ -103,8 +133,9 @@ class Upkeep:
             log.info("old pictures were forgotten", model=model, pictures=counts.observations, files=counts.blobs)
 
     def _fold_counts(self, model: str) -> None:
-        long_ago = self._clock() - timedelta(days=self._policy_of(model).retention.days)
-        fold_counts(self._database, model, long_ago.astimezone(UTC).isoformat(timespec="milliseconds"))
+        present = self._clock()
+        if present - self._begin_time >= LISTENED:
+            fold_counts(self._database, model, as_row(present - SILENT))
 
     def _prune(self, model: str) -> None:
         in_use = self._in_use(model)
