@@ -5,7 +5,6 @@ breaks, by the next gateway where this one does not live to do it. No answer eve
 """
 
 import asyncio
-import math
 import time
 import uuid
 from collections.abc import AsyncIterable, AsyncIterator, Callable
@@ -101,6 +100,7 @@ class Capture:
         self._on_their_way: set[str] = set()
         """Ids of these."""
         self._newest = self._settled = 0  # sequences: of the newest prediction, of the newest with a receipt
+        self._told = time.monotonic()  # when the trainer was told the counts; at first there is nothing to tell
         self._sender = _Sender(0)
         self._moved = asyncio.Event()
         """Set and replaced at each receipt, and when the stream ends."""
@@ -277,7 +277,6 @@ class Capture:
     async def _requests(self, sender: "_Sender") -> AsyncIterator[CaptureRequest]:
         """Yield what the trainer does not have yet, until the stream of *sender* or all of it has ended."""
         yield self._header
-        told = -math.inf
         while not sender.ended:
             sender.news.clear()
             while sender.sent < self._newest and not sender.ended:
@@ -285,9 +284,9 @@ class Capture:
                 if (kept := self._kept.get(sender.sent)) is not None:
                     yield kept.request
             last = self._closing and not self._kept
-            silent = time.monotonic() - told
+            silent = time.monotonic() - self._told
             if (self._figures.changed and (last or silent >= COUNTS_SECONDS)) or silent >= HEARTBEAT_SECONDS:
-                told = time.monotonic()
+                self._told = time.monotonic()
                 yield CaptureRequest(counts=self._figures.message())
             if last:
                 return

@@ -275,6 +275,19 @@ async def test_a_refused_prediction_is_counted_as_dropped_and_not_sent_again(tra
     assert gateway.sums.dropped_counts == {"NOT_AN_IMAGE": 1}
 
 
+async def test_a_gateway_that_is_idle_says_that_it_lives(trainer, follow, monkeypatch):
+    monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.05)
+    gateway = await follow()
+    gateway.answer()
+    await trainer.until(lambda: trainer.counts and trainer.counts[0].captured_counts == {"RANDOM": 1})
+    assert not gateway.figures.changed
+    for _ in range(2):
+        trainer.counts.clear()
+        await trainer.until(lambda: trainer.counts)
+
+    assert (trainer.counts[0].answered_count, trainer.counts[0].captured_counts) == (1, {"RANDOM": 1})
+
+
 async def test_the_end_waits_for_receipts_and_tells_the_last_counts(trainer, follow):
     trainer.slow = True
     gateway = await follow()

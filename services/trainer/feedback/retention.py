@@ -131,8 +131,8 @@ def _oldest_kept(session: Session, model: str, policy: RetentionPolicy, now: dat
 def _oldest_fitting(session: Session, model: str, too_many: int, now: datetime) -> str:
     """Return the time before which pictures are forgotten that take *too_many* bytes, as rows have times.
 
-    No more than half of what nobody holds: where there is hardly room beside what is held, the newest ones stay until
-    somebody can say what they are.
+    It is about half of what nobody holds at most: where there is hardly room beside what is held, the newest ones stay
+    until somebody can say what they are.
     """
     newest, time = _ages(model)
     of_moments = (

@@ -4,7 +4,7 @@ import os
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 
 from services.trainer.data.blobs import Blobs
 from services.trainer.data.imported import NewSample, SampleImport
@@ -18,8 +18,8 @@ from services.trainer.data.tables import (
     VoteRow,
 )
 from services.trainer.feedback.observations import Intake
-from services.trainer.feedback.policy import RetentionPolicy
-from services.trainer.feedback.retention import ExpiredCounts, expire, sweep
+from services.trainer.feedback.policy import CapturePolicy, RetentionPolicy
+from services.trainer.feedback.retention import ExpiredCounts, expire, forget, make_room, sweep
 from services.trainer.feedback.sifting import Sifter
 from services.trainer.feedback.tables import AnswerRow, FindingRow
 from services.trainer.storage.database import Database
@@ -79,6 +79,36 @@ def test_of_too_many_the_oldest_go(database: Database, blobs: Blobs) -> None:
 
     assert counts.observations == 3
     assert left(database) == [1, 2, 6]
+
+
+@pytest.mark.usefixtures("six")
+def test_where_the_bytes_are_full_the_oldest_make_room_that_nothing_holds(database: Database, blobs: Blobs) -> None:
+    with database.begin() as session:
+        session.execute(update(ObservationRow).values(size_bytes=100))
+        older = (NOW - timedelta(days=50)).isoformat(timespec="milliseconds")
+        session.execute(update(ObservationRow).where(ObservationRow.number == 4).values(create_time=older))
+        session.execute(update(PredictionRow).where(PredictionRow.observation == 4).values(time=older))
+
+    def made_by(most: int) -> ExpiredCounts:
+        return make_room(database, blobs.folder, "pets", CapturePolicy(max_bytes=most, least_free_bytes=0), NOW)
+
+    assert made_by(632) == ExpiredCounts(0, 0)
+    assert made_by(630) == ExpiredCounts(1, 1)
+    assert left(database) == [1, 2, 3, 5, 6]
+    assert made_by(1) == ExpiredCounts(2, 2)  # of three that nothing holds
+    assert left(database) == [1, 2, 6]
+
+
+@pytest.mark.usefixtures("six")
+def test_draws_are_numbered_once_whatever_becomes_of_them(database: Database, blobs: Blobs, intake: Intake) -> None:
+    with database.begin(alone=True) as session:
+        session.execute(update(ObservationRow).values(sample=None, state="CAPTURED"))
+        forget(session, range(3, 7))
+
+    intake.take([captured(40, pictures(7)[6])])
+
+    with database.read() as session:
+        assert session.scalar(select(func.max(PredictionRow.draw))) == 7
 
 
 @pytest.mark.usefixtures("six")

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from services.trainer.data.observing import Role, State, VoteKind
 from services.trainer.data.tables import ObservationRow, PredictionRow, SampleRow, VoteRow
-from services.trainer.feedback.tables import AnswerRow, ContributorRow
+from services.trainer.feedback.tables import AnswerRow, ContributorRow, LoopModelRow
 from services.trainer.loop.tables import FigureRow, SetAnswersRow
 from services.trainer.storage.database import Database
 from tests.trainer.loop.conftest import LABELS, MODEL, SPEC
@@ -50,7 +50,8 @@ def add_draws(
 ) -> None:
     """Let *version* have answered each of *pictures* with a label, drawn at random."""
     with database.begin(alone=True) as session:
-        draw = _next(session, PredictionRow.draw)
+        loop = session.get(LoopModelRow, MODEL)
+        draw = max(_next(session, PredictionRow.draw), loop.last_draw + 1 if loop is not None else 0)
         for number in pictures:
             session.add(
                 PredictionRow(
@@ -60,6 +61,8 @@ def add_draws(
                 )
             )  # fmt: skip
             draw += 1
+        if loop is not None:
+            loop.last_draw = draw - 1
 
 
 def add_answers(database: Database, version: int, answers: Mapping[int, int]) -> None:

@@ -10,12 +10,17 @@ from services.trainer.data.models import Model
 from services.trainer.data.observing import Role, State, VoteKind
 from services.trainer.data.tables import ObservationRow, PredictionRow
 from services.trainer.feedback.observations import ensure_loop_model
-from services.trainer.feedback.policy import RetentionPolicy
-from services.trainer.feedback.retention import expire
+from services.trainer.feedback.policy import CapturePolicy, RetentionPolicy
+from services.trainer.feedback.retention import expire, make_room
 from services.trainer.feedback.tables import AnswerRow, FindingRow
 from services.trainer.loop import streams
+from services.trainer.loop.cycle_payloads import CycleEnded, GateBegun, GateDecided
+from services.trainer.loop.events import Event
 from services.trainer.loop.holdout import read_holdout
+from services.trainer.loop.payloads import Payload
 from services.trainer.loop.streams import UNREADABLE, read_judged_draws, read_live_stream
+from services.trainer.loop.tables import EventRow
+from services.trainer.loop.values import GateOutcome, Outcome, Ruling
 from services.trainer.storage.database import Database
 from tests.trainer.loop.conftest import MODEL
 from tests.trainer.loop.rows import (
@@ -213,6 +218,108 @@ def test_streams_begin_after_the_time_of_which_draws_were_forgotten(
     assert live(database) == ([1, 1, 1], 0, 0)
     with database.read() as session:
         assert read_judged_draws(session, task, CHAMPION, ()).draw.tolist() == [4, 5, 6]
+
+
+def add_event(database: Database, number: int, payload: Payload) -> None:
+    with database.begin() as session:
+        event = Event(MODEL, number, 3, datetime(2026, 3, 1, tzinfo=UTC), payload)
+        fields = {"cycle": event.cycle, "kind": event.kind, "key": event.key, "time": TIME, "payload": {}}
+        session.add(EventRow(model=MODEL, number=number, **fields))
+
+
+RULING = Ruling(rule="EVIDENCE")
+BEGUN = GateBegun(candidate_count=1, error_share=0.03, margin=0.0)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        GateDecided(outcome=GateOutcome.PASSED, ruling=RULING),
+        CycleEnded(outcome=Outcome.ABANDONED, stage="GATE", ruling=RULING),
+    ],
+)
+def test_what_an_open_gate_judges_by_stays_however_old_it_is(
+    database: Database, task: Model, tmp_path: Path, end: Payload
+) -> None:
+    with database.begin(alone=True) as session:
+        ensure_loop_model(session, MODEL)
+    lost, won = drawn(database, 2)
+    learnt = add_pictures(database, 2, Role.TRAIN)
+    add_draws(database, learnt)
+    for picture, label in ((lost, RED), (won, GREEN), *((each, RED) for each in learnt)):
+        add_review(database, picture, label)
+    add_event(database, 1, BEGUN)
+    assert live(database) == ([-1, 1], 0, 0)
+
+    kept = RetentionPolicy(days=90)
+    assert expire(database, tmp_path, MODEL, kept, datetime(2027, 1, 1, tzinfo=UTC)).observations == 2
+    assert live(database) == ([-1, 1], 0, 0)
+    with database.read() as session:
+        assert len(read_judged_draws(session, task, CHAMPION, ()).draw) == 0  # they may begin anew meanwhile
+
+    add_event(database, 2, end)
+    assert expire(database, tmp_path, MODEL, kept, datetime(2027, 1, 1, tzinfo=UTC)).observations == 2
+    drawn(database, 1, RED, RED)
+    assert live(database) == ([0], 0, 0)
+
+
+def test_a_gate_holds_half_of_the_bytes_and_what_comes_later_counts_for_the_next(
+    database: Database, tmp_path: Path
+) -> None:
+    with database.begin(alone=True) as session:
+        ensure_loop_model(session, MODEL)
+    drawn(database, 6, RED, RED)
+    add_event(database, 1, BEGUN)
+    full = CapturePolicy(max_bytes=1000, least_free_bytes=0)
+    present = datetime(2027, 1, 1, tzinfo=UTC)
+    assert make_room(database, tmp_path, MODEL, full, present).observations == 0  # 600 of 1,000 bytes
+    drawn(database, 4, RED, RED)
+    assert make_room(database, tmp_path, MODEL, full, present).observations == 0  # all of them are held
+    drawn(database, 2, RED, RED)
+
+    assert live(database) == ([0] * 10, 0, 0)
+    assert make_room(database, tmp_path, MODEL, full, present).observations == 2
+    assert live(database) == ([0] * 10, 0, 0)
+    add_event(database, 2, GateDecided(outcome=GateOutcome.PASSED, ruling=RULING))
+    make_room(database, tmp_path, MODEL, full, present)
+    assert live(database) == ([], 0, 0)
+
+
+def test_it_is_counted_for_each_version_how_often_its_judged_draws_begin_anew(
+    database: Database, task: Model, tmp_path: Path
+) -> None:
+    with database.begin(alone=True) as session:
+        ensure_loop_model(session, MODEL)
+    pictures = add_pictures(database, 20)
+    add_draws(database, pictures[:10])
+    add_draws(database, pictures[10:], version=CANDIDATE)
+    for picture in pictures:
+        add_review(database, picture, RED)
+
+    def age(first: int, last: int) -> None:
+        with database.begin() as session:
+            aged = update(PredictionRow).where(PredictionRow.draw.between(first, last))
+            session.execute(aged.values(time=TIME))
+            session.execute(
+                update(PredictionRow).where(PredictionRow.draw > last).values(time="2026-06-01T00:00:00.000Z")
+            )
+        expire(database, tmp_path, MODEL, RetentionPolicy(days=90), datetime(2026, 5, 1, tzinfo=UTC))
+
+    def judged(version: int) -> tuple[list[int], int]:
+        with database.read() as session:
+            draws = read_judged_draws(session, task, version, ())
+        return draws.draw.tolist(), draws.restarts
+
+    age(1, 1)  # a fifth of what there is begins anew with it
+    assert judged(CHAMPION) == ([5, 6, 7, 8, 9, 10], 1)
+    age(2, 4)
+    assert judged(CHAMPION) == ([5, 6, 7, 8, 9, 10], 1)
+    age(5, 5)
+    assert judged(CHAMPION) == ([9, 10], 2)
+    assert judged(CANDIDATE) == (list(range(11, 21)), 0)
+    age(6, 12)
+    assert judged(CHAMPION) == ([], 3)
+    assert judged(CANDIDATE) == (list(range(13, 21)), 1)
 
 
 def test_no_more_outcomes_are_read_than_are_of_use(database: Database) -> None:
