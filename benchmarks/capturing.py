@@ -49,7 +49,7 @@ if TYPE_CHECKING:  # exists only for type checkers
 CALLERS = 8
 NOTHING = "[capture]\nrandom_share = 0\nleast_random_share = 0\nlow_confidence_share = 0\nrare_class_share = 0\n"
 MUCH = "[capture]\nrandom_share = 0.5\nsamples_per_second = 60\nburst = 200\n"
-SPARED = MUCH + f"least_free_bytes = {2**62}\n"
+SPARED = MUCH + f"least_free_bytes = {2**60}\n"
 TO_THE_LAST = MUCH + "least_free_bytes = 0\n"
 DISK_BYTES = 512 * 1024
 """Of a disk that is full within seconds."""

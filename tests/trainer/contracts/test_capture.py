@@ -119,7 +119,7 @@ async def test_a_new_policy_is_told_while_the_call_lasts(parts: Parts, monkeypat
     async with asyncio.timeout(30):
         await call.write(HEADER)
         await call.read()
-        component.policy = Groups(capture=CapturePolicy(least_free_bytes=2**62))
+        component.policy = Groups(capture=CapturePolicy(least_free_bytes=2**60))
         told = await call.read()
         await call.done_writing()
         assert await call.read() is grpc.aio.EOF

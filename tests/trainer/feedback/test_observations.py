@@ -209,7 +209,7 @@ def test_rules_name_rare_classes_and_say_why_nothing_is_captured(
 
     policies["pets"] = Groups(capture=CapturePolicy(max_bytes=kept, least_free_bytes=0))
     assert rule() == ((), "BYTES")
-    policies["pets"] = Groups(capture=CapturePolicy(least_free_bytes=2**62))
+    policies["pets"] = Groups(capture=CapturePolicy(least_free_bytes=2**60))
     assert rule() == ((), "DISK_FULL")
 
 
