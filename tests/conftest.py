@@ -1,10 +1,12 @@
 """Small real things that the tests share: a graph, a repository, servers on free ports."""
 
+import os
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import hypothesis
@@ -25,13 +27,15 @@ from tests.end_to_end.suite import DEVICE
 # Otherwise grpc ends its poller whenever the last server or channel is collected, and waits for it in the collector.
 grpc.aio.init_grpc_aio()
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Threads that wait for one another by turning round keep the other worker's tests from the processor.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 # The first text that it draws on a new machine takes seconds: it makes a table of all characters.
 hypothesis.settings.register_profile("suite", suppress_health_check=[hypothesis.HealthCheck.too_slow], deadline=None)
 hypothesis.settings.load_profile("suite")
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
-_WITH_SUITES = "tests/end_to_end"
-_SHARES_SUITES = (_WITH_SUITES, "tests/aimass", "tests/gateway")
 
 
 @pytest.fixture(scope="session")
@@ -40,11 +44,12 @@ def device() -> str:
     return DEVICE
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the tests of a folder share a worker, and with it the servers and models that they share."""
-    for item in items:
-        folder = item.path.relative_to(item.config.rootpath).parent.as_posix()
-        item.add_marker(pytest.mark.xdist_group(_WITH_SUITES if folder in _SHARES_SUITES else folder))
+@pytest.hookimpl(tryfirst=True, optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """Let tests that share something slow share a worker."""
+    from tests.scheduling import SharingScheduling
+
+    return SharingScheduling(config, log)
 
 
 def pytest_asyncio_loop_factories(config, item):

@@ -201,7 +201,7 @@ def test_an_int8_version_is_made_and_measured_and_where_it_is_not_chosen_publish
 
 
 def test_a_run_is_evaluated_under_noise_and_attack(aimass, run):
-    told = aimass("evaluate", run, "--samples", "50")
+    told = aimass("evaluate", run, "--samples", "10")
 
     assert told.code == 0, told.complained
     assert re.search(r"corrupted_accuracy +0\.\d", told.printed)

@@ -24,7 +24,7 @@ MAKER = f"{make_task.__module__}:{make_task.__name__}"
 NORMS = {"norm": True}
 LEASES = 7
 """Of an epoch: 40 steps of half a batch in sixes, and a rest."""
-KILLED_EPOCHS = 20
+KILLED_EPOCHS = 8
 """Of a run that is killed after the first one: long enough that it is not over by then."""
 
 
@@ -75,7 +75,7 @@ def test_one_worker_that_is_followed_at_once_learns_as_plain_training_does(folde
 
 
 def test_a_run_goes_on_when_one_of_two_workers_is_killed(folder: Path, events: TextIO, go: int) -> None:
-    options = local_options(2, epochs=20)
+    options = local_options(2, epochs=8)
     alone, local = task_of(options), task_of(options)
     ready: list[str] = []
     steps: list[StepResult] = []
@@ -88,15 +88,15 @@ def test_a_run_goes_on_when_one_of_two_workers_is_killed(folder: Path, events: T
         return False
 
     def kill(result: StepResult) -> None:
-        if result.step >= 300 and len(ready) == 2:
+        if result.step >= 100 and len(ready) == 2:
             os.kill(int(ready.pop()), signal.SIGKILL)
         steps.append(result)
 
     history = run(local, folder, Watcher(on_step=kill, should_stop=release))
 
     assert len(ready) == 1  # the other one was killed
-    assert steps[-1].step == steps[-1].steps == 800  # of half a batch
-    assert [result.epoch for result in history] == list(range(1, 21))
+    assert steps[-1].step == steps[-1].steps == 320  # of half a batch
+    assert [result.epoch for result in history] == list(range(1, 9))
     expected = train(alone.model, alone.dataset, options)
     assert history[-1].validation_loss < expected[-1].validation_loss + 0.15
 

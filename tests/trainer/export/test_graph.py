@@ -135,13 +135,13 @@ def a_classifier(name: str, options: dict[str, Any], images: NDArray[np.uint8], 
 def test_every_network_s_graph_computes_what_the_network_does(
     name: str, options: dict[str, Any], views: Views, slice_samples: tuple[Samples, Samples], tmp_path: Path
 ) -> None:
-    images = slice_samples[0].images[:40]
+    images = slice_samples[0].images[:33]
     model = a_classifier(name, options, images, views).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     export_graph(model, tmp_path / "model.onnx", (32, 32, 3), {})
     parity = check_parity(model, open_graph(tmp_path / "model.onnx"), images)
 
-    assert parity.samples == 40
+    assert parity.samples == 33
     kinds = {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
     assert not kinds & {"LRN", "Pow", "BatchNormalization"}
 
@@ -150,7 +150,7 @@ def test_every_network_s_graph_computes_what_the_network_does(
 def test_images_of_other_sizes_have_graphs_of_their_size(
     name: str, options: dict[str, Any], slice_samples: tuple[Samples, Samples], tmp_path: Path
 ) -> None:
-    images = np.concatenate([slice_samples[0].images[:40]] * 2, axis=2)[:, :28, :48]
+    images = np.concatenate([slice_samples[0].images[:33]] * 2, axis=2)[:, :28, :48]
 
     model = a_classifier(name, options, images)
     export_graph(model, tmp_path / "model.onnx", images.shape[1:], {})

@@ -26,7 +26,7 @@ from tests.trainer.jobs.conftest import (
     told_steps,
 )
 
-EPOCHS = 30
+EPOCHS = 16
 """Long enough that no run is over when one of its workers is killed."""
 STEPS_PER_EPOCH = 6
 LOOK_SECONDS = 0.005
