@@ -17,9 +17,11 @@ from services.trainer.runs.folder import PROGRESS_FILE, RunFolder
 from services.trainer.runs.progress import read_progress
 from services.trainer.runs.store import Run, RunStore
 from services.trainer.storage.database import Database
+from tests.aimass import command_process
 from tests.aimass.loop_service import ToldLoop
 from tests.end_to_end.conftest import suites
-from tests.end_to_end.suite import AIMASS, clean_environment, poll
+from tests.end_to_end.suite import clean_environment, poll
+from tests.trainer.forks import FORKS
 
 __all__ = ["suites"]
 
@@ -92,13 +94,17 @@ def suite(suites):
 
 @pytest.fixture
 def run(tmp_path):
-    """A function that runs `aimass` with arguments: run("predict", file, AIMASS_ADDRESS=...)."""
+    """A function that runs `aimass` in a process of its own: run("predict", file, AIMASS_ADDRESS=...)."""
 
     def run(*arguments, **settings):
-        environment = clean_environment(AIMASS_HOME=str(tmp_path / "home"), COLUMNS="200", **settings)
-        return subprocess.run(
-            [AIMASS, *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60
-        )
+        environment = clean_environment(AIMASS_HOME=str(tmp_path / "home"), **settings)
+        process = FORKS.Process(target=command_process.run, args=(arguments, environment, tmp_path))
+        process.start()
+        process.join(60)
+        process.kill()  # where it hangs
+        process.join()
+        printed, complained = ((tmp_path / name).read_text() for name in ("stdout", "stderr"))
+        return subprocess.CompletedProcess(arguments, process.exitcode, printed, complained)
 
     return run
 

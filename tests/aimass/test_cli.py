@@ -1,6 +1,7 @@
 """The command line against a running suite."""
 
 import json
+import subprocess
 
 import grpc
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from aimass.starter import STARTER
 from services.trainer.publishing import publish_version
 from tests.end_to_end.pictures import SAMPLES, cat
-from tests.end_to_end.suite import Ports
+from tests.end_to_end.suite import AIMASS, Ports
 
 
 @pytest.fixture
@@ -23,8 +24,8 @@ def bad_file(tmp_path):
     return "[bold]notes.txt"
 
 
-def test_help_names_the_commands(run):
-    shown = run("--help")
+def test_help_names_the_commands():
+    shown = subprocess.run([AIMASS, "--help"], capture_output=True, text=True, timeout=60)
 
     assert shown.returncode == 0
     assert all(command in shown.stdout for command in ("up", "predict", "models", "train", "data"))

@@ -1,13 +1,10 @@
 """The command line among files and arguments that were not made for it."""
 
 import os
-import subprocess
 
 import numpy as np
 import pytest
 from PIL import Image
-
-from tests.end_to_end.suite import AIMASS, clean_environment
 
 
 def save_noise(path, seed):
@@ -46,13 +43,10 @@ def test_a_file_that_cannot_be_imported_is_told_and_the_others_are_imported(run,
         (["runs", b"\xff"], "is not UTF-8"),
     ],
 )
-def test_an_argument_that_cannot_be_is_told_in_a_sentence(arguments, words, tmp_path):
-    environment = clean_environment(AIMASS_HOME=str(tmp_path / "home"), COLUMNS="200")
+def test_an_argument_that_cannot_be_is_told_in_a_sentence(run, arguments, words, tmp_path):
+    told = run(*arguments)
 
-    done = subprocess.run([AIMASS, *arguments], env=environment, cwd=tmp_path, capture_output=True, timeout=60)
-
-    told = done.stderr.decode()
-    assert done.returncode == 1
-    assert told.startswith("error: ")
-    assert words in told
+    assert told.returncode == 1
+    assert told.stderr.startswith("error: ")
+    assert words in told.stderr
     assert not (tmp_path / "rep.json").exists()
