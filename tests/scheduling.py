@@ -2,12 +2,12 @@
 
 from pathlib import PurePosixPath
 
-from xdist.scheduler import LoadScopeScheduling
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 _BY_FILE = ("tests/aimass", "tests/end_to_end", "tests/gateway")
 
 
-class SharingScheduling(LoadScopeScheduling):  # type: ignore[misc] # xdist is not typed for us
+class SharingScheduling(LoadScopeScheduling):  # type: ignore[misc]
     """Gives a folder to one worker, and with it the models that its tests share.
 
     Folders whose tests share nothing but a running suite would be too much for one worker: a file of them is.
