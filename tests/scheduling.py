@@ -10,7 +10,7 @@ _BY_FILE = ("tests/aimass", "tests/end_to_end", "tests/gateway")
 class SharingScheduling(LoadScopeScheduling):  # type: ignore[misc]
     """Gives a folder to one worker, and with it the models that its tests share.
 
-    Folders whose tests share nothing but a running suite would be too much for one worker: a file of them is.
+    Of folders whose tests share nothing but a running suite, which would be too much for one worker, it gives files.
     """
 
     def _split_scope(self, nodeid: str) -> str:
