@@ -18,6 +18,7 @@ from rich.console import Console
 
 from gateway.sampling import CapturePolicy, Sampler, Strategy
 from services.trainer.feedback.policy import CapturePolicy as Defaults
+from services.trainer.statistics.budget import error_share
 from services.trainer.statistics.intervals import Interval, accuracy_sequence
 
 ALPHA = 0.05
@@ -154,7 +155,7 @@ def measure(traffic: Traffic, paths: int, requests: int, seed: int) -> tuple[dic
         path = live(traffic, (seed, number), requests)
         draws += len(path.correct)
         looks = [*(look for look in LOOKS if look < len(path.correct)), len(path.correct)]
-        found = [accuracy_sequence(path.correct[:n], path.probability[:n], ALPHA) for n in looks]
+        found = [accuracy_sequence(path.correct[:n], path.probability[:n], error_share(ALPHA, 1)) for n in looks]
         tallies["product's"].add(_misses(found, path, looks), found[-1].high - found[-1].low)
         plain = [Interval(*wilson(int(path.correct[:n].sum()), n), 0.0, n) for n in looks]
         tallies["Wilson, of draws"].add(_misses(plain, path, looks), plain[-1].high - plain[-1].low)

@@ -348,6 +348,7 @@ ELSEWHERE = {
     "so that this needs a key with scope": "test_access",
     "is not ready; try again": "test_process, where inference is away",
     "waits for the trainer, which is away": "test_capture",
+    "has the member {…}, which is unknown": "test_feedback",
     "which the size of a raw body does not settle": "test_inference_http: raw bodies",
     "output {…} is {…}, which JSON cannot say": "test_inference_http: half precision",
     "holds bytes that are not UTF-8": "test_inference_http: strings that are not UTF-8",
