@@ -1,5 +1,6 @@
 """Small real things: samples of the slice, and options for a network that trains in a second."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,16 @@ from services.trainer.data.datasets import Dataset
 from services.trainer.data.samples import Samples
 from services.trainer.options import TrainingOptions
 from services.trainer.recipes import make_options
+from services.trainer.storage.database import Database
 from tests.trainer.splits import split
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    opened = Database(f"sqlite:///{tmp_path / 'trainer.db'}")
+    opened.migrate()
+    yield opened
+    opened.close()
 
 
 @pytest.fixture(scope="session")

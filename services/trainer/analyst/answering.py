@@ -17,10 +17,10 @@ from services.common.channels import SIBLING_OPTIONS
 from services.common.errors import Conflict, NotReady
 from services.common.manifest import DIGEST_PARAMETER, PreprocessSpec
 from services.common.tensors import to_raw
-from services.trainer.analyst.spaces import pack
 from services.trainer.analyst.stopping import GoOn
 from services.trainer.analyst.stored import StoredPictures, find_observations
 from services.trainer.data.collection import digest_contents
+from services.trainer.data.features import pack
 from services.trainer.data.models import Model
 from services.trainer.data.originals import Originals
 from services.trainer.data.tables import ObservationRow

@@ -14,6 +14,7 @@ from services.trainer.analyst.encoders import OpenedEncoder
 from services.trainer.analyst.stopping import GoOn
 from services.trainer.data.collection import PARTS
 from services.trainer.data.datasets import load_with_originals
+from services.trainer.data.features import features_path
 from services.trainer.data.models import Model
 from services.trainer.data.originals import Originals
 from services.trainer.data.samples import Samples
@@ -95,7 +96,7 @@ def embed_basis(basis: Basis, encoder: OpenedEncoder, folder: Path, go_on: GoOn)
         Overloaded: The disk has no room for the features.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"features-{encoder.digest[:16]}-{basis.digest.removeprefix('sha256:')[:16]}.npy"
+    path = features_path(folder, encoder.digest, basis.digest)
     if not path.is_file():
         _write(path, basis, encoder, go_on)
     features: NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)

@@ -14,19 +14,13 @@ from numpy.typing import NDArray
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from services.trainer.analyst.figures import (
-    EMBEDDING_SHIFT,
-    ERROR_DRIFT,
-    LABEL_SHIFT,
-    SOFTMAX_SHIFT,
-    add_figure,
-    last_figure,
-)
-from services.trainer.analyst.spaces import unpack
+from services.trainer.analyst.figures import add_figure, last_figure
 from services.trainer.analyst.windows import Window, Windows
+from services.trainer.data.features import unpack
 from services.trainer.data.models import Model
 from services.trainer.data.tables import PredictionRow
 from services.trainer.feedback.tables import AnswerRow, EmbeddingRow
+from services.trainer.loop.kinds import EMBEDDING_SHIFT, ERROR_DRIFT, LABEL_SHIFT, SOFTMAX_SHIFT
 from services.trainer.loop.policy import AlarmPolicy
 from services.trainer.loop.streams import JudgedDraws, read_judged_draws
 from services.trainer.loop.tables import SetAnswersRow

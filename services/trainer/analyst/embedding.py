@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from sqlalchemy import select
 
 from services.trainer.analyst.encoders import OpenedEncoder
-from services.trainer.analyst.spaces import pack
 from services.trainer.analyst.stored import StoredPictures, find_observations
+from services.trainer.data.features import pack
 from services.trainer.data.tables import ObservationRow
 from services.trainer.feedback.tables import EmbeddingRow
 from services.trainer.storage.database import Database

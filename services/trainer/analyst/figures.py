@@ -9,16 +9,6 @@ from sqlalchemy.orm import Session
 from services.trainer.clock import now
 from services.trainer.loop.tables import FigureRow
 
-SOFTMAX_SHIFT = "softmax_shift"
-EMBEDDING_SHIFT = "embedding_shift"
-LABEL_SHIFT = "label_shift"
-SHIFTS = (SOFTMAX_SHIFT, EMBEDDING_SHIFT, LABEL_SHIFT)
-ERROR_DRIFT = "error_drift"
-QUALITY = "quality"
-SCREENING = "screening"
-HOLDOUT = "holdout"
-"""Digest, labels and order of the set that all versions are measured on; a row for each such set."""
-
 KEPT = 1000
 """Of each kind."""
 
@@ -29,7 +19,7 @@ def add_figure(session: Session, model: str, kind: str, window: Mapping[str, Any
     Args:
         session: Its transaction must write.
         model: Name of the model.
-        kind: One of those above.
+        kind: One of `loop.kinds`, or of `loop.refusals`.
         window: Which predictions or pictures it is of.
         values: Figures, without names of anybody.
     """

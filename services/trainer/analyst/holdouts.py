@@ -7,9 +7,10 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from services.trainer.analyst.basis import Basis
-from services.trainer.analyst.figures import HOLDOUT, add_figure
+from services.trainer.analyst.figures import add_figure
 from services.trainer.data.collection import digest_contents
 from services.trainer.feedback.tables import LoopModelRow
+from services.trainer.loop.kinds import HOLDOUT
 from services.trainer.loop.tables import FigureRow
 
 

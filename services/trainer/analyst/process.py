@@ -1,6 +1,5 @@
 """How the process of an analyst is started, and how it is known whether one is at work."""
 
-import fcntl
 import os
 import subprocess
 import sys
@@ -8,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from services.trainer.runs.locks import is_locked, try_lock
 from services.trainer.settings import TrainerSettings
 
 ANALYST_MODULE = "services.trainer.analyst"
@@ -48,26 +48,14 @@ def at_work(runs: Path, model: str) -> Iterator[bool]:
     runs.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(_lock_path(runs, model), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+        yield try_lock(descriptor)
     finally:
         os.close(descriptor)
 
 
 def is_at_work(runs: Path, model: str) -> bool:
     """Whether an analyst of the model is at work."""
-    try:
-        with _lock_path(runs, model).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
+    return is_locked(_lock_path(runs, model))
 
 
 def _lock_path(runs: Path, model: str) -> Path:

@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 from sqlalchemy import select
 
-from services.trainer.analyst.figures import QUALITY, add_figure
+from services.trainer.analyst.figures import add_figure
 from services.trainer.analyst.stopping import GoOn
 from services.trainer.analyst.stored import StoredPictures
 from services.trainer.data.collection import OPEN, Collection
 from services.trainer.data.models import Model
 from services.trainer.data.report import describe
 from services.trainer.data.tables import ObservationRow
+from services.trainer.loop.kinds import QUALITY
 from services.trainer.recipes import make_options
 from services.trainer.storage.database import Database
 

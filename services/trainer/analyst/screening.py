@@ -10,7 +10,7 @@ from sqlalchemy import delete, exists, select
 from sqlalchemy.orm import Session
 
 from services.trainer.analyst.encoders import OpenedEncoder
-from services.trainer.analyst.figures import SCREENING, add_figure
+from services.trainer.analyst.figures import add_figure
 from services.trainer.analyst.placing import Ground, rows_to_place_again
 from services.trainer.analyst.spaces import Placed
 from services.trainer.analyst.stopping import GoOn
@@ -29,6 +29,7 @@ from services.trainer.data.observing import Role, mark_changed
 from services.trainer.data.tables import ObservationRow, SampleRow, VoteRow
 from services.trainer.feedback.tables import FindingRow, NeighbourhoodRow
 from services.trainer.feedback.trust import CONTRIBUTOR_HARMS, LIKELY_WRONG
+from services.trainer.loop.kinds import SCREENING
 from services.trainer.statistics.heads import head_probabilities
 from services.trainer.storage.database import Database
 

@@ -1,13 +1,13 @@
 """Where a model's pictures lie in the space of features, kept in memory and up to date with the rows."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from services.trainer.data.features import unpack
 from services.trainer.data.observing import Role, State
 from services.trainer.data.tables import ObservationRow
 from services.trainer.feedback.tables import EmbeddingRow
@@ -113,13 +113,3 @@ class FeatureSpace:
             )
             for number, vector in session.execute(statement):
                 self._vectors[number] = unpack(vector)
-
-
-def pack(values: NDArray[np.floating[Any]]) -> bytes:
-    """Return *values* as they are kept in rows: float16, little-endian."""
-    return values.astype("<f2").tobytes()
-
-
-def unpack(data: bytes) -> NDArray[np.float16]:
-    """Return what `pack` was given, (n,)."""
-    return np.frombuffer(data, "<f2").astype(np.float16)

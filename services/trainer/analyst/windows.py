@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from services.trainer.analyst.figures import SHIFTS
 from services.trainer.data.tables import PredictionRow
+from services.trainer.loop.kinds import SHIFTS
 from services.trainer.loop.streams import last_incomplete
 from services.trainer.loop.tables import FigureRow
 

@@ -7,13 +7,14 @@ from datetime import datetime, timedelta
 from sqlalchemy import ColumnElement, Select, and_, exists, func, or_, select
 from sqlalchemy.orm import Session
 
-from services.trainer.analyst.figures import QUALITY, SCREENING, last_figure
+from services.trainer.analyst.figures import last_figure
 from services.trainer.analyst.windows import Windows, find_windows
 from services.trainer.data.observing import Role, State
 from services.trainer.data.tables import ObservationRow, PredictionRow
 from services.trainer.feedback.tables import AnswerRow, EmbeddingRow, FindingRow, NeighbourhoodRow
 from services.trainer.feedback.trust import LIKELY_WRONG, WAITS_FOR_EMBEDDING
 from services.trainer.loop.cycle_payloads import CanaryEnded, CanaryIntended, CanaryMoved, CycleEnded
+from services.trainer.loop.kinds import QUALITY, SCREENING
 from services.trainer.loop.policy import AlarmPolicy
 from services.trainer.loop.tables import EventRow, SetAnswersRow
 

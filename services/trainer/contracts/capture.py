@@ -15,6 +15,7 @@ from aimass.trainer.v1.capture_pb2_grpc import CaptureServiceServicer
 from services.common.errors import InvalidInput
 from services.common.identity import Scope, caller_of
 from services.common.server import StopSignal
+from services.trainer.clock import as_row
 from services.trainer.feedback.capturing import CaptureRule, capture_rules
 from services.trainer.feedback.counting import VersionCounts, store_counts
 from services.trainer.feedback.observations import MOST_ITEMS, CapturedItem, Intake, Strategy
@@ -206,7 +207,7 @@ def _time(timestamp: Timestamp) -> str:
     if not timestamp.seconds:
         return ""
     try:
-        return timestamp.ToDatetime(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return as_row(timestamp.ToDatetime(UTC))
     except (ValueError, OverflowError):
         return ""
 

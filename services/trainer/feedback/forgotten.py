@@ -3,17 +3,13 @@
 from collections.abc import Collection
 from datetime import UTC, datetime
 
-from sqlalchemy import JSON, String, column, func, select, table
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from services.common.identity import ANONYMOUS
 from services.trainer.feedback.pseudonyms import read_pseudonyms
-from services.trainer.feedback.tables import ContributorRow
+from services.trainer.feedback.tables import ContributorRow, DeletionRow
 
-_DELETIONS = table(
-    "deletions", column("kind", String), column("subject", String), column("state", String), column("report", JSON)
-)
-"""Belongs to `loop.tables`, which builds on this package; it is only read here."""
 _CONTRIBUTOR, _SAMPLE, _COMPLETED = "CONTRIBUTOR", "SAMPLE", "COMPLETED"
 _TO_THE_MINUTE = len("2026-01-02T03:04")
 _NEVER = datetime.max.replace(tzinfo=UTC)
@@ -28,8 +24,8 @@ def forgotten_until(session: Session, contributors: Collection[str]) -> dict[str
     """
     pseudonym = read_pseudonyms(session)
     names = {pseudonym(name): name for name in contributors if name}
-    statement = select(_DELETIONS.c.subject, _DELETIONS.c.state, _DELETIONS.c.report).where(
-        _DELETIONS.c.kind == _CONTRIBUTOR, _DELETIONS.c.subject.in_(sorted(names))
+    statement = select(DeletionRow.subject, DeletionRow.state, DeletionRow.report).where(
+        DeletionRow.kind == _CONTRIBUTOR, DeletionRow.subject.in_(sorted(names))
     )
     until: dict[str, datetime] = {}
     for subject, state, report in session.execute(statement):
@@ -57,12 +53,12 @@ def deleted_until(session: Session, times: Collection[str]) -> dict[tuple[str, s
     """
     if not times:
         return {}
-    report = _DELETIONS.c.report
+    report = DeletionRow.report
     end = func.coalesce(report["erase_time"].as_string(), report["request_time"].as_string())
     # A text that ends with the minute sorts before all times of it, however their seconds are written.
     oldest = min(times)[:_TO_THE_MINUTE]
     until: dict[tuple[str, str], datetime] = {}
-    for each in session.scalars(select(report).where(_DELETIONS.c.kind == _SAMPLE, end > oldest)):
+    for each in session.scalars(select(report).where(DeletionRow.kind == _SAMPLE, end > oldest)):
         time = datetime.fromisoformat(each.get("erase_time") or each["request_time"])
         for model in (name for name, part in each["parts"].items() if part["observations"]):
             for mark in each["fingerprints"]:

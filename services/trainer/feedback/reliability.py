@@ -9,6 +9,7 @@ from sqlalchemy import exists, func, select
 from sqlalchemy.orm import Session, aliased
 
 from services.common.identity import ANONYMOUS, OWNER
+from services.trainer.clock import as_row
 from services.trainer.data.observing import State, VoteKind
 from services.trainer.data.tables import ObservationRow, VoteRow
 from services.trainer.feedback.evidence import Lessons, Reviewed, learn
@@ -65,7 +66,7 @@ def contributor_accuracies(session: Session, model: str, classes: int) -> dict[s
 
 
 def _since() -> str:
-    return (datetime.now(UTC) - timedelta(days=REMEMBERED_DAYS)).isoformat(timespec="milliseconds")
+    return as_row(datetime.now(UTC) - timedelta(days=REMEMBERED_DAYS))
 
 
 def _accuracies(session: Session, model: str, classes: int, since: str, harmful: Collection[str]) -> dict[str, float]:

@@ -1,5 +1,7 @@
 """Tables of who gives feedback, and of what is known of the pictures beside what was said."""
 
+from typing import Any
+
 from sqlalchemy import JSON, Boolean, Double, ForeignKey, Integer, LargeBinary, SmallInteger, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -140,3 +142,19 @@ class AnswerRow(Base):
     """Float16, little-endian."""
     learnt: Mapped[bool] = mapped_column(default=False)
     """Whether the version has learnt these pixels, as far as the run that made it says: it is not judged by them."""
+
+
+class DeletionRow(Base):
+    """Something that is to be forgotten."""
+
+    __tablename__ = "deletions"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16))
+    """SAMPLE or CONTRIBUTOR."""
+    subject: Mapped[str] = mapped_column(String(64))
+    """Pseudonym of the contributor, or of the picture's number: what is forgotten is not named."""
+    state: Mapped[str] = mapped_column(String(16))
+    deadline: Mapped[str] = mapped_column(String(32))
+    report: Mapped[dict[str, Any]] = mapped_column(JSON)
+    """Counts of what was erased, and what it had tainted."""

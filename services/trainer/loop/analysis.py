@@ -31,6 +31,7 @@ from services.trainer.loop.analysis_rows import (
     read_figures,
 )
 from services.trainer.loop.events import Event
+from services.trainer.loop.kinds import ERROR_DRIFT, QUALITY
 from services.trainer.loop.measuring import ACCURACY_ERROR
 from services.trainer.loop.overview import Overview
 from services.trainer.loop.payloads import AlarmRaised
@@ -44,8 +45,6 @@ LOOKS = 100
 """Newest ones of each detector that are told of."""
 DROPS = (0.01, 0.05, 0.1)
 """Of the accuracy, for which the delay to an alarm is told."""
-QUALITY = "quality"
-"""Kind of the figures that say what kind of pictures came in."""
 _MOST_DRAWS = 10_000
 """To an alarm, that are simulated."""
 _HIGHEST = 2.0
@@ -111,7 +110,7 @@ def nearness(kind: str, level: float, threshold: float) -> float:
         level: Of the look.
         threshold: Above 0.
     """
-    if kind == "error_drift":
+    if kind == ERROR_DRIFT:
         return min(level / threshold, _HIGHEST)
     if threshold >= 1:
         return 1.0

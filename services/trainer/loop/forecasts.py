@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from services.trainer.clock import as_row
 from services.trainer.data.choosing import count_beside
 from services.trainer.data.tables import PredictionRow
 from services.trainer.loop.cycle_payloads import GateMeasured, RunCreated
@@ -126,7 +127,7 @@ def requests_per_day(session: Session, model: str, time: datetime) -> float | No
 
     Only where the first draw of all is younger than a day, they are of that time alone. None where there are none.
     """
-    since = (time - _DAY).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    since = as_row(time - _DAY)
     drawn = (PredictionRow.model == model, PredictionRow.draw.is_not(None))
     requests = session.scalar(
         select(func.sum(1.0 / PredictionRow.probability)).where(*drawn, PredictionRow.time >= since)

@@ -7,12 +7,10 @@ from numpy.typing import NDArray
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from services.trainer.data.features import unpack
 from services.trainer.feedback.tables import AnswerRow
+from services.trainer.loop.kinds import HOLDOUT
 from services.trainer.loop.tables import FigureRow, SetAnswersRow
-
-HOLDOUT = "holdout"
-"""Kind of the figures that say what a hold-out is: `set` and `digest` in the window; labels of its contents, and the
-order in which they count, which follows from the contents and the model's salt alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,4 +89,4 @@ def _best(row: SetAnswersRow) -> NDArray[np.int64]:
 
 def _probabilities(row: SetAnswersRow) -> NDArray[np.float32]:
     count = len(row.best) // np.dtype("<i2").itemsize
-    return np.frombuffer(row.probabilities, "<f2").astype(np.float32).reshape(count, -1)
+    return unpack(row.probabilities).astype(np.float32).reshape(count, -1)

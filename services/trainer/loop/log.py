@@ -12,6 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from services.common.errors import Conflict
+from services.trainer.clock import as_row
 from services.trainer.loop.events import Event, parse_payload
 from services.trainer.loop.payloads import DeletionRequested, Wish
 from services.trainer.loop.reducer import fold
@@ -184,16 +185,16 @@ class Leases:
             row = session.get(LoopLeaseRow, model)
             held = row is not None and row.holder == self._holder
             least = timedelta(seconds=self.seconds * _ENOUGH if held else 0.0)
-            if row is not None and row.expire_time > _text(time + least):
+            if row is not None and row.expire_time > as_row(time + least):
                 return Lease(model, row.fence) if held else None
-        until = _text(time + timedelta(seconds=self.seconds))
+        until = as_row(time + timedelta(seconds=self.seconds))
         with self._database.begin(alone=True) as session:
             row = session.get(LoopLeaseRow, model)
             if row is None:
                 row = LoopLeaseRow(model=model, holder=self._holder, fence=1, expire_time=until)
                 session.add(row)
             elif row.holder != self._holder:
-                if row.expire_time > _text(time):
+                if row.expire_time > as_row(time):
                     return None
                 row.holder, row.fence = self._holder, row.fence + 1
             row.expire_time = until
@@ -204,7 +205,7 @@ class Leases:
         with self._database.begin(alone=True) as session:
             row = session.get(LoopLeaseRow, lease.model)
             if row is not None and row.fence == lease.fence:
-                row.expire_time = _text(self._clock())
+                row.expire_time = as_row(self._clock())
 
 
 def _by_key(session: Session, model: str, key: str) -> EventRow | None:
@@ -222,7 +223,7 @@ def _row(event: Event) -> EventRow:
         cycle=event.cycle,
         kind=event.kind,
         key=event.key,
-        time=_text(event.time),
+        time=as_row(event.time),
         payload=event.payload.model_dump(mode="json"),
     )
 
@@ -232,13 +233,8 @@ def _event(row: EventRow) -> Event:
     return Event(row.model, row.number, row.cycle, datetime.fromisoformat(row.time), payload)
 
 
-def _text(time: datetime) -> str:
-    """Return *time* as RFC 3339 in UTC, so that texts sort as times do."""
-    return time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
 def _to_milliseconds(time: datetime) -> datetime:
-    return datetime.fromisoformat(_text(time))
+    return datetime.fromisoformat(as_row(time))
 
 
 def _not_alone(problem: str) -> Conflict:

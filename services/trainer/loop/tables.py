@@ -10,7 +10,6 @@ from services.trainer.feedback.tables import LoopModelRow
 from services.trainer.storage.database import Base
 
 __all__ = [
-    "DeletionRow",
     "EventRow",
     "FigureRow",
     "LoopLeaseRow",
@@ -90,19 +89,3 @@ class FigureRow(Base):
     """Which predictions it is of."""
     values: Mapped[dict[str, Any]] = mapped_column(JSON)
     time: Mapped[str] = mapped_column(String(32))
-
-
-class DeletionRow(Base):
-    """Something that is to be forgotten."""
-
-    __tablename__ = "deletions"
-
-    id: Mapped[str] = mapped_column(String(64), primary_key=True)
-    kind: Mapped[str] = mapped_column(String(16))
-    """SAMPLE or CONTRIBUTOR."""
-    subject: Mapped[str] = mapped_column(String(64))
-    """Pseudonym of the contributor, or of the picture's number: what is forgotten is not named."""
-    state: Mapped[str] = mapped_column(String(16))
-    deadline: Mapped[str] = mapped_column(String(32))
-    report: Mapped[dict[str, Any]] = mapped_column(JSON)
-    """Counts of what was erased, and what it had tainted."""

@@ -9,13 +9,13 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from services.common.errors import Conflict, InvalidInput, NotFound
+from services.trainer.clock import as_row
 from services.trainer.data.tables import ObservationRow
 from services.trainer.feedback.pseudonyms import read_pseudonyms
-from services.trainer.feedback.tables import ContributorRow, KeyRow
+from services.trainer.feedback.tables import ContributorRow, DeletionRow, KeyRow
 from services.trainer.loop.log import Clock, EventLog, utc_now
 from services.trainer.loop.payloads import DeletionRequested
 from services.trainer.loop.policy import LoopPolicy
-from services.trainer.loop.tables import DeletionRow
 from services.trainer.provenance.folders import Folders
 from services.trainer.provenance.record import (
     Kind,
@@ -213,7 +213,7 @@ class Deletions:
     def _deadline(self, time: datetime, models: Sequence[str]) -> str:
         """Return by when tainted versions must be gone: the earliest that the policies of *models* ask for."""
         hours = [self._policy_of(model).deletion.deadline_hours for model in models]
-        return (time + timedelta(hours=min(hours, default=0))).isoformat(timespec="milliseconds")
+        return as_row(time + timedelta(hours=min(hours, default=0)))
 
 
 def ask_loops(events: EventLog, row: DeletionRow) -> None:

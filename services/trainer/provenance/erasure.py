@@ -12,9 +12,10 @@ from services.common.errors import Conflict, NotFound, NotReady
 from services.trainer.data.models import find_model
 from services.trainer.data.tables import ModelRow, ObservationRow, SnapshotRow, SnapshotSampleRow
 from services.trainer.feedback.pseudonyms import fingerprint
+from services.trainer.feedback.tables import DeletionRow
 from services.trainer.loop.actions import Erased
 from services.trainer.loop.log import Clock, EventLog, utc_now
-from services.trainer.loop.tables import DeletionRow, PublicationRow
+from services.trainer.loop.tables import PublicationRow
 from services.trainer.provenance.deletion import ask_loops
 from services.trainer.provenance.encoders import find_copies, move_encoders
 from services.trainer.provenance.folders import Folders

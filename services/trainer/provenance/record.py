@@ -4,7 +4,7 @@ from enum import StrEnum
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from services.trainer.loop.tables import DeletionRow
+from services.trainer.feedback.tables import DeletionRow
 
 
 class Kind(StrEnum):

@@ -12,8 +12,7 @@ from services.trainer.data.observing import VoteKind, mark_changed
 from services.trainer.data.tables import ObservationRow, PredictionRow, SampleRow, SnapshotSampleRow, VoteRow
 from services.trainer.feedback.pseudonyms import read_pseudonyms
 from services.trainer.feedback.sifting import SOURCE
-from services.trainer.feedback.tables import AnswerRow, EmbeddingRow, FindingRow, NeighbourhoodRow
-from services.trainer.loop.tables import DeletionRow
+from services.trainer.feedback.tables import AnswerRow, DeletionRow, EmbeddingRow, FindingRow, NeighbourhoodRow
 from services.trainer.provenance.record import Kind, Part
 
 _ABOUT = (

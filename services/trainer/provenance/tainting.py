@@ -8,7 +8,8 @@ from sqlalchemy.orm import Session
 from services.trainer.clock import now
 from services.trainer.data.tables import ModelRow
 from services.trainer.feedback.pseudonyms import fingerprint
-from services.trainer.loop.tables import DeletionRow, PublicationRow
+from services.trainer.feedback.tables import DeletionRow
+from services.trainer.loop.tables import PublicationRow
 from services.trainer.provenance.lineage import Taint
 from services.trainer.provenance.record import State
 from services.trainer.storage.database import Database

@@ -1,7 +1,6 @@
 """Follows an answer to what the version that gave it had learnt."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import structlog
@@ -10,6 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from services.common.errors import NotFound, NotReady, ServiceError
+from services.trainer.data.features import features_path, unpack
 from services.trainer.data.models import Model, find_model
 from services.trainer.data.pinned import load_base
 from services.trainer.data.sources import DataSources
@@ -138,7 +138,7 @@ class Tracer:
                 return ()
             given = _given(session, task, snapshot, found.encoder)
             name, drawn = _base(session, task.name, run, snapshot)
-        query = _unpack(found.vector)
+        query = unpack(found.vector)
         samples, features = [each for each, _ in given], [vector for _, vector in given]
         base = self._base_features(task, name, found.encoder) if name else None
         if base is not None:
@@ -172,17 +172,6 @@ class Tracer:
         except (OSError, ValueError):
             return None
         return _Base(labels, features[: len(labels)])
-
-
-def features_path(prepared: Path, encoder: str, base_digest: str) -> Path:
-    """Return where the analyst keeps the features of a base set, its training samples first, float16 (n, f).
-
-    Args:
-        prepared: Folder of prepared sets.
-        encoder: Digest of the encoder.
-        base_digest: `sha256:<hex>` of the set.
-    """
-    return prepared / f"features-{encoder[:16]}-{base_digest.removeprefix('sha256:')[:16]}.npy"
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,7 +208,7 @@ def _given(
             TracedSample(
                 each.sample, "", task.labels[each.label], each.contributor or "", each.create_time or each.first_time
             ),
-            _unpack(each.vector),
+            unpack(each.vector),
         )
         for each in session.execute(statement)
     ]
@@ -233,7 +222,3 @@ def _base(session: Session, model: str, run: Run, snapshot: str) -> tuple[str, l
     row = session.get(LoopModelRow, model)
     learnt = base_of(session, run)
     return (learnt, None) if row is not None and learnt == row.base else ("", None)
-
-
-def _unpack(vector: bytes) -> NDArray[np.float16]:
-    return np.frombuffer(vector, "<f2").astype(np.float16)

@@ -11,6 +11,7 @@ from typing import BinaryIO, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from services.common.errors import Conflict, InvalidInput, NotFound
+from services.trainer.runs.locks import is_locked, try_lock
 from services.trainer.runs.record import Outcome, Request
 
 REQUEST_FILE = "run.json"
@@ -130,7 +131,7 @@ class RunFolder:
             Conflict: A process is at work on this run.
         """
         with self._opened(LOCK_FILE) as descriptor:
-            if not _lock(descriptor):
+            if not try_lock(descriptor):
                 raise Conflict(f"a process is at work on run {self.path.name!r}; cancel it or wait for its end")
             os.ftruncate(descriptor, 0)  # it named a process that is gone
             yield descriptor
@@ -138,7 +139,7 @@ class RunFolder:
     @property
     def is_held(self) -> bool:
         """Whether a process is at work on this run."""
-        return _is_locked(self / LOCK_FILE)
+        return is_locked(self / LOCK_FILE)
 
     @contextmanager
     def supervised(self) -> Iterator[None]:
@@ -148,14 +149,14 @@ class RunFolder:
             Conflict: It has another one.
         """
         with self._opened(SUPERVISED_FILE) as descriptor:
-            if not _lock(descriptor):
+            if not try_lock(descriptor):
                 raise Conflict(f"run {self.path.name!r} is seen through elsewhere; cancel it or wait for its end")
             yield
 
     @property
     def is_supervised(self) -> bool:
         """Whether a supervisor sees the run through."""
-        return _is_locked(self / SUPERVISED_FILE)
+        return is_locked(self / SUPERVISED_FILE)
 
     @contextmanager
     def _opened(self, name: str) -> Iterator[int]:
@@ -191,27 +192,6 @@ class RunFolder:
         except FileNotFoundError:
             return ""
         return next((line.strip() for line in reversed(lines) if line.strip()), "")
-
-
-def _lock(descriptor: int) -> bool:
-    """Lock an open file, and return whether nobody else holds it."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _is_locked(path: Path) -> bool:
-    """Glance at a lock; who wants it at this moment is refused."""
-    try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
 
 
 def write_document(path: Path, document: BaseModel) -> None:

@@ -26,11 +26,11 @@ from services.inference.settings import InferenceSettings
 from services.trainer.analyst.analyst import Analyst
 from services.trainer.analyst.answering import Inference
 from services.trainer.analyst.basis import load_basis
-from services.trainer.analyst.figures import HOLDOUT, last_figure
-from services.trainer.analyst.spaces import unpack
+from services.trainer.analyst.figures import last_figure
 from services.trainer.data.blobs import Blobs
 from services.trainer.data.cifar10 import LABELS
 from services.trainer.data.collection import digest_contents
+from services.trainer.data.features import unpack
 from services.trainer.data.models import Model
 from services.trainer.data.observing import Role
 from services.trainer.data.samples import Samples
@@ -48,6 +48,7 @@ from services.trainer.loop.cycle_payloads import (
 )
 from services.trainer.loop.gate import decide
 from services.trainer.loop.holdout import Holdout, find_holdout, read_holdout
+from services.trainer.loop.kinds import HOLDOUT
 from services.trainer.loop.log import EventLog, Leases
 from services.trainer.loop.measuring import measure
 from services.trainer.loop.payloads import Payload

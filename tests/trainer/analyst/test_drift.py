@@ -8,24 +8,18 @@ from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
 from services.trainer.analyst.drift import DETECTORS, WARM_UP, Judge, alarm_level, measure_errors, measure_shifts
-from services.trainer.analyst.figures import (
-    EMBEDDING_SHIFT,
-    ERROR_DRIFT,
-    LABEL_SHIFT,
-    SHIFTS,
-    SOFTMAX_SHIFT,
-    last_figure,
-)
+from services.trainer.analyst.figures import last_figure
 from services.trainer.analyst.quality import measure_quality
-from services.trainer.analyst.spaces import pack
 from services.trainer.analyst.stored import StoredPictures
 from services.trainer.analyst.windows import find_windows
 from services.trainer.data.blobs import Blobs
+from services.trainer.data.features import pack
 from services.trainer.data.models import Model
 from services.trainer.data.samples import Samples
 from services.trainer.data.tables import ObservationRow, PredictionRow, VoteRow
 from services.trainer.feedback.tables import AnswerRow, EmbeddingRow, EncoderRow
 from services.trainer.loop.alarms import read_alarms
+from services.trainer.loop.kinds import EMBEDDING_SHIFT, ERROR_DRIFT, LABEL_SHIFT, SHIFTS, SOFTMAX_SHIFT
 from services.trainer.loop.policy import AlarmPolicy
 from services.trainer.loop.tables import FigureRow, SetAnswersRow
 from services.trainer.storage.database import Database

@@ -6,9 +6,10 @@ from sqlalchemy import select
 from services.common.manifest import digest_of
 from services.trainer.analyst.embedding import embed_observations
 from services.trainer.analyst.encoders import Encoders, OpenedEncoder
-from services.trainer.analyst.spaces import FeatureSpace, unpack
+from services.trainer.analyst.spaces import FeatureSpace
 from services.trainer.analyst.stored import StoredPictures
 from services.trainer.data.blobs import Blobs
+from services.trainer.data.features import unpack
 from services.trainer.data.files import PictureFile
 from services.trainer.data.models import Model, create_model
 from services.trainer.data.observing import Role

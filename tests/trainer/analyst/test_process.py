@@ -13,7 +13,7 @@ from sqlalchemy import func, select
 from services.trainer.analyst.process import at_work, is_at_work, start_analyst
 from services.trainer.data.samples import Samples
 from services.trainer.feedback.tables import NeighbourhoodRow
-from services.trainer.loop.holdout import HOLDOUT
+from services.trainer.loop.kinds import HOLDOUT
 from services.trainer.loop.tables import FigureRow
 from services.trainer.settings import TrainerSettings
 from services.trainer.storage.database import Database

@@ -9,7 +9,7 @@ from sqlalchemy import select
 
 from services.trainer.analyst.analyst import Analyst
 from services.trainer.analyst.encoders import OpenedEncoder
-from services.trainer.analyst.figures import SCREENING, last_figure
+from services.trainer.analyst.figures import last_figure
 from services.trainer.analyst.stopping import Stopped
 from services.trainer.data.cifar10 import LABELS
 from services.trainer.data.observing import State
@@ -17,6 +17,7 @@ from services.trainer.data.samples import Samples
 from services.trainer.feedback.policy import TrustPolicy
 from services.trainer.feedback.reliability import read_reliability
 from services.trainer.feedback.tables import FindingRow
+from services.trainer.loop.kinds import SCREENING
 from services.trainer.storage.database import Database
 from tests.trainer.analyst.conftest import CAT, DOG, HORSE, MODEL, Users, observation, of_class, work_through
 

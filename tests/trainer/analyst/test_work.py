@@ -5,12 +5,13 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy.orm import Session
 
-from services.trainer.analyst.figures import HOLDOUT, KEPT, QUALITY, SCREENING, SOFTMAX_SHIFT, add_figure, last_figure
+from services.trainer.analyst.figures import KEPT, add_figure, last_figure
 from services.trainer.analyst.windows import Window, Windows, find_windows
 from services.trainer.analyst.work import Answer, Drift, Embed, Screen, Sift, Wanted, Work, find_work
 from services.trainer.data.observing import Role
 from services.trainer.data.samples import Samples
 from services.trainer.feedback.tables import AnswerRow, EmbeddingRow, EncoderRow, FindingRow, NeighbourhoodRow
+from services.trainer.loop.kinds import HOLDOUT, QUALITY, SCREENING, SOFTMAX_SHIFT
 from services.trainer.loop.policy import AlarmPolicy
 from services.trainer.loop.tables import EventRow, FigureRow, SetAnswersRow
 from services.trainer.storage.database import Database

@@ -10,64 +10,24 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from prometheus_client.registry import Collector
 
 from aimass.trainer.v1 import loop_pb2 as pb
-from aimass.trainer.v1.loop_pb2_grpc import LoopServiceStub, add_LoopServiceServicer_to_server
+from aimass.trainer.v1.loop_pb2_grpc import LoopServiceStub
 from services.common.identity import CALLER_KEY, Caller, Scope, caller_metadata
-from services.common.server import Service, StopSignal
 from services.trainer.contracts import following, wishes
 from services.trainer.contracts import loop as contract
-from services.trainer.data.sources import DataSources
 from services.trainer.loop import director as directing
-from services.trainer.loop.directors import Directors
 from services.trainer.loop.payloads import DeletionRequested, TriggerWished
 from services.trainer.loop.policy import Strategy
 from services.trainer.loop.tables import LoopModelRow
-from services.trainer.provenance.deletion import Deletions
-from services.trainer.provenance.folders import Folders
-from services.trainer.provenance.trace import Tracer
 from tests.conftest import Serve, Served
-from tests.trainer.loop.conftest import MODEL, clock, database, home, task
+from tests.trainer.loop.component import LoopComponent
+from tests.trainer.loop.conftest import MODEL, clock, home, task
 from tests.trainer.loop.home import Home
 
-__all__ = ["clock", "database", "home", "task"]
+__all__ = ["clock", "home", "task"]
 TRAINER = (caller_metadata(Caller("ada", frozenset({Scope.TRAIN}))),)
 USER = (caller_metadata(Caller("ben", frozenset({Scope.FEEDBACK}))),)
-
-
-class LoopComponent:
-    """The servicer and the loops behind it."""
-
-    def __init__(self, home: Home, folder: Path, stop: StopSignal, *, enabled: bool = True) -> None:
-        self.directors = Directors(home.database, home.served, lambda model: home.life("service"), enabled=enabled)
-        folders = Folders(folder / "blobs", folder / "data" / "prepared", folder / "runs")
-        sources = DataSources(folder / "data", (), home.database, folders.blobs)
-        self._servicer = contract.LoopServicer(
-            home.database,
-            home.log,
-            home.reader,
-            self.directors,
-            lambda model: home.policy,
-            stop,
-            Tracer(home.database, home.origins, sources, lambda: {}),
-            Deletions(home.database, home.log, folders, lambda model: home.policy),
-        )
-
-    @property
-    def services(self) -> list[Service]:
-        name = pb.DESCRIPTOR.services_by_name["LoopService"]
-        return [Service.of(name, add_LoopServiceServicer_to_server, self._servicer)]
-
-    @property
-    def collectors(self) -> list[Collector]:
-        return []
-
-    async def start(self) -> None:
-        self.directors.start()
-
-    async def close(self) -> None:
-        await self.directors.stop()
 
 
 @pytest.fixture(autouse=True)

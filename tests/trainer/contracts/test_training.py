@@ -20,7 +20,8 @@ from aimass.trainer.v1.training_pb2_grpc import TrainingServiceStub
 from services.common.errors import SettingsError
 from services.common.manifest import PreprocessSpec
 from services.trainer.data.models import create_model
-from services.trainer.loop.tables import DeletionRow, PublicationRow
+from services.trainer.feedback.tables import DeletionRow
+from services.trainer.loop.tables import PublicationRow
 from services.trainer.options import TrainingOptions
 from services.trainer.recipes import RECIPES, make_options
 from services.trainer.service import TrainerComponent

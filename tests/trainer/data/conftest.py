@@ -1,6 +1,6 @@
 """Pictures, folders of them, and a database."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -52,14 +52,6 @@ def write_classes(folder: Path, counts: dict[str, int], seed: int = 0) -> Path:
             pixels = generator.integers(0, 256, (12, 10, 3), np.uint8)
             Image.fromarray(pixels).save(folder / label / f"{number}.png")
     return folder
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    opened = Database(f"sqlite:///{tmp_path / 'trainer.db'}")
-    opened.migrate()
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

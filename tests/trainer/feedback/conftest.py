@@ -37,14 +37,6 @@ class Groups(PolicyGroup):
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    opened = Database(f"sqlite:///{tmp_path / 'trainer.db'}")
-    opened.migrate()
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
 def blobs(tmp_path: Path) -> Blobs:
     return Blobs(tmp_path / "blobs")
 

@@ -20,8 +20,7 @@ from services.trainer.feedback.observations import Intake
 from services.trainer.feedback.policy import CapturePolicy, JudgingPolicy
 from services.trainer.feedback.pseudonyms import read_pseudonyms
 from services.trainer.feedback.roles import role_of
-from services.trainer.feedback.tables import LoopModelRow
-from services.trainer.loop.tables import DeletionRow
+from services.trainer.feedback.tables import DeletionRow, LoopModelRow
 from services.trainer.storage.database import Database
 from tests.trainer.data.conftest import encoded
 from tests.trainer.data.test_metadata import jpeg

@@ -9,10 +9,10 @@ import pytest
 
 from services.trainer.analyst.drift import Judge, measure_errors, measure_shifts
 from services.trainer.analyst.quality import measure_quality
-from services.trainer.analyst.spaces import pack
 from services.trainer.analyst.stored import StoredPictures
 from services.trainer.analyst.windows import Window, Windows
 from services.trainer.data.blobs import Blobs
+from services.trainer.data.features import pack
 from services.trainer.data.models import Model
 from services.trainer.data.observing import State, VoteKind
 from services.trainer.data.tables import ObservationRow, PredictionRow, VoteRow

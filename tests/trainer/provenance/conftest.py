@@ -34,7 +34,6 @@ from services.trainer.storage.database import Database
 from tests.trainer.feedback.conftest import (
     blobs,
     captured,
-    database,
     intake,
     model,
     pictures,
@@ -42,7 +41,7 @@ from tests.trainer.feedback.conftest import (
     sifter,
 )
 
-__all__ = ["blobs", "database", "intake", "model", "policies", "sifter"]
+__all__ = ["blobs", "intake", "model", "policies", "sifter"]
 LABELS = ("cat", "dog", "cow")
 
 

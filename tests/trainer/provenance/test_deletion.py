@@ -16,10 +16,16 @@ from services.trainer.data.models import Model, create_model
 from services.trainer.data.observing import State, VoteKind, Word, vote
 from services.trainer.data.tables import ObservationRow, PredictionRow, SampleRow, SnapshotSampleRow, VoteRow
 from services.trainer.feedback.contributors import create_key, is_trusted, list_keys
-from services.trainer.feedback.tables import AnswerRow, ContributorRow, EmbeddingRow, EncoderRow, FindingRow
+from services.trainer.feedback.tables import (
+    AnswerRow,
+    ContributorRow,
+    DeletionRow,
+    EmbeddingRow,
+    EncoderRow,
+    FindingRow,
+)
 from services.trainer.feedback.voting import NewFeedback, Voting
 from services.trainer.loop.payloads import DeletionRequested
-from services.trainer.loop.tables import DeletionRow
 from services.trainer.provenance.record import State as DeletionState
 from tests.trainer.feedback.conftest import SPEC, Groups, captured, pictures
 from tests.trainer.provenance.conftest import House

@@ -6,12 +6,13 @@ from sqlalchemy import update
 
 from services.common.errors import NotFound, NotReady
 from services.common.manifest import digest_of
+from services.trainer.data.features import features_path
 from services.trainer.data.models import find_model
 from services.trainer.data.pinned import load_base
 from services.trainer.data.tables import ModelRow, SampleRow, SnapshotRow, SnapshotSampleRow
 from services.trainer.feedback.tables import EmbeddingRow, EncoderRow, LoopModelRow
 from services.trainer.loop.tables import PublicationRow
-from services.trainer.provenance.trace import Trace, Tracer, features_path
+from services.trainer.provenance.trace import Trace, Tracer
 from tests.trainer.data.conftest import write_classes
 from tests.trainer.feedback.conftest import prediction_id
 from tests.trainer.provenance.conftest import House

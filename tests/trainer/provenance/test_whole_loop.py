@@ -7,69 +7,41 @@ from pathlib import Path
 
 import grpc
 import pytest
-from prometheus_client.registry import Collector
 from sqlalchemy import update
 
 from aimass.trainer.v1 import loop_pb2 as pb
-from aimass.trainer.v1.loop_pb2_grpc import LoopServiceStub, add_LoopServiceServicer_to_server
-from services.common.server import Service, StopSignal
-from services.trainer.contracts import loop as contract
-from services.trainer.data.sources import DataSources
+from aimass.trainer.v1.loop_pb2_grpc import LoopServiceStub
+from services.common.server import StopSignal
 from services.trainer.data.tables import ObservationRow, SampleRow, SnapshotSampleRow
 from services.trainer.loop import director as directing
-from services.trainer.loop.directors import Directors
-from services.trainer.provenance.deletion import Deletions
 from services.trainer.provenance.erasure import Erasure
-from services.trainer.provenance.folders import Folders
 from services.trainer.provenance.lineage import Lineage
-from services.trainer.provenance.trace import Tracer
 from services.trainer.runs.store import RunFilter
 from services.trainer.runs.table import RunRow
 from tests.conftest import Serve
-from tests.trainer.loop.conftest import MODEL, clock, database, home, task
+from tests.trainer.loop.component import LoopComponent
+from tests.trainer.loop.conftest import MODEL, clock, home, task
 from tests.trainer.loop.home import STARTER, Home
 from tests.trainer.loop.rows import add_samples
 
-__all__ = ["clock", "database", "home", "task"]
+__all__ = ["clock", "home", "task"]
 
 
-class Component:
-    """The servicer, the loops behind it, and what they delete with."""
+def with_erasure(home: Home, folder: Path, stop: StopSignal) -> LoopComponent:
+    """Return the servicer, the loops behind it, and what they delete with."""
+    running_in = asyncio.get_running_loop()
 
-    def __init__(self, home: Home, folder: Path, stop: StopSignal) -> None:
-        running_in = asyncio.get_running_loop()
+    def graphs() -> dict[str, dict[int, str]]:
+        models = asyncio.run_coroutine_threadsafe(home.served.models(), running_in).result()
+        return {name: {each.version: each.graph_digest for each in one.versions} for name, one in models.items()}
 
-        def graphs() -> dict[str, dict[int, str]]:
-            models = asyncio.run_coroutine_threadsafe(home.served.models(), running_in).result()
-            return {name: {each.version: each.graph_digest for each in one.versions} for name, one in models.items()}
-
-        folders = Folders(folder / "blobs", folder / "data" / "prepared", folder / "runs")
-        sources = DataSources(folder / "data", (), home.database, folders.blobs)
-        lineage = Lineage(home.database, home.store, home.origins, folders.runs, folders.blobs)
-        home.erasing = Erasure(  # type: ignore[assignment]
-            home.database, home.log, home.store, lineage, folders, graphs, lambda model: None
-        )
-        self.directors = Directors(home.database, home.served, lambda model: home.life("service"))
-        self._servicer = contract.LoopServicer(
-            home.database, home.log, home.reader, self.directors, lambda model: home.policy, stop,
-            Tracer(home.database, home.origins, sources, graphs),
-            Deletions(home.database, home.log, folders, lambda model: home.policy),
-        )  # fmt: skip
-
-    @property
-    def services(self) -> list[Service]:
-        name = pb.DESCRIPTOR.services_by_name["LoopService"]
-        return [Service.of(name, add_LoopServiceServicer_to_server, self._servicer)]
-
-    @property
-    def collectors(self) -> list[Collector]:
-        return []
-
-    async def start(self) -> None:
-        self.directors.start()
-
-    async def close(self) -> None:
-        await self.directors.stop()
+    component = LoopComponent(home, folder, stop, graphs=graphs)
+    folders = component.folders
+    lineage = Lineage(home.database, home.store, home.origins, folders.runs, folders.blobs)
+    home.erasing = Erasure(  # type: ignore[assignment]
+        home.database, home.log, home.store, lineage, folders, graphs, lambda model: None
+    )
+    return component
 
 
 @pytest.fixture
@@ -80,7 +52,7 @@ async def stub(
     monkeypatch.setattr(directing, "LOOK_SECONDS", 0.02)
     policy = home.policy.deletion.model_copy(update={"deadline_hours": 0.0})
     home.policy = home.policy.model_copy(update={"deletion": policy})
-    served = await serve(lambda stop: Component(home, tmp_path, stop))
+    served = await serve(lambda stop: with_erasure(home, tmp_path, stop))
 
     async def turn() -> None:
         while True:
