@@ -1,11 +1,12 @@
 """What keeping predictions costs those who wait for answers, and whether every one of them is accounted for.
 
 First two suites side by side, in turn, at full load: one that captures nothing, and one by the policy that is shipped,
-with all that it makes of what it captures. Then, in services of their own that capture thirty times as much, what must
-not be noticed: the trainer stands still, is killed, or its disk is full (a small one, which root alone may mount). No
-prediction may fail, and the books must balance: every answer is one that was not chosen, one that was dropped, with its
-reason, or one that is a row in the trainer's database. The load comes from this process, which shares the machine's
-processors with what it measures.
+with all that it makes of what it captures. Each is under that load for a while before it is measured, since what a rest
+leaves of the budget for captures is spent at once. Then, in services of their own that capture sixty times as much,
+what must not be noticed: the trainer stands still, is killed, or its disk is full (a small one, which root alone may
+mount). No prediction may fail, and the books must balance: every answer is one that was not chosen, one that was
+dropped, with its reason, or one that is a row in the trainer's database. The load comes from this process, which shares
+the machine's processors with what it measures.
 """
 
 import argparse
@@ -38,7 +39,7 @@ from aimass.gateway.v1.gateway_pb2_grpc import GatewayServiceStub
 from aimass.starter import MODEL
 from benchmarks.images import Call, Figures, measure_suite
 from benchmarks.suites import Suite, running_suite
-from gateway.capture import COUNTS_SECONDS
+from gateway.capture import SEND_SECONDS
 from services.trainer.data.tables import PredictionRow
 from services.trainer.feedback.counting import sum_counts
 from services.trainer.storage.database import Database
@@ -83,8 +84,8 @@ def write_policy(folder: Path, name: str, text: str) -> dict[str, str]:
     return {"TRAINER_POLICY": str(path)}
 
 
-async def measure(mode: str, seconds: float, rounds: int) -> dict[str, list[Figures]]:
-    """Measure each suite in every round, forwards and backwards in turn."""
+async def measure(mode: str, lead: float, seconds: float, rounds: int) -> dict[str, list[Figures]]:
+    """Measure each suite in every round, forwards and backwards in turn, after *lead* seconds of the same load."""
     policies = {"nothing": NOTHING, "as shipped": ""}
     results: dict[str, list[Figures]] = {name: [] for name in policies}
     with tempfile.TemporaryDirectory() as home, ExitStack() as stack:
@@ -95,12 +96,11 @@ async def measure(mode: str, seconds: float, rounds: int) -> dict[str, list[Figu
             channel = grpc.aio.insecure_channel(f"127.0.0.1:{suite.grpc_port}")
             stub: GatewayServiceAsyncStub = GatewayServiceStub(channel)
             calls[name] = suite, distinct_call(stub, own_pictures())
-        for number in range(rounds + 1):
+        for number in range(rounds):
             for name in policies if number % 2 else reversed(policies):
                 suite, call = calls[name]
-                figures = await measure_suite(suite, call, [b""], seconds, CALLERS)
-                if number:  # the first round warms up
-                    results[name].append(figures)
+                await measure_suite(suite, call, [b""], lead, CALLERS)
+                results[name].append(await measure_suite(suite, call, [b""], seconds, CALLERS))
     return results
 
 
@@ -251,7 +251,7 @@ async def _settled_books(suite: Suite, home: Path) -> Books:
         if (await _read_books(suite, home)).settled:
             break
         await asyncio.sleep(1)
-    await asyncio.sleep(2 * COUNTS_SECONDS)  # the last ones that were not chosen are counted too
+    await asyncio.sleep(2 * SEND_SECONDS)  # the last ones that were not chosen are counted too
     return await _read_books(suite, home)
 
 
@@ -360,13 +360,14 @@ def main() -> None:
     """Measure and report; end with 1 where capture costs too much, an answer failed or the books do not balance."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--modes", choices=("pipeline", "services"), nargs="*", default=["pipeline", "services"])
-    parser.add_argument("--seconds", type=float, default=3.0, help="length of one measurement")
+    parser.add_argument("--lead-seconds", type=float, default=12.0, help="load before each measurement")
+    parser.add_argument("--seconds", type=float, default=8.0, help="length of one measurement")
     parser.add_argument("--rounds", type=int, default=9, help="measurements of each suite; 0 leaves them out")
     parser.add_argument("--scene-seconds", type=float, default=15.0, help="length of each scene; 0 leaves them out")
     options = parser.parse_args()
     out, held = Console(width=200, highlight=False), True
     for mode in options.modes if options.rounds else ():
-        held &= report(uvloop.run(measure(mode, options.seconds, options.rounds)), mode, out)
+        held &= report(uvloop.run(measure(mode, options.lead_seconds, options.seconds, options.rounds)), mode, out)
     if options.scene_seconds:
         held &= uvloop.run(disturb(options.scene_seconds, out))
     raise SystemExit(0 if held else 1)

@@ -32,12 +32,12 @@ class Suite:
     pid: int
 
     def cpu_seconds(self) -> float:
-        """Return the CPU time of all its processes so far."""
-        return sum(cpu_seconds(pid) for pid in (self.pid, *_children(self.pid)))
+        """Return the CPU time of all its processes so far, those that have ended included."""
+        return sum(map(cpu_seconds, _family(self.pid)))
 
     def resident_bytes(self) -> int:
         """Return the memory of all its processes."""
-        pages = (Path(f"/proc/{pid}/statm").read_text().split()[1] for pid in (self.pid, *_children(self.pid)))
+        pages = (Path(f"/proc/{pid}/statm").read_text().split()[1] for pid in _family(self.pid))
         return sum(map(int, pages)) * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -128,11 +128,14 @@ def _wait_serving(port: int, process: subprocess.Popen[bytes]) -> None:
             time.sleep(0.1)
 
 
-def _children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+def _family(pid: int) -> list[int]:
+    """Return a process and all that it, or one of these, has started."""
+    threads = Path(f"/proc/{pid}/task").glob("*/children")
+    children = [int(child) for thread in threads for child in thread.read_text().split()]
+    return [pid, *(each for child in children for each in _family(child))]
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return the CPU time that a process has taken."""
+    """Return the CPU time that a process has taken, and those that it has started and that have ended."""
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS
+    return sum(map(int, fields[11:15])) / _TICKS

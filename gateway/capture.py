@@ -1,7 +1,8 @@
 """Keeps predictions for the trainer: decides before the answer leaves, sends them beside it, loses none unsaid.
 
-What waits for the trainer's receipt is held here and in the journal, within bounds, and is sent again where a stream
-breaks, by the next gateway where this one does not live to do it. No answer ever waits for the trainer.
+What is captured waits a moment for more, since the trainer keeps all that comes together in one transaction. Until the
+trainer's receipt it is held here and in the journal, within bounds, and is sent again where a stream breaks, by the
+next gateway where this one does not live to do it. No answer ever waits for the trainer.
 """
 
 import asyncio
@@ -40,10 +41,10 @@ Connect = Callable[[AsyncIterator[CaptureRequest]], AsyncIterable[CaptureRespons
 RECONNECT_SECONDS = 0.2
 """Wait before a stream that broke is opened again; doubled by each that brings nothing, up to the longest."""
 LONGEST_RECONNECT_SECONDS = 5.0
-COUNTS_SECONDS = 1.0
-"""How often the trainer is told of what was answered and captured."""
+SEND_SECONDS = 1.0
+"""How often the trainer is sent what was captured, and counts; at once where somebody waits for it or much is there."""
 HEARTBEAT_SECONDS = 3600.0
-"""How often it is told that where nothing has changed: a gateway that is silent for long counts as gone."""
+"""How often it is sent counts where nothing has changed: a gateway that is silent for long counts as gone."""
 MARGIN_BYTES = 64 * 1024
 """What a message has room for beside its image."""
 
@@ -160,7 +161,8 @@ class Capture:
         self._kept[self._newest] = _Kept(CaptureRequest(prediction=prediction), size, strategy)
         self._on_their_way.add(prediction.prediction_id)
         self._figures.queue_bytes += size
-        self._sender.news.set()
+        if 2 * self._figures.queue_bytes > self._max_bytes:
+            self._sender.hurry.set()
 
     def _take_away(self, sequence: int) -> _Kept | None:
         kept = self._kept.pop(sequence, None)
@@ -170,7 +172,7 @@ class Capture:
         return kept
 
     async def settle(self, prediction_id: str) -> None:
-        """Return when a prediction is not on its way to the trainer.
+        """Have a prediction sent at once, and return when it is not on its way to the trainer.
 
         Raises:
             NotReady: It is, and the trainer is away.
@@ -179,6 +181,7 @@ class Capture:
         while prediction_id in self._on_their_way:
             if self._away:
                 raise NotReady(f"prediction {prediction_id} waits for the trainer, which is away; try again soon")
+            self._sender.hurry.set()
             await self._moved.wait()
 
     def _move(self) -> None:
@@ -195,7 +198,7 @@ class Capture:
             return
         self._samplers.clear()
         self._closing = True
-        self._sender.news.set()
+        self._sender.hurry.set()
         if self._kept or not self._away:
             await asyncio.wait((self._task,), timeout=seconds)
         self._task.cancel()
@@ -278,19 +281,19 @@ class Capture:
         """Yield what the trainer does not have yet, until the stream of *sender* or all of it has ended."""
         yield self._header
         while not sender.ended:
-            sender.news.clear()
+            sender.hurry.clear()
             while sender.sent < self._newest and not sender.ended:
                 sender.sent += 1
                 if (kept := self._kept.get(sender.sent)) is not None:
                     yield kept.request
             last = self._closing and not self._kept
             silent = time.monotonic() - self._told
-            if (self._figures.changed and (last or silent >= COUNTS_SECONDS)) or silent >= HEARTBEAT_SECONDS:
+            if (self._figures.changed and (last or silent >= SEND_SECONDS)) or silent >= HEARTBEAT_SECONDS:
                 self._told = time.monotonic()
                 yield CaptureRequest(counts=self._figures.message())
             if last:
                 return
-            await sender.wait(COUNTS_SECONDS)
+            await sender.wait(SEND_SECONDS)
 
     def _follow(self, policies: CapturePolicies) -> None:
         if self._closing:
@@ -316,7 +319,7 @@ class Capture:
             self._tell_unwritten(error)
         self._move()
         if self._closing:
-            self._sender.news.set()
+            self._sender.hurry.set()
 
     def _drop_what_is_too_large(self, error: Exception, sender: "_Sender") -> None:
         """Drop what can have ended the stream by its size: sent again, it would do so again, for ever."""
@@ -337,16 +340,16 @@ class _Sender:
         self.sent = sent
         """Sequence of the newest prediction that was sent."""
         self.ended = False
-        self.news = asyncio.Event()
-        """Set where there is something to send."""
+        self.hurry = asyncio.Event()
+        """Set where what there is must be sent at once."""
 
     def end(self) -> None:
         self.ended = True
-        self.news.set()
+        self.hurry.set()
 
     async def wait(self, seconds: float) -> None:
-        """Wait for news, at most *seconds*."""
-        waiting = asyncio.ensure_future(self.news.wait())
+        """Wait, at most *seconds*, or until there is no time to wait."""
+        waiting = asyncio.ensure_future(self.hurry.wait())
         await asyncio.wait((waiting,), timeout=seconds)
         waiting.cancel()
 

@@ -51,6 +51,8 @@ SETTLE_SECONDS = 0.02
 """What grpc accepted before a server was told to stop reaches its event loop within this time."""
 QUIET_SECONDS = 0.1
 """Who got an answer and calls again at once has done so within this time."""
+SWITCH_SECONDS = 0.001
+"""How long a thread keeps the others from Python's lock where they want it: the loop, which answers, is one of them."""
 LAST_SECONDS = 1.0
 """How long those who never pause are waited for, once the end was called out, and threads once all is closed."""
 
@@ -407,6 +409,7 @@ def run_until_signalled(
         _end_at_the_next_signal()  # while the interpreter waits for threads
         _after(LAST_SECONDS, _leave_threads)
 
+    sys.setswitchinterval(SWITCH_SECONDS)
     uvloop.run(signalled())
 
 

@@ -61,10 +61,10 @@ async def trainer():
 async def follow(trainer, monkeypatch, tmp_path):
     """A function that returns a gateway which follows the trainer's policies already."""
     monkeypatch.setattr(module, "RECONNECT_SECONDS", 0.01)
-    monkeypatch.setattr(module, "COUNTS_SECONDS", 0.01)
     gateways, channels = [], []
 
-    async def start(trainer_takes=4 * MIB, **options):
+    async def start(trainer_takes=4 * MIB, send_seconds=0.01, **options):
+        monkeypatch.setattr(module, "SEND_SECONDS", send_seconds)
         if not channels:
             channels.append(open_channel(await trainer.start(trainer_takes)))
         gateways.append(Gateway(CaptureServiceStub(channels[-1]).Capture, tmp_path / "captured", **options))
@@ -146,6 +146,22 @@ async def test_who_asks_for_a_prediction_waits_until_the_trainer_has_it(trainer,
     await trainer.release()
     await settling
     await gateway.capture.settle("another")
+
+
+async def test_what_is_captured_waits_for_more_until_somebody_waits_for_it(trainer, follow):
+    gateway = await follow(send_seconds=3600.0)
+    gateway.answer()
+    identity, _ = gateway.answer()
+    await gateway.capture.settle(identity)
+
+    assert [each.sequence for each in trainer.received] == [1, 2]
+
+
+async def test_much_that_was_captured_does_not_wait_for_more(trainer, follow):
+    gateway = await follow(send_seconds=3600.0, max_bytes=100)
+    gateway.answer(bytes(51))
+    await trainer.until(lambda: trainer.received)
+    await eventually(lambda: gateway.figures.queue_bytes == 0)
 
 
 async def test_nobody_waits_for_a_trainer_that_goes_away(trainer, follow):

@@ -3,11 +3,13 @@
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import structlog
 from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
 from services.common.errors import Conflict, InvalidInput, NotReady
 from services.trainer.analyst.answering import answer_observations, answer_set
@@ -25,15 +27,42 @@ from services.trainer.data.models import find_model
 from services.trainer.data.originals import SET_CHANGED
 from services.trainer.data.tables import ObservationRow, PredictionRow
 from services.trainer.feedback.sifting import Sifter
+from services.trainer.loop.overview import pictures_wait
 from services.trainer.loop.policy import LoopPolicy
+from services.trainer.loop.tables import EventRow
 from services.trainer.settings import TrainerSettings
 from services.trainer.storage.database import Database
 
 POLL_SECONDS = 0.5
 LOOK_SECONDS = 5.0
-"""How often all is looked through where no row has come, for what time alone makes due."""
+"""How often all is looked through where nobody waits for it: for what time alone makes due, and for pictures that only
+came; one by one they would take several times as long."""
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class _News:
+    """By which it is seen that rows have come. Numbers are 0 where there is none yet."""
+
+    change: int
+    """Of pictures."""
+    draw: int
+    event: int
+    waits: bool
+    """Whether something was sent or said of pictures that no verdict heeds."""
+
+
+def _read_news(session: Session, model: str) -> _News:
+    newest = (
+        select(func.coalesce(func.max(column), 0)).where(table.model == model).scalar_subquery()
+        for table, column in (
+            (ObservationRow, ObservationRow.changed_number),
+            (PredictionRow, PredictionRow.draw),
+            (EventRow, EventRow.number),
+        )
+    )
+    return _News(*session.execute(select(*newest)).one(), waits=pictures_wait(session, model))
 
 
 class Analyst:
@@ -68,7 +97,8 @@ class Analyst:
         self._pictures = StoredPictures(Blobs(settings.blobs))
         self._surroundings = Surroundings(database, settings, self._task, clock)
         self._sifter = Sifter(database, policy_of)
-        self._seen: tuple[object, ...] = ()
+        self._seen: tuple[_News, Wanted] | None = None
+        """With which there was nothing to do."""
         self._seen_until = -1.0
 
     def run(self, idle_seconds: float) -> None:
@@ -110,19 +140,28 @@ class Analyst:
         return True
 
     def find(self) -> Work | None:
-        """Return the next piece of work."""
+        """Return the next piece of work; None where there is none, or where all that there is may wait for more."""
+        with self._database.read() as session:
+            news = _read_news(session, self._task.name)
+        rests = self._clock() < self._seen_until
+        if rests and not self._is_awaited(news):
+            return None
         policy = self._policy_of(self._task.name)
         wanted = self._surroundings.look(policy.judging.holdout)
+        if rests and (news, wanted) == self._seen:
+            return None
         with self._database.read() as session:
-            rows = select(func.max(ObservationRow.changed_number)).where(ObservationRow.model == self._task.name)
-            draws = select(func.max(PredictionRow.draw)).where(PredictionRow.model == self._task.name)
-            seen = (session.scalar(rows), session.scalar(draws), wanted)
-            if seen == self._seen and self._clock() < self._seen_until:
-                return None
             work = find_work(session, self._task.name, wanted, policy.alarm, datetime.now(UTC))
         if work is None:
-            self._seen, self._seen_until = seen, self._clock() + LOOK_SECONDS
+            self._seen, self._seen_until = (news, wanted), self._clock() + LOOK_SECONDS
         return work
+
+    def _is_awaited(self, news: "_News") -> bool:
+        """Whether somebody waits for what has come since there was nothing to do: who has sent words, or a gate."""
+        if self._seen is None:
+            return True
+        before, wanted = self._seen
+        return wanted.candidate > 0 or news.event != before.event or (news.waits and news != before)
 
     def close(self) -> None:
         """Close the channel to inference."""

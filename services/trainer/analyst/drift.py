@@ -1,24 +1,28 @@
 """Has the traffic changed? The newest draws against the first ones, by the champion's answers and by features.
 
+Of pictures that it has learnt a champion is surer than of others. Where there are such among the draws, its answers are
+compared on those pictures alone that no version may learn, which are as many among the old ones as among the new ones.
+
 And does the champion err more often than it did: its judged draws, one after another.
 """
 
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import func, select
+from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
 from services.trainer.analyst.figures import add_figure, last_figure
 from services.trainer.analyst.windows import Window, Windows
 from services.trainer.data.features import unpack
 from services.trainer.data.models import Model
-from services.trainer.data.tables import PredictionRow
+from services.trainer.data.observing import Role
+from services.trainer.data.tables import ObservationRow, PredictionRow
 from services.trainer.feedback.tables import AnswerRow, EmbeddingRow
 from services.trainer.loop.kinds import EMBEDDING_SHIFT, ERROR_DRIFT, LABEL_SHIFT, SOFTMAX_SHIFT
 from services.trainer.loop.policy import AlarmPolicy
@@ -77,9 +81,10 @@ def measure_shifts(
     """
     threshold = alarm_level(alarm)
     with database.read() as session:
+        roles = [Role.JUDGE] if _has_learnt(session, task.name, judge.champion, windows) else list(Role)
         answers = _Compared(
-            _answers(session, task.name, judge.champion, windows.reference),
-            _answers(session, task.name, judge.champion, windows.recent),
+            _answers(session, task.name, judge.champion, windows.reference, roles),
+            _answers(session, task.name, judge.champion, windows.recent, roles),
         )
         features = _Compared(
             _features(session, task.name, encoder, windows.reference),
@@ -210,12 +215,27 @@ def _figure(level: float, threshold: float) -> dict[str, Any]:
     return {"alarm": level <= threshold, "level": level, "threshold": threshold}
 
 
-def _answers(session: Session, model: str, version: int, window: Window) -> NDArray[np.float32]:
-    """Return what a version makes of the draws of a window, (n, classes)."""
+def _has_learnt(session: Session, model: str, version: int, windows: Windows) -> bool:
+    """Whether a version has learnt any draw of two windows."""
+    drawn = [PredictionRow.draw.between(each.first, each.last) for each in (windows.reference, windows.recent)]
+    statement = (
+        select(AnswerRow.observation)
+        .join(PredictionRow, PredictionRow.observation == AnswerRow.observation)
+        .where(PredictionRow.model == model, or_(*drawn))
+        .where(AnswerRow.model == model, AnswerRow.version == version, AnswerRow.learnt)
+        .limit(1)
+    )
+    return session.scalar(statement) is not None
+
+
+def _answers(session: Session, model: str, version: int, window: Window, roles: Sequence[Role]) -> NDArray[np.float32]:
+    """Return what a version makes of the draws of a window whose pictures have one of *roles*, (n, classes)."""
     statement = (
         select(AnswerRow.probabilities)
         .join(PredictionRow, PredictionRow.observation == AnswerRow.observation)
-        .where(*_drawn(model, window), AnswerRow.model == model, AnswerRow.version == version)
+        .join(ObservationRow, ObservationRow.number == AnswerRow.observation)
+        .where(*_drawn(model, window), ObservationRow.role.in_(roles))
+        .where(AnswerRow.model == model, AnswerRow.version == version)
         .order_by(PredictionRow.draw)
     )
     return _stacked(list(session.scalars(statement)))

@@ -155,5 +155,5 @@ def find_harm(
 
 
 def harm_level(contributors: int) -> float:
-    """Return the log e-value from which on one of so many contributors is said to do harm: 1 in 20 for all of them."""
+    """Return the log e-value from which on one of these is said to do harm: 1 in 20 for all of them at one look."""
     return math.log(20 * max(1, contributors))

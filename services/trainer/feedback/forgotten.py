@@ -15,6 +15,11 @@ _TO_THE_MINUTE = len("2026-01-02T03:04")
 _NEVER = datetime.max.replace(tzinfo=UTC)
 
 
+def has_deletions(session: Session) -> bool:
+    """Whether anything was ever to be deleted."""
+    return session.scalar(select(DeletionRow.id).limit(1)) is not None
+
+
 def forgotten_until(session: Session, contributors: Collection[str]) -> dict[str, datetime]:
     """Return by contributor until when what they sent is refused; who never asked to be forgotten is not there.
 

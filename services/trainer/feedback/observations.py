@@ -21,7 +21,7 @@ from services.trainer.data.blobs import Blobs
 from services.trainer.data.observing import Content, observe, store_picture
 from services.trainer.data.pictures import read_picture
 from services.trainer.data.tables import ModelRow, ObservationRow, PredictionRow
-from services.trainer.feedback.forgotten import deleted_until, forgotten_until
+from services.trainer.feedback.forgotten import deleted_until, forgotten_until, has_deletions
 from services.trainer.feedback.policy import PolicyOf
 from services.trainer.feedback.pseudonyms import fingerprint
 from services.trainer.feedback.roles import role_of
@@ -222,6 +222,8 @@ class _Late:
 
 
 def _find_late(session: Session, items: Sequence[CapturedItem]) -> _Late:
+    if not has_deletions(session):
+        return _Late({}, {})
     contributors = forgotten_until(session, {item.contributor for item in items})
     return _Late(contributors, deleted_until(session, {item.time for item in items}))
 

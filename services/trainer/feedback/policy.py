@@ -32,7 +32,7 @@ class CapturePolicy(PolicyGroup):
 
     random_share: Share = 0.1
     """Of all predictions, drawn at random; fewer under pressure. Accuracy is measured on these alone."""
-    least_random_share: Share = 0.005
+    least_random_share: Share = 0.0005
     """Below it none are drawn, rather than ever fewer."""
     low_confidence_share: Share = 0.5
     confidence_below: Share = 0.6
@@ -41,8 +41,8 @@ class CapturePolicy(PolicyGroup):
     rare_below: Share = 0.3
     """Of those answered with a class that has less than this part of an even share among the accepted samples,
     `rare_class_share` are kept."""
-    samples_per_second: Rate = 2.0
-    """Budget of all kinds together."""
+    samples_per_second: Rate = 1.0
+    """Budget of all kinds together; 86,400 pictures a day, which cost two processors 3 % at most of what they do."""
     burst: Count = 50
     max_bytes: Annotated[Bytes, Field(ge=1)] = 2 * 1024**3
     """Of all pictures of a model that are kept. When they are nearly full, the oldest go that nothing holds: no sample,

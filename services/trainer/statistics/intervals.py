@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from services.common.errors import InvalidInput
 
-_BETS = np.geomspace(1e-4, 1.0, 60)
-"""Over four decades, so that neither the shares drawn nor the number of draws need be known beforehand."""
+_BETS = np.geomspace(1e-5, 1.0, 75)
+"""Over five decades, so that neither the shares drawn nor the number of draws need be known beforehand."""
 _BOLDEST = 0.99
 """The share of its wealth that a bet risks at most on one draw."""
 _HALVINGS = 20  # to a millionth

@@ -48,7 +48,8 @@ class Database:
     def __init__(self, url: str) -> None:
         try:
             parsed = make_url(url)
-            self._engine = create_engine(parsed, pool_pre_ping=True)
+            is_server = parsed.get_backend_name() != "sqlite"
+            self._engine = create_engine(parsed, pool_pre_ping=is_server)  # a file never hangs up
         except ArgumentError as error:  # does not name the URL, which may hold a password
             raise InvalidInput(f"TRAINER_DATABASE is not the URL of a database that is known: {error}") from error
         except ImportError as error:

@@ -15,6 +15,7 @@ from services.trainer.analyst.windows import find_windows
 from services.trainer.data.blobs import Blobs
 from services.trainer.data.features import pack
 from services.trainer.data.models import Model
+from services.trainer.data.observing import Role
 from services.trainer.data.samples import Samples
 from services.trainer.data.tables import ObservationRow, PredictionRow, VoteRow
 from services.trainer.feedback.tables import AnswerRow, EmbeddingRow, EncoderRow
@@ -109,6 +110,27 @@ def test_a_change_is_seen_in_answers_labels_and_features_once(
     assert weights[0] == max(weights) > 4
     with database.read() as session:
         assert find_windows(session, MODEL, SIZE) is None  # what came since is the reference from now on
+
+
+@pytest.mark.parametrize("learnt", [False, True])
+def test_that_the_champion_is_surer_of_what_it_has_learnt_is_no_change(
+    database: Database, task: Model, drawn: list[int], learnt: bool
+) -> None:
+    with database.begin() as session:
+        keep(session, drawn, answers(EVEN, 2 * SIZE, 3), np.zeros((2 * SIZE, 4)))
+        session.flush()
+        for number in drawn:
+            if number % 3 == 0:
+                session.get_one(ObservationRow, number).role = Role.JUDGE
+            elif number in drawn[:SIZE]:
+                answer = session.get_one(AnswerRow, (MODEL, 1, number))
+                sure = np.full(10, 0.001)
+                sure[answer.best] = 0.991
+                answer.probabilities, answer.learnt = pack(sure), learnt
+
+    found = measure(database, task)
+
+    assert found[SOFTMAX_SHIFT].values["alarm"] is not learnt
 
 
 def test_what_was_not_answered_or_embedded_is_not_compared(database: Database, task: Model, drawn: list[int]) -> None:

@@ -122,7 +122,7 @@ def test_the_digest_is_of_the_values_and_not_of_how_they_are_written(tmp_path: P
         ("[trigger]\ndrift = 1", "trigger.drift is 1: input should be a valid boolean"),
         ("[gate]\nmost_days = '7'", "gate.most_days is '7': input should be a valid number"),
         ("[trial]\ncanary_shares = [true]", "trial.canary_shares.0 is True: input should be a valid number"),
-        ("[capture]\nrandom_share = 0.001", "least_random_share 0.005 must not be above random_share 0.001"),
+        ("[capture]\nrandom_share = 0.0001", "least_random_share 0.0005 must not be above random_share 0.0001"),
         ("[models.a.gate]\nerror = 2", "models.a.gate.error is 2: input should be less than 1"),
         (
             "[models.a.gate]\nerorr = 2",

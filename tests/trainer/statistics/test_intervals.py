@@ -59,7 +59,7 @@ def test_weights_make_up_for_draws_that_were_rarer_while_answers_were_right() ->
     assert covers(found, 0.725)
 
 
-@pytest.mark.parametrize("probability", [1.0, 0.1, 0.005])
+@pytest.mark.parametrize("probability", [1.0, 0.1, 0.005, 0.0005])
 def test_it_is_as_narrow_whatever_the_share_that_is_drawn(probability: float) -> None:
     correct = np.arange(1000) % 10 > 0
 
