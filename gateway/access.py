@@ -18,6 +18,7 @@ from services.common.errors import NotAllowed, NotReady, Unauthenticated
 from services.common.identity import ANONYMOUS, LOCAL, STRANGER, Caller, Scope, bind_caller
 from services.common.peers import is_local
 from services.common.statuses import status_of
+from services.common.tasks import end
 
 if TYPE_CHECKING:
     from services.common.interceptor import Context
@@ -98,9 +99,7 @@ class KeyBook:
     async def close(self) -> None:
         """Stop following."""
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await end(self._task)
 
     async def _follow(self) -> None:
         wait = RECONNECT_SECONDS

@@ -33,6 +33,7 @@ from gateway.sampling import NOT_CHOSEN, CapturePolicy, Decision, Dropped, Sampl
 from services.common.errors import NotReady
 from services.common.identity import bound_caller
 from services.common.statuses import status_of
+from services.common.tasks import end
 
 log = structlog.get_logger(__name__)
 
@@ -201,8 +202,7 @@ class Capture:
         self._sender.hurry.set()
         if self._kept or not self._away:
             await asyncio.wait((self._task,), timeout=seconds)
-        self._task.cancel()
-        await asyncio.wait((self._task,))
+        await end(self._task)
         if self._kept:
             log.warning("the trainer is away; captured predictions wait on the disk", count=len(self._kept))
         self._journal.close()

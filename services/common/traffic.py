@@ -10,6 +10,7 @@ import structlog
 from aimass.inference.v1 import lifecycle_pb2
 from services.common.errors import NotFound, NotReady
 from services.common.statuses import status_of
+from services.common.tasks import end
 
 log = structlog.get_logger(__name__)
 
@@ -119,9 +120,7 @@ class TrafficFollower:
     async def close(self) -> None:
         """Stop following; the last state stays."""
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await end(self._task)
 
     @property
     def models(self) -> dict[str, lifecycle_pb2.ModelState]:

@@ -62,7 +62,8 @@ def _read_news(session: Session, model: str) -> _News:
             (EventRow, EventRow.number),
         )
     )
-    return _News(*session.execute(select(*newest)).one(), waits=pictures_wait(session, model))
+    change, draw, event = session.execute(select(*newest)).one()
+    return _News(change, draw, event, pictures_wait(session, model))
 
 
 class Analyst:
