@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -178,12 +179,12 @@ POLICY = LoopPolicy(trust=LoopTrust(neighbours=3), alarm=AlarmPolicy(window=20))
 
 @pytest.fixture
 def make_analyst(database: Database, settings: TrainerSettings, task: Model) -> Iterator[Callable[..., Analyst]]:
-    """A function that makes an analyst: `make_analyst(policy, **settings)`."""
+    """A function that makes an analyst: `make_analyst(policy, clock, **settings)`."""
     made = []
 
-    def make(policy: LoopPolicy = POLICY, **changes: object) -> Analyst:
+    def make(policy: LoopPolicy = POLICY, clock: Callable[[], float] = time.monotonic, **changes: object) -> Analyst:
         told = settings.model_copy(update=changes)
-        made.append(Analyst(database, told, MODEL, lambda _: policy, threading.Event()))
+        made.append(Analyst(database, told, MODEL, lambda _: policy, threading.Event(), clock))
         return made[-1]
 
     yield make
