@@ -232,8 +232,7 @@ class Analyst:
             judge = Judge(wanted.champion, wanted.holdout, labels)
             measure_shifts(self._database, self._task, wanted.encoder, judge, work.windows, policy.alarm)
         if wanted.champion:
-            learnt = self._surroundings.learnt_pictures(wanted.champion)
-            measure_errors(self._database, self._task, wanted.champion, learnt, policy.alarm, datetime.now(UTC))
+            measure_errors(self._database, self._task, wanted.champion, policy.alarm, datetime.now(UTC))
         last_draw = work.windows.recent.last if work.windows is not None else 0
         measure_quality(self._database, self._pictures, self._task, last_draw, work.changed_number, self._go_on)
 

@@ -7,7 +7,7 @@ And does the champion err more often than it did: its judged draws, one after an
 """
 
 import math
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -109,9 +109,7 @@ def measure_shifts(
             add_figure(session, task.name, kind, window, values)
 
 
-def measure_errors(
-    database: Database, task: Model, champion: int, learnt: Container[int], alarm: AlarmPolicy, now: datetime
-) -> None:
+def measure_errors(database: Database, task: Model, champion: int, alarm: AlarmPolicy, now: datetime) -> None:
     """Look for a rise of the champion's errors, and keep the figure where draws were judged since the last one.
 
     The run length is that at the end of the warm-up, as long as the version serves. All judged draws are gone through
@@ -121,12 +119,11 @@ def measure_errors(
         database: Has the rows.
         task: The model.
         champion: Version that serves.
-        learnt: Numbers of the pictures that it has learnt, which say nothing of others.
         alarm: How often it may cry wolf.
         now: With its time zone.
     """
     with database.read() as session:
-        draws = read_judged_draws(session, task, champion, learnt)
+        draws = read_judged_draws(session, task, champion)
         last = last_figure(session, task.name, ERROR_DRIFT)
         if len(draws.correct) <= WARM_UP:
             return

@@ -26,12 +26,10 @@ from services.trainer.data.models import Model
 from services.trainer.data.observing import mark_changed
 from services.trainer.data.sources import DataSources
 from services.trainer.feedback.tables import FindingRow, LoopModelRow
-from services.trainer.loop.origins import Origins
 from services.trainer.loop.refusals import REFUSAL
 from services.trainer.loop.streams import UNREADABLE
 from services.trainer.loop.tables import EventRow
 from services.trainer.runs.folder import LEARNT_FILE
-from services.trainer.runs.store import RunStore
 from services.trainer.settings import TrainerSettings
 from services.trainer.storage.database import Database
 
@@ -64,7 +62,6 @@ class Surroundings:
         self._clock = clock
         self._sources = DataSources(settings.data, tuple(map(Path, settings.data_roots)), database, settings.blobs)
         self._encoders = Encoders(database, settings.runs)
-        self._origins = Origins(database, RunStore(database), settings.runs)
         self._encoder: OpenedEncoder | None = None
         self._served = _NOTHING
         self._listed_until = -1.0
@@ -114,11 +111,6 @@ class Surroundings:
     def version(self, number: int) -> tuple[int, PreprocessSpec]:
         """Return a version that is ready, and what pixels it takes."""
         return number, self._served.specs[number]
-
-    def learnt_pictures(self, version: int) -> set[int]:
-        """Return the numbers of the users' pictures that a version has learnt."""
-        run = self._origins.run_of(self.task.name, version, self._served.graph_digests.get(version, ""))
-        return self._origins.learnt(run)
 
     def learnt_by(self, version: int) -> NDArray[np.uint64]:
         """Return what stands for the pixels that a version has learnt; nothing where no run here made it."""

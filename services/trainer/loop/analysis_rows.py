@@ -11,7 +11,7 @@ from services.trainer.data.models import Model
 from services.trainer.data.observing import State, VoteKind
 from services.trainer.data.tables import ObservationRow, PredictionRow, VoteRow
 from services.trainer.feedback.reliability import contributor_accuracies
-from services.trainer.feedback.tables import AnswerRow, CaptureCountRow, ContributorRow
+from services.trainer.feedback.tables import CaptureCountRow, ContributorRow
 from services.trainer.loop.analysis_document import Consent, Contributor, VersionAccuracy
 from services.trainer.loop.measuring import measure_accuracy
 from services.trainer.loop.streams import read_judged_draws
@@ -135,7 +135,4 @@ def _captures(session: Session, model: str) -> defaultdict[int, _Captured]:
 
 
 def _accuracy(session: Session, task: Model, version: int) -> Interval | None:
-    learnt = select(AnswerRow.observation).where(
-        AnswerRow.model == task.name, AnswerRow.version == version, AnswerRow.learnt
-    )
-    return measure_accuracy(read_judged_draws(session, task, version, set(session.scalars(learnt))))
+    return measure_accuracy(read_judged_draws(session, task, version))

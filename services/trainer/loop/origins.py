@@ -10,12 +10,12 @@ from sqlalchemy.orm import Session
 from services.common.errors import InvalidInput, Unsupported
 from services.common.manifest import GRAPH_FILE, MANIFEST_FILE, Manifest
 from services.trainer.data.models import Model
-from services.trainer.data.tables import SampleRow, SnapshotRow, SnapshotSampleRow
+from services.trainer.data.tables import SnapshotRow
 from services.trainer.feedback.tables import LoopModelRow
 from services.trainer.loop.facts import OriginFact
 from services.trainer.loop.tables import PublicationRow
 from services.trainer.runs.store import Run, RunStore
-from services.trainer.sets import SNAPSHOT_PREFIX, ModelSamples
+from services.trainer.sets import SNAPSHOT_PREFIX
 from services.trainer.storage.database import Database
 
 _RUN_PREFIX = "run:"
@@ -92,14 +92,6 @@ class Origins:
         with self._database.read() as session:
             return set(session.scalars(statement))
 
-    def learnt(self, run: Run | None) -> set[int]:
-        """Return the numbers of the users' pictures that the model of *run* has learnt, itself or before."""
-        learnt: set[int] = set()
-        with self._database.read() as session:
-            for each in self.lineage(run) if run else ():
-                learnt |= _pictures(session, each.dataset)
-        return learnt
-
     def manifest(self, run_id: str) -> Manifest | None:
         """Return what a run has made; None where it made no model, or is gone."""
         if run_id not in self._manifests:
@@ -152,19 +144,3 @@ def base_of(session: Session, run: Run) -> str:
 def _source(options: dict[str, Any]) -> str:
     """Return what a run was made from, as its options name it; empty for none."""
     return str(options.get("source") or options.get("start_from") or options.get("training", {}).get("start_from", ""))
-
-
-def _pictures(session: Session, dataset: str) -> set[int]:
-    if dataset.startswith(SNAPSHOT_PREFIX):
-        digest = dataset.removeprefix(SNAPSHOT_PREFIX)
-        return set(session.scalars(select(SnapshotSampleRow.observation).where(SnapshotSampleRow.snapshot == digest)))
-    samples = ModelSamples.parse(dataset)
-    if samples is None or samples.last is None:
-        return set()
-    statement = select(SampleRow.observation).where(
-        SampleRow.model == samples.model,
-        SampleRow.number > samples.after,
-        SampleRow.number <= samples.last,
-        SampleRow.observation.is_not(None),
-    )
-    return {number for number in session.scalars(statement) if number is not None}

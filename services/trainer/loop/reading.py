@@ -114,7 +114,7 @@ class Reader:
         asked = _Asked(await self._served.model(model))
         assert asked.state is not None
         champion = traffic_fact(asked.state).champion
-        return champion, await asyncio.to_thread(self._accuracy_of, model, champion, asked)
+        return champion, await asyncio.to_thread(self._accuracy_of, model, champion)
 
     async def _ask(self, state: LoopState) -> _Asked:
         cycle = state.cycle
@@ -146,7 +146,7 @@ class Reader:
             origin = self._origin(task, run, state)
             seconds = self._seconds(state, origin, accepted, policy)
         if cycle is None:
-            accuracy = self._accuracy(task, champion, run, seen)
+            accuracy = self._accuracy(task, champion, seen)
             if since:
                 version = asked.version(champion)
                 tested = version.metrics.get("test_accuracy") if version is not None else None
@@ -212,16 +212,15 @@ class Reader:
             ),
         )
 
-    def _accuracy_of(self, model: str, champion: int, asked: _Asked) -> Interval | None:
+    def _accuracy_of(self, model: str, champion: int) -> Interval | None:
         with self._database.read() as session:
             seen = _look(session, model)
-        return self._accuracy(self._task(model), champion, self._champion_run(model, champion, asked), seen)
+        return self._accuracy(self._task(model), champion, seen)
 
-    def _accuracy(self, task: Model, champion: int, run: Run | None, seen: _Seen) -> Interval | None:
+    def _accuracy(self, task: Model, champion: int, seen: _Seen) -> Interval | None:
         def find() -> Interval | None:
-            learnt = self._origins.learnt(run)
             with self._database.read() as session:
-                return measure_accuracy(read_judged_draws(session, task, champion, learnt))
+                return measure_accuracy(read_judged_draws(session, task, champion))
 
         return self._memory.of("accuracy", task.name, (champion, seen), find) if champion else None
 

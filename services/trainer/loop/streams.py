@@ -11,7 +11,7 @@ stream from ever growing.
 """
 
 from collections import defaultdict
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -223,22 +223,23 @@ def _unreadable(session: Session, pictures: Sequence[int]) -> set[int]:
     return set(session.scalars(statement))
 
 
-def read_judged_draws(session: Session, task: Model, version: int, learnt: Container[int]) -> JudgedDraws:
+def read_judged_draws(session: Session, task: Model, version: int) -> JudgedDraws:
     """Return the draws that *version* has answered, up to the first one that no reviewer has decided on.
 
-    Those that cannot be read, and so not be reviewed, are passed over.
+    Those that it has learnt, which say nothing of others, are passed over, and those that cannot be read, and so not be
+    reviewed.
 
     Args:
         session: Of the database.
         task: The model.
         version: Whose accuracy is measured.
-        learnt: Numbers of the pictures that it has learnt, which say nothing of others.
     """
     numbers = {label: number for number, label in enumerate(task.labels)}
     correct, probability, draws = list[bool](), list[float](), list[int]()
     decisions, lost = dict[int, int](), set[int]()
     restarts = _restarts(session, task.name, version)
     for page in _version_draws(session, task.name, version):
+        learnt = _learnt(session, task.name, version, list({row[0] for row in page}))
         rows = [row for row in page if row[0] not in learnt]
         pictures = list({row[0] for row in rows} - decisions.keys() - lost)
         decisions |= read_decisions(session, pictures)
@@ -253,6 +254,17 @@ def read_judged_draws(session: Session, task: Model, version: int, learnt: Conta
                 probability.append(drawn_with)
                 draws.append(draw)
     return _judged(correct, probability, draws, restarts)
+
+
+def _learnt(session: Session, model: str, version: int, pictures: Sequence[int]) -> set[int]:
+    """Return the numbers of those of *pictures* that a version has learnt."""
+    statement = select(AnswerRow.observation).where(
+        AnswerRow.model == model,
+        AnswerRow.version == version,
+        AnswerRow.observation.in_(pictures),
+        AnswerRow.learnt,
+    )
+    return set(session.scalars(statement))
 
 
 def _version_draws(session: Session, model: str, version: int) -> Iterator[Sequence[Any]]:

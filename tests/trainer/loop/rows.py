@@ -65,14 +65,14 @@ def add_draws(
             loop.last_draw = draw - 1
 
 
-def add_answers(database: Database, version: int, answers: Mapping[int, int]) -> None:
-    """Let *version* answer pictures, by their numbers, with the numbers of labels."""
+def add_answers(database: Database, version: int, answers: Mapping[int, int], *, learnt: bool = False) -> None:
+    """Let *version* answer pictures, by their numbers, with the numbers of labels; it has learnt them or not."""
     with database.begin() as session:
         for number, best in answers.items():
             session.merge(
                 AnswerRow(
                     model=MODEL, version=version, observation=number, best=best, best_probability=0.9,
-                    probabilities=_probabilities([best]),
+                    probabilities=_probabilities([best]), learnt=learnt,
                 )
             )  # fmt: skip
 

@@ -194,7 +194,7 @@ def test_the_detector_of_errors_tells_how_long_it_takes(database: Database, task
     pictures = add_pictures(database, 300)
     add_draws(database, pictures)
     add_reviews(database, {number: int(number % 10 == 0) for number in pictures})
-    measure_errors(database, task, 1, (), AlarmPolicy(), datetime.fromisoformat(TIME) + timedelta(days=3))
+    measure_errors(database, task, 1, AlarmPolicy(), datetime.fromisoformat(TIME) + timedelta(days=3))
 
     drift = analyse(database, task).error_drift
 

@@ -115,7 +115,7 @@ def test_pictures_that_cannot_be_read_are_passed_over(database: Database, task: 
 
     assert live(database) == ([1], 0, 0)
     with database.read() as session:
-        assert read_judged_draws(session, task, CHAMPION, ()).draw.tolist() == [2]
+        assert read_judged_draws(session, task, CHAMPION).draw.tolist() == [2]
 
 
 def test_contents_count_once_in_the_order_of_their_first_draws(database: Database) -> None:
@@ -189,8 +189,11 @@ def test_the_accuracy_comes_from_draws_of_the_version_up_to_the_first_without_a_
     add_review(database, undecidable, None, VoteKind.UNDECIDABLE)
     add_review(database, unknown, None, VoteKind.PROPOSAL)
 
+    add_answers(database, CHAMPION, {learnt: RED}, learnt=True)
+    add_answers(database, CANDIDATE, {right: RED}, learnt=True)
+
     with database.read() as session:
-        draws = read_judged_draws(session, task, CHAMPION, {learnt})
+        draws = read_judged_draws(session, task, CHAMPION)
 
     assert draws.correct.tolist() == [True, False, False, True]
     assert draws.probability.tolist() == [0.5] * 4
@@ -217,7 +220,7 @@ def test_streams_begin_after_the_time_of_which_draws_were_forgotten(
 
     assert live(database) == ([1, 1, 1], 0, 0)
     with database.read() as session:
-        assert read_judged_draws(session, task, CHAMPION, ()).draw.tolist() == [4, 5, 6]
+        assert read_judged_draws(session, task, CHAMPION).draw.tolist() == [4, 5, 6]
 
 
 def add_event(database: Database, number: int, payload: Payload) -> None:
@@ -255,7 +258,7 @@ def test_what_an_open_gate_judges_by_stays_however_old_it_is(
     assert expire(database, tmp_path, MODEL, kept, datetime(2027, 1, 1, tzinfo=UTC)).observations == 2
     assert live(database) == ([-1, 1], 0, 0)
     with database.read() as session:
-        assert len(read_judged_draws(session, task, CHAMPION, ()).draw) == 0  # they may begin anew meanwhile
+        assert len(read_judged_draws(session, task, CHAMPION).draw) == 0  # they may begin anew meanwhile
 
     add_event(database, 2, end)
     assert expire(database, tmp_path, MODEL, kept, datetime(2027, 1, 1, tzinfo=UTC)).observations == 2
@@ -307,7 +310,7 @@ def test_it_is_counted_for_each_version_how_often_its_judged_draws_begin_anew(
 
     def judged(version: int) -> tuple[list[int], int]:
         with database.read() as session:
-            draws = read_judged_draws(session, task, version, ())
+            draws = read_judged_draws(session, task, version)
         return draws.draw.tolist(), draws.restarts
 
     age(1, 1)  # a fifth of what there is begins anew with it
@@ -339,10 +342,10 @@ def test_streams_are_the_same_on_whichever_page_a_draw_lies(
         add_review(database, picture, RED if picture == pictures[3] else GREEN)
     whole = live(database)
     with database.read() as session:
-        judged = read_judged_draws(session, task, CHAMPION, ()).draw.tolist()
+        judged = read_judged_draws(session, task, CHAMPION).draw.tolist()
 
     monkeypatch.setattr(streams, "_AT_ONCE", 2)
 
     assert live(database) == whole == ([1, 1, 1, -1, 1, 1], 0, 0)
     with database.read() as session:
-        assert read_judged_draws(session, task, CHAMPION, ()).draw.tolist() == judged == list(range(1, 10))
+        assert read_judged_draws(session, task, CHAMPION).draw.tolist() == judged == list(range(1, 10))
