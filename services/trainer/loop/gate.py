@@ -82,6 +82,9 @@ def decide(figures: GateFigures, bound: float, policy: LoopPolicy) -> GateDecide
     spoiled = violation(figures.guards, policy.guard)
     if spoiled is not None:
         return _refused(spoiled)
+    if figures.guards.impossible:
+        ruling = Ruling(rule="NOT_MEASURABLE", subject=f"guard.{figures.guards.impossible[0]}")
+        return GateDecided(outcome=GateOutcome.EXHAUSTED, ruling=ruling)
     if figures.log_e >= bound and not not_measured(figures.guards, policy.guard):
         ruling = Ruling(rule="EVIDENCE", figure=figures.log_e, bound=bound)
         return GateDecided(outcome=GateOutcome.PASSED, ruling=ruling)

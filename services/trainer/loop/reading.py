@@ -256,10 +256,14 @@ class Reader:
         beside = bool(cycle.snapshot) or self._origins.is_made_from(runs[1], model, cycle.champion, runs[0])
         sets = [each.training.dataset.digest if each and each.training else "" for each in manifests]
         alike = sets[0] != "" and sets[0] == sets[1]
+        size_ratio = sizes[1] / sizes[0] if all(sizes) else None
+        corrupted_drop = spoiled_drop(ours.metrics, theirs.metrics, beside=beside, alike=alike)
+        kept = {"size_ratio": size_ratio, "corrupted_drop": corrupted_drop}
         return GuardFigures(
             latency_ratio=asked.time_ratio,
-            size_ratio=sizes[1] / sizes[0] if all(sizes) else None,
-            corrupted_drop=spoiled_drop(ours.metrics, theirs.metrics, beside=beside, alike=alike),
+            size_ratio=size_ratio,
+            corrupted_drop=corrupted_drop,
+            impossible=tuple(name for name, figure in kept.items() if figure is None),
         )
 
     def _run(self, cycle: Cycle | None) -> RunFact | None:

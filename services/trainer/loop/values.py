@@ -113,6 +113,8 @@ class GuardFigures(Figures):
     size_ratio: float | None = None
     corrupted_drop: float | None = None
     holdout_drop: float | None = None
+    impossible: tuple[str, ...] = ()
+    """Those that never will be: what was kept of the versions does not tell them."""
 
 
 class GateFigures(Figures):

@@ -102,6 +102,16 @@ def test_a_guard_that_is_not_measured_yet_keeps_the_candidate_waiting(name: str)
     assert decided.ruling.subject == f"guard.{name}"
 
 
+def test_a_guard_that_can_never_be_measured_ends_the_gate_at_once() -> None:
+    guards = MEASURED.model_copy(update={"corrupted_drop": None, "impossible": ("corrupted_drop",)})
+
+    decided = decide(figures(log_e=99.0, guards=guards), BOUND, POLICY)
+
+    assert ruled(decided) == ("EXHAUSTED", "NOT_MEASURABLE")
+    assert decided is not None
+    assert decided.ruling.subject == "guard.corrupted_drop"
+
+
 @pytest.mark.parametrize("name", [None, *GuardPolicy.model_fields])
 def test_a_threshold_that_is_not_set_is_named(name: str | None) -> None:
     group = "guard" if name else "gate"

@@ -350,6 +350,7 @@ async def test_accuracies_on_spoiled_pictures_are_compared_where_they_are_of_the
     assert gate is not None
     assert gate.guards.corrupted_drop == (None if drop is None else pytest.approx(drop))
     assert gate.guards.size_ratio == 2
+    assert gate.guards.impossible == (() if drop is not None else ("corrupted_drop",))
 
 
 async def test_the_margin_is_that_with_which_the_gate_began(reader: Reader, database: Database, clock: Clock) -> None:
