@@ -58,11 +58,6 @@ class Suite:
         return f"127.0.0.1:{self._ports['INFERENCE_PORT']}"
 
     @property
-    def trainer_runs(self) -> Path:
-        """Folder of the runs."""
-        return self._home / "runs"
-
-    @property
     def url(self) -> str:
         """Of the page."""
         return f"http://127.0.0.1:{self._ports['GATEWAY_HTTP_PORT']}"

@@ -16,7 +16,6 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from services.common.errors import InvalidInput
-from services.trainer.evaluation.confusion import ConfusedPair
 from services.trainer.evaluation.figures import ReliabilityBin
 from services.trainer.evaluation.robustness import Robustness
 
@@ -185,33 +184,6 @@ def draw_robustness(robustness: Robustness, theme: Theme = LIGHT) -> Figure:
         axes.set(xlabel="Severity", ylabel="Accuracy", xlim=(-0.1, steps + 1.15), ylim=(0, 1.02))
         axes.set_xticks(range(steps + 1), ["clean", *map(str, range(1, steps + 1))])
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=_PERCENT))
-    return figure
-
-
-def draw_confused(pairs: Sequence[ConfusedPair], images: NDArray[np.uint8], theme: Theme = LIGHT) -> Figure:
-    """Draw a row of images for each kind of mistake.
-
-    Args:
-        pairs: From an evaluation of *images*.
-        images: All that were evaluated, (n, height, width, 3).
-        theme: Colours.
-
-    Raises:
-        InvalidInput: The pairs belong to other images.
-    """
-    columns = max((len(pair.examples) for pair in pairs), default=1)
-    rows = max(1, len(pairs))
-    with _style(theme):
-        figure = Figure(figsize=(1.9 + 0.78 * columns, 0.25 + 0.82 * rows), layout="constrained")
-        grid = figure.subplots(rows, columns + 1, squeeze=False, width_ratios=(2.3, *[1] * columns))
-        for axes in grid.flat:
-            axes.set_axis_off()
-        for row, pair in zip(grid, pairs, strict=False):
-            row[0].text(0, 0.62, f"{_short(pair.true)} → {_short(pair.predicted)}", va="center", fontsize=10)
-            note = f"{pair.count} times, {100 * pair.share:.1f}{_PERCENT}"
-            row[0].text(0, 0.28, note, va="center", fontsize=8.5, color=theme.muted)
-            for axes, position in zip(row[1:], pair.examples, strict=False):
-                axes.imshow(example(images, position), interpolation="nearest")
     return figure
 
 

@@ -15,11 +15,11 @@ from services.trainer.evaluation.pictures import (
     DARK,
     LIGHT,
     Theme,
-    draw_confused,
     draw_confusion,
     draw_learning_curve,
     draw_reliability,
     draw_robustness,
+    example,
     to_bytes,
 )
 from services.trainer.evaluation.robustness import Robustness
@@ -112,23 +112,10 @@ def test_labels_of_lines_that_end_together_do_not_overlap() -> None:
     assert heights[1] - heights[0] > 0.05
 
 
-def test_confused_pairs_show_their_images(evaluation: Evaluation, unseen: Samples) -> None:
-    figure = draw_confused(evaluation.confused, unseen.images)
-
-    pair = evaluation.confused[0]
-    assert f"{pair.true} → {pair.predicted}" in texts(figure)
-    shown = [image for axes in figure.axes for image in axes.images]
-    assert len(shown) == sum(len(each.examples) for each in evaluation.confused)
-    assert (shown[0].get_array() == unseen.images[pair.examples[0]]).all()
-
-
-def test_confused_pairs_of_a_perfect_model_are_an_empty_picture(unseen: Samples) -> None:
-    assert to_bytes(draw_confused((), unseen.images)).startswith(b"\x89PNG")
-
-
-def test_pairs_of_other_images_are_rejected(evaluation: Evaluation, unseen: Samples) -> None:
-    with pytest.raises(InvalidInput, match="there are 2 images: give those evaluated"):
-        draw_confused(evaluation.confused, unseen.images[:2])
+def test_an_example_of_other_images_is_rejected(unseen: Samples) -> None:
+    assert (example(unseen.images, 1) == unseen.images[1]).all()
+    with pytest.raises(InvalidInput, match="position 2; there are 2 images: give those evaluated"):
+        example(unseen.images[:2], 2)
 
 
 @pytest.mark.parametrize("theme", [LIGHT, DARK])
