@@ -4,6 +4,7 @@ from sqlalchemy import (
     JSON,
     BigInteger,
     Boolean,
+    ColumnElement,
     Double,
     ForeignKey,
     Index,
@@ -13,6 +14,7 @@ from sqlalchemy import (
     String,
     Text,
     UniqueConstraint,
+    func,
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -111,6 +113,11 @@ class ObservationRow(Base):
     stale: Mapped[bool] = mapped_column(Boolean, default=False)
     """Whether something was said or found since its state was judged."""
     create_time: Mapped[str] = mapped_column(String(32))
+
+
+def total_bytes() -> ColumnElement[int]:
+    """Return the sum of the sizes of pictures, NULL for none; left to itself, PostgreSQL makes a decimal of it."""
+    return func.sum(ObservationRow.size_bytes).cast(Number)
 
 
 class PredictionRow(Base):

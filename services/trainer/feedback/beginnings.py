@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, Integer, String, column, exists, false, fu
 from sqlalchemy.orm import Session
 
 from services.trainer.data.observing import Role
-from services.trainer.data.tables import ObservationRow, PredictionRow
+from services.trainer.data.tables import ObservationRow, PredictionRow, total_bytes
 from services.trainer.feedback.tables import LoopModelRow
 
 _EVENTS = table(
@@ -58,7 +58,7 @@ def limit_gate(session: Session, model: str, most_bytes: int) -> None:
     row = session.get(LoopModelRow, model)
     if row is None or row.gate_end_draw is not None or not _gate_is_open(session, model):
         return
-    held = select(func.sum(ObservationRow.size_bytes)).where(ObservationRow.model == model, _of_gate(row))
+    held = select(total_bytes()).where(ObservationRow.model == model, _of_gate(row))
     if (session.scalar(held) or 0) >= most_bytes:
         row.gate_end_draw = row.last_draw
 

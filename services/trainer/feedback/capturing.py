@@ -9,7 +9,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from services.trainer.data.observing import Role
-from services.trainer.data.tables import ModelRow, ObservationRow, SampleRow
+from services.trainer.data.tables import ModelRow, ObservationRow, SampleRow, total_bytes
 from services.trainer.feedback.policy import CapturePolicy, PolicyOf
 from services.trainer.storage.database import Database
 
@@ -53,7 +53,7 @@ def shortage(policy: CapturePolicy, stored: int, free: int | None, room: float =
 
 def stored_bytes(session: Session, model: str) -> int:
     """Return the bytes of all pictures that are kept for a model."""
-    statement = select(func.sum(ObservationRow.size_bytes)).where(ObservationRow.model == model)
+    statement = select(total_bytes()).where(ObservationRow.model == model)
     return session.scalar(statement) or 0
 
 

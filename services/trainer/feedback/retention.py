@@ -11,7 +11,14 @@ from sqlalchemy.orm import Session
 from services.trainer.clock import as_row
 from services.trainer.data.blobs import Blobs
 from services.trainer.data.observing import State
-from services.trainer.data.tables import ObservationRow, PredictionRow, SampleRow, SnapshotSampleRow, VoteRow
+from services.trainer.data.tables import (
+    ObservationRow,
+    PredictionRow,
+    SampleRow,
+    SnapshotSampleRow,
+    VoteRow,
+    total_bytes,
+)
 from services.trainer.feedback.beginnings import begin_after, held_for_gate, limit_gate
 from services.trainer.feedback.capturing import stored_bytes
 from services.trainer.feedback.policy import CapturePolicy, RetentionPolicy
@@ -136,18 +143,19 @@ def _oldest_fitting(session: Session, model: str, too_many: int, now: datetime) 
     """
     newest, time = _ages(model)
     of_moments = (
-        select(time, func.sum(ObservationRow.size_bytes))
+        select(time, total_bytes())
         .outerjoin(newest, newest.c.observation == ObservationRow.number)
         .where(*_nobody_holds(session, model))
         .group_by(time)
         .order_by(time)
     )
-    free = session.scalar(select(func.sum(ObservationRow.size_bytes)).where(*_nobody_holds(session, model))) or 0
+    free = session.scalar(select(total_bytes()).where(*_nobody_holds(session, model))) or 0
     too_many, passed = min(too_many, free // 2), 0
-    for begin, size in session.execute(of_moments, execution_options={"yield_per": _AT_ONCE}):
-        if passed >= too_many:
-            return str(begin)
-        passed += size
+    with session.execute(of_moments, execution_options={"yield_per": _AT_ONCE}) as moments:
+        for begin, size in moments:
+            if passed >= too_many:
+                return str(begin)
+            passed += size
     return as_row(now)
 
 
