@@ -21,6 +21,7 @@ from services.trainer.feedback.counting import VersionCounts, store_counts
 from services.trainer.feedback.observations import MOST_ITEMS, CapturedItem, Intake, Strategy
 from services.trainer.feedback.policy import PolicyOf
 from services.trainer.storage.database import Database
+from services.trainer.storage.texts import check_storable
 
 if TYPE_CHECKING:
     import grpc
@@ -183,6 +184,7 @@ def _gateway(first: pb.CaptureRequest | None) -> str:
         raise InvalidInput(
             f"gateway_id has {len(gateway)} characters; give 1 to {_MOST_GATEWAY_ID}", field="header.gateway_id"
         )
+    check_storable(gateway, "header.gateway_id")
     return gateway
 
 

@@ -22,6 +22,7 @@ from services.trainer.data.observing import Content, Role, State, VoteKind, Word
 from services.trainer.data.tables import ObservationRow, SampleRow, VoteRow
 from services.trainer.sets import ModelSamples
 from services.trainer.storage.database import Database
+from services.trainer.storage.texts import check_storable
 
 MAX_TOLD = 100
 """Refused samples that an answer names; the others are counted. The contract states it."""
@@ -403,3 +404,4 @@ def _sample(model: Model, row: SampleRow) -> Sample:
 def _check_text(name: str, text: str) -> None:
     if len(text) > MAX_TEXT:
         raise InvalidInput(f"{name} has {len(text)} characters; the limit is {MAX_TEXT}; shorten it", field=name)
+    check_storable(text, name)

@@ -1,5 +1,6 @@
 """Takes in what the gateway has captured: each picture once, each answer once, draws in the order of their arrival."""
 
+import math
 import os
 import re
 import secrets
@@ -27,6 +28,7 @@ from services.trainer.feedback.pseudonyms import fingerprint
 from services.trainer.feedback.roles import role_of
 from services.trainer.feedback.tables import LoopModelRow
 from services.trainer.storage.database import Database
+from services.trainer.storage.texts import NUL
 
 MOST_ITEMS = 64
 """Of one call, which is one transaction."""
@@ -190,9 +192,14 @@ def ensure_loop_model(session: Session, model: str) -> LoopModelRow:
     return row
 
 
+def find_prediction(session: Session, prediction_id: str) -> PredictionRow | None:
+    """Return the prediction of that id; None where it was not captured, or where that is no id."""
+    return session.get(PredictionRow, prediction_id) if _PREDICTION_ID.fullmatch(prediction_id) else None
+
+
 def _known_predictions(session: Session, items: Sequence[CapturedItem]) -> dict[str, int]:
     statement = select(PredictionRow.id, PredictionRow.observation).where(
-        PredictionRow.id.in_([item.prediction_id for item in items])
+        PredictionRow.id.in_([each.prediction_id for each in items if _PREDICTION_ID.fullmatch(each.prediction_id)])
     )
     return dict(session.execute(statement).all())
 
@@ -259,6 +266,8 @@ def _is_well_formed(item: CapturedItem) -> bool:
         and item.strategy in set(Strategy)
         and probable
         and bool(item.labels)
+        and all(NUL not in name and math.isfinite(probability) for name, probability in item.labels)
+        and NUL not in item.contributor + item.preprocess_digest
         and item.version > 0
         and 0 < len(item.time) <= 32
         and len(item.contributor) <= 64

@@ -15,12 +15,13 @@ from services.trainer.data.observing import Content, VoteKind, Word, observe, st
 from services.trainer.data.tables import ObservationRow, PredictionRow
 from services.trainer.feedback.capturing import free_bytes, shortage, stored_bytes
 from services.trainer.feedback.contributors import is_trusted
-from services.trainer.feedback.observations import ensure_loop_model
+from services.trainer.feedback.observations import ensure_loop_model, find_prediction
 from services.trainer.feedback.pace import VotePace
 from services.trainer.feedback.policy import PolicyOf
 from services.trainer.feedback.roles import role_of
 from services.trainer.feedback.sifting import Sifter
 from services.trainer.storage.database import Database
+from services.trainer.storage.texts import check_storable
 
 MAX_COMMENT = 1000
 """Characters; the contract states it."""
@@ -81,7 +82,7 @@ class Voting:
             InvalidInput: Neither a prediction nor a picture is named.
         """
         with self._database.read() as session:
-            prediction = session.get(PredictionRow, feedback.prediction_id) if feedback.prediction_id else None
+            prediction = find_prediction(session, feedback.prediction_id)
             if prediction is not None:
                 return prediction.model
             picture = session.get(ObservationRow, feedback.observation) if feedback.observation else None
@@ -176,7 +177,7 @@ class Voting:
 
 def _known(session: Session, feedback: NewFeedback) -> tuple[ObservationRow, PredictionRow | None] | None:
     """Return the rows of what was captured; None where the picture must come with the feedback."""
-    prediction = session.get(PredictionRow, feedback.prediction_id) if feedback.prediction_id else None
+    prediction = find_prediction(session, feedback.prediction_id)
     if prediction is not None:
         return session.get_one(ObservationRow, prediction.observation), prediction
     row = session.get(ObservationRow, feedback.observation) if feedback.observation else None
@@ -198,6 +199,7 @@ def _check(feedback: NewFeedback) -> None:
             f"comment has {len(feedback.comment):,} characters; the limit is {MAX_COMMENT:,}; shorten it",
             field="comment",
         )
+    check_storable(feedback.comment, "comment")
 
 
 def _word(

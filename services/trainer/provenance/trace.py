@@ -20,6 +20,7 @@ from services.trainer.data.tables import (
     SnapshotRow,
     SnapshotSampleRow,
 )
+from services.trainer.feedback.observations import find_prediction
 from services.trainer.feedback.tables import EmbeddingRow, EncoderRow, LoopModelRow
 from services.trainer.loop.origins import Origins, base_of
 from services.trainer.loop.tables import PublicationRow
@@ -90,7 +91,7 @@ class Tracer:
             NotReady: The database does not answer.
         """
         with self._database.read() as session:
-            row = session.get(PredictionRow, prediction_id)
+            row = find_prediction(session, prediction_id)
             if row is None:
                 raise NotFound(
                     f"prediction {prediction_id[:50]!r} was not captured or is forgotten; name one that is kept",
