@@ -176,7 +176,7 @@ def answer_observations(
     readable, pixels, problems = pictures.read(rows, spec)
     probabilities = inference.ask(task.name, number, spec, pixels, len(task.labels))
     known = np.isin(digest_contents(pixels, np.arange(len(pixels))), learnt)
-    with database.begin() as session:
+    with database.begin(alone=True) as session:
         there = set(
             session.scalars(
                 select(ObservationRow.number).where(ObservationRow.number.in_([r.number for r in readable]))
@@ -228,7 +228,7 @@ def answer_set(
         pixels = originals.pixels(slice(start, start + BATCH), spec)
         parts.append(inference.ask(task.name, number, spec, pixels, len(task.labels)))
     probabilities = np.concatenate(parts)
-    with database.begin() as session:
+    with database.begin(alone=True) as session:
         session.merge(
             SetAnswersRow(
                 model=task.name,

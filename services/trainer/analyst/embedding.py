@@ -36,7 +36,7 @@ def embed_observations(
         rows = find_observations(session, numbers)
     readable, pixels, problems = pictures.read(rows, encoder.spec)
     features = encoder.embed(pixels)
-    with database.begin() as session:
+    with database.begin(alone=True) as session:
         there = set(
             session.scalars(
                 select(ObservationRow.number).where(ObservationRow.number.in_([r.number for r in readable]))

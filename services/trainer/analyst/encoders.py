@@ -75,7 +75,7 @@ class Encoders:
         except ServiceError as error:
             log.warning("what serves has no features to compare pictures by", model=task.name, reason=error.message)
             return
-        with self._database.begin() as session:
+        with self._database.begin(alone=True) as session:
             row = session.get(EncoderRow, (task.name, digest))
             if row is None:
                 session.add(

@@ -125,7 +125,7 @@ def revoke_key(database: Database, key_id: str) -> Key:
     Raises:
         NotFound: There is no such key.
     """
-    with database.begin() as session:
+    with database.begin(alone=True) as session:
         row = session.get(KeyRow, key_id)
         if row is None:
             raise NotFound(

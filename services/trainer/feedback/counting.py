@@ -34,7 +34,7 @@ def store_counts(database: Database, gateway: str, counts: Sequence[VersionCount
     Raises:
         NotReady: The database does not answer.
     """
-    with database.begin() as session:
+    with database.begin(alone=True) as session:
         known = set(session.scalars(select(ModelRow.name)))
         for each in counts:
             if each.model not in known:

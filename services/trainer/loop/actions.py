@@ -227,7 +227,7 @@ class Actions:
 
     def _note_publication(self, action: PublishCandidate, model: str, snapshot: str, version: int | None) -> None:
         """Keep which run and samples a version comes from, before there is such a version."""
-        with self._database.begin() as session:
+        with self._database.begin(alone=True) as session:
             row = session.get(PublicationRow, action.publication_id)
             if row is None:
                 row = PublicationRow(
