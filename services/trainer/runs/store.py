@@ -384,7 +384,8 @@ def _selecting(selected: RunFilter) -> Select[RunRow]:
     if selected.dataset:
         named = RunRow.dataset == selected.dataset
         if selected.dataset.startswith("model:"):  # some of its samples or all
-            named |= RunRow.dataset.startswith(f"{selected.dataset}@", autoescape=True)
+            begin = f"{selected.dataset}@"
+            named |= func.substr(RunRow.dataset, 1, len(begin)) == begin  # LIKE of SQLite knows no case
         query = query.where(named)
     return query
 
