@@ -11,7 +11,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, DataError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Session
 
 from services.common.errors import InvalidInput, NotReady
@@ -21,12 +21,17 @@ LOCK_SECONDS = 30
 """How long one process waits until another's transaction is over."""
 _LAST_READER_SECONDS = 5
 """How long `truncate_log` waits for those that still read what was deleted; writers wait meanwhile."""
+_GONE_SECONDS = 60
+"""After which PostgreSQL ends the transaction of a machine that is not heard of: others wait for it."""
 _POSTGRESQL_DISK_FULL = "53100"
+_NOT_ALLOWED = "42501"
 _FULL = (sqlite3.SQLITE_FULL, _POSTGRESQL_DISK_FULL)
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, "XX001", "XX002")
 _PRIMARY_CODE = 0xFF
 """The bits of SQLite's codes that say what has failed; those above say where."""
 _READING = "reading"
+_READS = {"postgresql": {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}}
+"""Options of connections that only read; in SQLite a transaction sees one state by itself."""
 _MIGRATING = threading.Lock()
 """Alembic keeps what it works on in a variable of its module."""
 
@@ -53,7 +58,10 @@ class Database:
         except ArgumentError as error:  # does not name the URL, which may hold a password
             raise InvalidInput(f"TRAINER_DATABASE is not the URL of a database that is known: {error}") from error
         except ImportError as error:
-            raise InvalidInput(f"TRAINER_DATABASE needs a driver that is not installed: {error}") from error
+            raise InvalidInput(
+                f"TRAINER_DATABASE needs a driver that is not installed: {error}; install aimass[postgresql] and name "
+                "a database as postgresql+psycopg://…, or use SQLite"
+            ) from error
         self._place = f"on {parsed.host or 'its server'}"
         self._name = self._place
         if self._engine.dialect.name == "sqlite":
@@ -62,7 +70,9 @@ class Database:
             self._place = f"in {folder.absolute()}"
             self._name = str(Path(parsed.database or "").absolute())
             _prepare_sqlite(self._engine)
-        self._reading = self._engine.execution_options(**{_READING: True})
+        elif self._engine.dialect.name == "postgresql":
+            _prepare_postgresql(self._engine)
+        self._reading = self._engine.execution_options(**{_READING: True}, **_READS.get(self._engine.dialect.name, {}))
 
     def migrate(self) -> None:
         """Bring the tables to the newest form; several processes may do so at once.
@@ -86,6 +96,7 @@ class Database:
 
         Raises:
             NotReady: The database cannot be reached.
+            InvalidInput: A value is none that PostgreSQL can keep.
         """
         with self._answering(), Session(self._engine, expire_on_commit=False) as session, session.begin():
             if alone:
@@ -98,6 +109,7 @@ class Database:
 
         Raises:
             NotReady: The database cannot be reached.
+            InvalidInput: A value that is looked for is none that PostgreSQL can keep.
         """
         with self._answering(), Session(self._reading, expire_on_commit=False) as session, session.begin():
             yield session
@@ -105,7 +117,9 @@ class Database:
     def truncate_log(self) -> None:
         """Leave nothing in SQLite's write-ahead log, which has pages as they were before something was deleted.
 
-        What was deleted is then in no file of the database. PostgreSQL sees to that itself, when it vacuums.
+        What was deleted is then in no file of the database. PostgreSQL shows it to nobody, but keeps it in its files
+        until it has vacuumed and used their room again, and in its log until that is recycled: both are its
+        administrator's to arrange.
 
         Raises:
             NotReady: Somebody still reads, or the database cannot be reached.
@@ -146,6 +160,18 @@ class Database:
                     "before in its place, or move it away to begin with an empty one",
                     reason="DATABASE_DAMAGED",
                 ) from error
+            if isinstance(error, DataError):
+                raise InvalidInput(
+                    f"a value cannot be kept in the trainer's database: {_first_line(error)}; leave out what it does "
+                    "not take",
+                    reason="NOT_STORABLE",
+                ) from error
+            if _code(error) == _NOT_ALLOWED:
+                raise NotReady(
+                    f"the trainer's database {self._name} does not let its user in: {_first_line(error)}; make that "
+                    "user the owner of the database",
+                    reason="DATABASE_REFUSES",
+                ) from error
             if not isinstance(error, OperationalError):
                 raise
             raise NotReady(
@@ -156,6 +182,11 @@ class Database:
 def _code(error: DatabaseError) -> int | str | None:
     code: int | str | None = getattr(error.orig, "sqlite_errorcode", getattr(error.orig, "sqlstate", None))
     return code & _PRIMARY_CODE if isinstance(code, int) else code
+
+
+def _first_line(error: DatabaseError) -> str:
+    """Return what is the matter without the details, which may tell what rows hold."""
+    return str(error.orig).partition("\n")[0]
 
 
 def _prepare_sqlite(engine: Engine) -> None:
@@ -175,6 +206,18 @@ def _prepare_sqlite(engine: Engine) -> None:
         # A transaction that first reads and later writes could otherwise meet another one's write in between and fail.
         reading = connection.get_execution_options().get(_READING)
         connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+
+
+def _prepare_postgresql(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, _: Any) -> None:
+        cursor = connection.cursor()
+        cursor.execute(f"SET lock_timeout = '{LOCK_SECONDS}s'")
+        cursor.execute(f"SET tcp_keepalives_idle = {_GONE_SECONDS // 2}")
+        cursor.execute(f"SET tcp_keepalives_interval = {_GONE_SECONDS // 6}")
+        cursor.execute("SET tcp_keepalives_count = 3")
+        cursor.close()
+        connection.commit()  # a transaction in which a setting was made takes it away when it is rolled back
 
 
 def _exclude_others(connection: Connection) -> None:

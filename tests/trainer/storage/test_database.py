@@ -130,7 +130,7 @@ def test_a_file_that_is_no_folder_for_a_database_is_not_ready(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("url", "words"),
     [("trainer.db", "is not the URL of a database"), ("nosuch://host/db", "is not the URL of a database"),
-     ("mysql+pymysql://user:secret@host/db", "needs a driver that is not installed")],
+     ("mysql+pymysql://user:secret@host/db", r"a driver that is not installed: .*; install aimass\[postgresql\]")],
     ids=["path", "kind", "driver"],
 )  # fmt: skip
 def test_what_is_no_database_is_refused_without_telling_a_password(url: str, words: str) -> None:
