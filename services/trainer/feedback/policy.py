@@ -42,7 +42,7 @@ class CapturePolicy(PolicyGroup):
     """Of those answered with a class that has less than this part of an even share among the accepted samples,
     `rare_class_share` are kept."""
     samples_per_second: Rate = 1.0
-    """Budget of all kinds together; 86,400 pictures a day, which cost two processors 3 % at most of what they do."""
+    """Budget of all kinds together: 86,400 pictures a day."""
     burst: Count = 50
     max_bytes: Annotated[Bytes, Field(ge=1)] = 2 * 1024**3
     """Of all pictures of a model that are kept. When they are nearly full, the oldest go that nothing holds: no sample,
