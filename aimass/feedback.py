@@ -16,17 +16,34 @@ from aimass.suite_access import open_suite
 from aimass.trainer.v1 import feedback_pb2 as pb
 from services.common.errors import InvalidInput
 from services.trainer.feedback.exchange import read_json, read_lines
+from services.trainer.feedback.trust import (
+    NEEDS_LABEL,
+    NEEDS_VOTES,
+    UNDECIDABLE,
+    VOTES_DIFFER,
+    WAITS_FOR_EMBEDDING,
+    WAITS_FOR_REVIEW,
+)
 from services.trainer.feedback.voting import NewFeedback
 from services.trainer.runs.folder import replacing
 
 SHOWN_REJECTIONS = 20
 _MEANINGS = {
     "accepted": "the model will learn from it, or be judged by it",
-    "pending": "it counts once others say the same",
+    "pending": "it does not count yet",
     "quarantined": "a reviewer looks at it first",
     "proposed": "the model does not know this label yet",
     "rejected": "a reviewer did not want the picture",
 }
+_REASONS = {
+    NEEDS_LABEL: "it counts once somebody says what it is",
+    NEEDS_VOTES: "it counts once enough others say the same",
+    VOTES_DIFFER: "others say something else; it counts once more people agree",
+    WAITS_FOR_EMBEDDING: "it is compared with similar pictures first",
+    WAITS_FOR_REVIEW: "it counts once a reviewer says the same",
+    UNDECIDABLE: "a reviewer said that nobody can tell what it is",
+}
+"""By the reason of the state, where that tells more."""
 
 
 def send_feedback(
@@ -55,7 +72,7 @@ def send_feedback(
             prediction_id, label, correct=correct, comment=comment, image=image, model=model, timeout=None
         )
     why = f" ({told.state_reason})" if told.state_reason else ""
-    meaning = _MEANINGS.get(told.state, "")
+    meaning = _REASONS.get(told.state_reason) or _MEANINGS.get(told.state, "")
     again = "" if told.created else "; it was said before"
     say(out, f"{told.state}{why}{': ' if meaning else ''}{meaning}{again}")
 

@@ -1,12 +1,21 @@
 // What the user says of an answer: one click where it is right, one choice where it is not.
 
 const THANKS = {
-  accepted: "Thank you. The model will learn from it.",
-  pending: "Thank you. It counts once somebody else says the same.",
+  accepted: "Thank you. The model will learn from it, or be judged by it.",
+  pending: "Thank you. It does not count yet.",
   quarantined: "Thank you. Somebody will look at it first.",
   proposed: "Thank you. The model does not know this label yet.",
   rejected: "Thank you. Somebody has decided that this picture is not learnt from.",
   captured: "Thank you. The picture is kept, and nothing is learnt from it yet.",
+};
+// By the reason of the state, where that tells more.
+const REASONS = {
+  NEEDS_LABEL: "Thank you. It counts once somebody says what it is.",
+  NEEDS_VOTES: "Thank you. It counts once enough others say the same.",
+  VOTES_DIFFER: "Thank you. Others say something else; it counts once more people agree.",
+  WAITS_FOR_EMBEDDING: "Thank you. It is compared with similar pictures first.",
+  WAITS_FOR_REVIEW: "Thank you. It counts once a reviewer says the same.",
+  UNDECIDABLE: "Thank you. A reviewer has said that nobody can tell what it is.",
 };
 const MOST_CHARACTERS = 200;
 
@@ -37,8 +46,8 @@ export function offerFeedback(place, { best, labels, name, send }) {
     for (const each of asking) each.disabled = true;
     told.textContent = "Sending …";
     try {
-      const { state } = await send(verdict);
-      told.textContent = THANKS[state] ?? "Thank you.";
+      const { state, state_reason: reason } = await send(verdict);
+      told.textContent = REASONS[reason] ?? THANKS[state] ?? "Thank you.";
       for (const each of asking) each.hidden = true;
     } catch ({ message }) {
       told.textContent = message;

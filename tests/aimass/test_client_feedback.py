@@ -39,7 +39,7 @@ async def test_a_label_is_sent_for_a_prediction(door):
         prediction = await client.predict(RED, "tiny")
         answer = await client.send_feedback(prediction, "blue", comment="hm")
 
-    assert answer == Feedback(state="pending", state_reason="QUORUM", created=True)
+    assert answer == Feedback(state="pending", state_reason="NEEDS_VOTES", created=True)
     assert heard(door) == feedback_pb2.SendFeedbackRequest(
         prediction_id=prediction.prediction_id, label="blue", comment="hm", model="tiny"
     )

@@ -8,6 +8,8 @@ import pytest
 from aimass.client import PredictionError
 from aimass.trainer.v1 import feedback_pb2
 from services.common.errors import InvalidInput
+from services.trainer.data.observing import State
+from services.trainer.feedback import trust
 from services.trainer.feedback.review import Reviewing
 from tests.end_to_end.pictures import plain
 from tests.gateway.door import LearningTrainer, open_door
@@ -57,8 +59,26 @@ def labels(component):
 async def test_one_word_is_sent_and_what_became_of_it_is_told(typed, door, arguments, verdict):
     told = await typed("feedback", "send", "abc", *arguments, "--address", door.address)
 
-    assert told == "pending (QUORUM): it counts once others say the same\n"
+    assert told == "pending (NEEDS_VOTES): it counts once enough others say the same\n"
     assert door.trainer.heard[0].request == feedback_pb2.SendFeedbackRequest(prediction_id="abc", **verdict)
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "meaning"),
+    [
+        (State.PENDING, trust.WAITS_FOR_REVIEW, "a reviewer says the same"),
+        (State.PENDING, trust.NEEDS_LABEL, "somebody says what it is"),
+        (State.PENDING, trust.VOTES_DIFFER, "others say something else"),
+        (State.PENDING, trust.WAITS_FOR_EMBEDDING, "compared with similar pictures"),
+        (State.REJECTED, trust.UNDECIDABLE, "nobody can tell what it is"),
+        (State.REJECTED, "", "a reviewer did not want the picture"),
+    ],
+)
+async def test_what_a_picture_waits_for_is_told_by_the_reason_of_its_state(typed, door, state, reason, meaning):
+    door.trainer.state = feedback_pb2.Observation.State.Value(f"STATE_{state}")
+    door.trainer.state_reason = reason
+
+    assert meaning in await typed("feedback", "send", "abc", "--label", "red", "--address", door.address)
 
 
 async def test_the_image_goes_along_where_it_is_named(typed, door, tmp_path):

@@ -65,6 +65,7 @@ class LearningTrainer(
         self.heard: list[Heard] = []
         self.state = feedback_pb2.Observation.STATE_PENDING
         """Of each picture of which something is said."""
+        self.state_reason = "NEEDS_VOTES"
         self.tells_keys = True
         """Whether it says which keys there are."""
         self._keys: dict[str, access_pb2.ValidKey] = {}
@@ -115,7 +116,7 @@ class LearningTrainer(
         if request.prediction_id == "unknown":
             raise NotFound("prediction 'unknown' was not captured; send its image and model")
         return feedback_pb2.SendFeedbackResponse(
-            state=self.state, state_reason="QUORUM", created=True, observation_id=4
+            state=self.state, state_reason=self.state_reason, created=True, observation_id=4
         )
 
     async def ListObservations(self, request, context):

@@ -35,7 +35,7 @@ async def test_a_verdict_reaches_the_trainer_as_it_was_sent(door, verdict):
     assert heard(door) == feedback_pb2.SendFeedbackRequest(
         prediction_id="abc", comment="hm", image=b"image", model="tiny", **verdict
     )
-    assert response == pb.SendFeedbackResponse(state="pending", state_reason="QUORUM", created=True)
+    assert response == pb.SendFeedbackResponse(state="pending", state_reason="NEEDS_VOTES", created=True)
     assert door.trainer.heard[0].caller == LOCAL
 
 
@@ -72,7 +72,7 @@ async def test_a_trainer_that_is_away_is_told_and_ends_nothing_else(door):
 async def test_feedback_is_json_over_http(door, document, fields):
     answer = await door.http.post(FEEDBACK, json=document)
 
-    assert answer.json() == {"state": "pending", "state_reason": "QUORUM", "created": True}
+    assert answer.json() == {"state": "pending", "state_reason": "NEEDS_VOTES", "created": True}
     assert heard(door) == feedback_pb2.SendFeedbackRequest(prediction_id="abc", **fields)
 
 

@@ -7,12 +7,25 @@ import pytest
 from playwright.async_api import async_playwright, expect
 
 from aimass.trainer.v1 import capture_pb2, feedback_pb2
+from services.trainer.feedback import trust
 from tests.end_to_end.pictures import plain
 from tests.end_to_end.test_page import ARGUMENTS
 from tests.gateway.door import LearningTrainer
 
 CHROMIUM = shutil.which("chromium")
-STATES = [number for number in feedback_pb2.Observation.State.values() if number]
+BECOMES = [
+    *((number, "") for number in feedback_pb2.Observation.State.values() if number),
+    *(
+        (feedback_pb2.Observation.STATE_PENDING, reason)
+        for reason in (
+            trust.NEEDS_LABEL,
+            trust.NEEDS_VOTES,
+            trust.VOTES_DIFFER,
+            trust.WAITS_FOR_EMBEDDING,
+            trust.WAITS_FOR_REVIEW,
+        )
+    ),
+]
 RED = plain((255, 0, 0))
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path")
 
@@ -44,7 +57,7 @@ async def test_one_click_says_that_an_answer_is_right(browser, door):
     card = await answered(browser, door)
     await card.locator(".feedback .right").click()
 
-    await expect(card.locator(".feedback p")).to_have_text("Thank you. It counts once somebody else says the same.")
+    await expect(card.locator(".feedback p")).to_have_text("Thank you. It counts once enough others say the same.")
     (captured,) = door.trainer.received
     assert said(door.trainer) == [feedback_pb2.SendFeedbackRequest(prediction_id=captured.prediction_id, correct=True)]
 
@@ -74,18 +87,23 @@ async def test_one_choice_says_what_it_is_and_brings_a_picture_that_was_not_capt
     assert await choice.locator("option").all_text_contents() == ["It is …", "green", "blue", "Something else …"]
     await choice.select_option("blue")
 
-    await expect(card.locator(".feedback p")).to_have_text("Thank you. It counts once somebody else says the same.")
+    await expect(card.locator(".feedback p")).to_have_text("Thank you. It counts once enough others say the same.")
     (request,) = said(forgetful.trainer)
     assert (request.label, request.image, request.model) == ("blue", RED, "tiny")
 
 
-@pytest.mark.parametrize("state", STATES)
-async def test_whatever_becomes_of_a_picture_is_told_in_a_sentence(browser, door, state):
-    door.trainer.state = state
+async def test_whatever_becomes_of_a_picture_is_told_in_a_sentence_of_its_own(browser, door):
     card = await answered(browser, door)
-    await card.locator(".feedback .right").click()
+    told = set()
+    for state, reason in BECOMES:
+        door.trainer.state, door.trainer.state_reason = state, reason
+        await card.page.reload()
+        await card.page.set_input_files("#file", {"name": "red.png", "mimeType": "image/png", "buffer": RED})
+        await card.locator(".feedback .right").click()
+        await expect(card.locator(".feedback p")).to_have_text(re.compile(r"^Thank you\. .+\.$"))
+        told.add(await card.locator(".feedback p").text_content())
 
-    await expect(card.locator(".feedback p")).to_have_text(re.compile(r"^Thank you\. .+\.$"))
+    assert len(told) == len(BECOMES), told
 
 
 async def test_a_label_that_the_model_does_not_know_can_be_written(browser, door):
