@@ -37,9 +37,7 @@ def standing() -> pb.GetLoopResponse:
             stage=pb.Cycle.STAGE_ENDED,
             reason="BY_HAND",
             champion_version=3,
-            refusal=pb.Refusal(
-                rule="CLASS_DROP", figure=3.5, bound=2.0, message="CLASS_DROP (guard.class_drop): 3.5 against 2"
-            ),
+            refusal=pb.Refusal(rule="CLASS_DROP", figure=3.5, bound=2.0, message="it loses more on one class"),
         ),
         live_accuracy=pb.Accuracy(
             version=3, estimate=0.781, low=0.74, high=0.819, confidence=0.95, draw_count=312, lost_draw_count=4
@@ -151,7 +149,7 @@ class ToldLoop(LoopServiceServicer):
         """Begin."""
         self.asked.append(request)
         if request.reason == "again":
-            raise Conflict("the loop of model 'pets' declines wish.trigger: CYCLE_UNDER_WAY; look at its cycle")
+            raise Conflict("the loop of model 'pets' declines a new cycle: a cycle is under way; wait for its end")
         return pb.TriggerCycleResponse(cycle=self.loop.cycle)
 
     async def ProposeVersion(self, request, context):

@@ -7,6 +7,7 @@ from itertools import pairwise
 from aimass.trainer.v1 import loop_pb2 as pb
 from services.common.durations import duration_of
 from services.common.errors import InvalidInput
+from services.trainer.contracts.rules import NO_HOLDOUT_CHANGE, explain
 from services.trainer.contracts.timestamps import timestamp_of
 from services.trainer.loop.events import Event
 from services.trainer.loop.measuring import ACCURACY_ERROR
@@ -18,18 +19,6 @@ from services.trainer.loop.values import Goal, Outcome, Paired, Ruling
 from services.trainer.statistics.intervals import Interval
 
 _SECOND_NS = 1e9
-_SENTENCES = {
-    "DELETION": "pictures are to be deleted, and what is trained or judged meanwhile may have learnt from them; the "
-    "next cycle begins without them",
-    "DEADLINE": "the cycle has taken longer than the policy allows",
-    "NO_STRATEGY": "no strategy of the policy can train this model now",
-    "PROMOTED_BY_HAND": "somebody lets another version serve",
-    "REJECTED_BY_HAND": "somebody has rejected the candidate",
-    "ROLLED_BACK": "somebody lets the version before serve again",
-    "RUN_CANCELLED": "somebody has cancelled its run",
-    "TRAFFIC_CHANGED": "somebody else has changed which versions answer, and that stays as it is",
-}
-"""Of rules that compare no figures which a reader could make something of."""
 
 
 def pack_loop(state: LoopState, overview: Overview, policy: LoopPolicy, disabled_reason: str) -> pb.GetLoopResponse:
@@ -146,10 +135,7 @@ def _stuck(state: LoopState) -> str:
 
 def _next_trigger(overview: Overview, policy: LoopPolicy) -> str:
     if not overview.has_holdout:
-        return (
-            "a hold-out, without which no candidate can be judged: bring the set that the champion has learnt onto "
-            "this machine, or name one with the model's labels in judging.holdout"
-        )
+        return f"a hold-out, without which no candidate can be judged: {NO_HOLDOUT_CHANGE}"
     trigger = policy.trigger
     parts = [f"{overview.accepted_since} of {trigger.accepted} new samples"]
     parts += ["an alarm of drift"] if trigger.drift else []
@@ -175,13 +161,9 @@ def _paired(paired: Paired) -> pb.Paired:
 
 
 def _refusal(ruling: Ruling) -> pb.Refusal:
-    about = f" ({ruling.subject})" if ruling.subject else ""
-    compared = ""
-    if ruling.figure is not None and ruling.bound is not None:
-        compared = f": {ruling.figure:.4g} against {ruling.bound:.4g}"
     return pb.Refusal(
         rule=ruling.rule,
         figure=ruling.figure or 0.0,
         bound=ruling.bound or 0.0,
-        message=_SENTENCES.get(ruling.rule, f"{ruling.rule or 'no rule'}{about}{compared}"),
+        message=explain(ruling),
     )

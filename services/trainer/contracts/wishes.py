@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from services.common.errors import Conflict, NotReady
 from services.common.server import StopSignal
 from services.trainer.contracts.following import Followers
+from services.trainer.contracts.rules import explain_declined
 from services.trainer.loop.cycle_payloads import ActionFailed, MoveAbandoned, MoveIntended
 from services.trainer.loop.directors import Directors
 from services.trainer.loop.events import Event
@@ -47,7 +48,7 @@ class Wishes:
         self._directors.wake(model)
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
-                return await self._answer(asked, granted)
+                return await self._answer(asked, wish, granted)
         except TimeoutError as error:
             reason = self._directors.disabled_reason(model)
             raise NotReady(
@@ -56,16 +57,12 @@ class Wishes:
                 "events that follow"
             ) from error
 
-    async def _answer(self, asked: Event, granted: tuple[type[Payload], ...]) -> Event:
+    async def _answer(self, asked: Event, wish: Wish, granted: tuple[type[Payload], ...]) -> Event:
         moving = False
         async for event in self._stop.until(self.follow(asked.model, asked.number)):
             payload = event.payload
             if isinstance(payload, WishDeclined) and payload.wish == asked.number:
-                raise Conflict(
-                    f"the loop of model {asked.model!r} declines {asked.kind}: {payload.rule}; look at its cycle and "
-                    "at the traffic",
-                    reason=payload.rule,
-                )
+                raise Conflict(explain_declined(asked.model, wish, payload.rule), reason=payload.rule)
             if isinstance(payload, MoveIntended) and payload.authority == asked.number:
                 moving = True
             elif moving and isinstance(payload, MoveAbandoned | ActionFailed):

@@ -158,6 +158,7 @@ def _refused(ruling: Ruling) -> GateDecided:
 
 def _exhausted(figures: GateFigures, policy: LoopPolicy, key: str, figure: float, bound: float) -> GateDecided:
     missing = not_measured(figures.guards, policy.guard)
-    rule = "NOT_MEASURED" if missing else "NOT_PROVED"
-    ruling = Ruling(rule=rule, subject=missing or key, figure=figure, bound=bound)
+    ruling = Ruling(rule="NOT_PROVED", subject=key, figure=figure, bound=bound)
+    if missing:  # how long it took is no figure of the guard
+        ruling = Ruling(rule="NOT_MEASURED", subject=missing)
     return GateDecided(outcome=GateOutcome.EXHAUSTED, ruling=ruling)

@@ -211,15 +211,20 @@ async def test_the_analysis_tells_what_is_known_while_inference_is_away(stub: Lo
 
 
 async def test_nothing_to_go_back_to_is_said_so(stub: LoopServiceStub) -> None:
-    code, reason, _ = await refused(stub.RollBack(pb.RollBackRequest(model=MODEL, request_id="by-hand-1")))
+    code, reason, sentence = await refused(stub.RollBack(pb.RollBackRequest(model=MODEL, request_id="by-hand-1")))
 
     assert (code, reason) == (grpc.StatusCode.FAILED_PRECONDITION, "NO_VERSION_BEFORE")
+    assert sentence.startswith(f"the loop of model {MODEL!r} declines the rollback: no other version is ready")
+    assert "; publish one" in sentence
 
 
 async def test_a_version_that_is_not_there_cannot_be_proposed(stub: LoopServiceStub) -> None:
     request = pb.ProposeVersionRequest(model=MODEL, version=9, request_id="by-hand-3")
 
-    assert (await refused(stub.ProposeVersion(request)))[1] == "NOT_READY"
+    _, reason, sentence = await refused(stub.ProposeVersion(request))
+
+    assert reason == "NOT_READY"
+    assert "declines the proposal of version 9: version 9 is not there" in sentence
 
 
 async def test_events_are_listed_by_kind_and_page(stub: LoopServiceStub, home: Home) -> None:

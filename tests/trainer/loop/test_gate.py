@@ -11,7 +11,7 @@ from services.trainer.loop.cycle_payloads import GateBegun, GateDecided
 from services.trainer.loop.gate import begin, decide, give_up, joint_log_e, outgrown, pair, threshold_missing
 from services.trainer.loop.policy import GatePolicy, GuardPolicy, LoopPolicy
 from services.trainer.loop.state import Cycle, Gate, LoopState
-from services.trainer.loop.values import GateFigures, GateOutcome, Goal, GuardFigures, Paired, Reason
+from services.trainer.loop.values import GateFigures, GateOutcome, Goal, GuardFigures, Paired, Reason, Ruling
 from services.trainer.statistics.betting import log_e_value
 from tests.trainer.loop.world import POLICY, outcomes_of
 
@@ -99,7 +99,7 @@ def test_a_guard_that_is_not_measured_yet_keeps_the_candidate_waiting(name: str)
 
     assert ruled(decided) == ("EXHAUSTED", "NOT_MEASURED")
     assert decided is not None
-    assert decided.ruling.subject == f"guard.{name}"
+    assert decided.ruling == Ruling(rule="NOT_MEASURED", subject=f"guard.{name}")
 
 
 def test_a_guard_that_can_never_be_measured_ends_the_gate_at_once() -> None:
