@@ -93,27 +93,31 @@ def propose(out: Console, address: str, key: str, model: str, version: int, not_
     say(out, f"{model}: cycle {_cycle(cycle)}")
 
 
-def promote(out: Console, address: str, key: str, model: str, version: int, reason: str) -> None:
+def promote(out: Console, address: str, key: str, model: str, version: int, reason: str, request_id: str) -> None:
     """Let the candidate, or *version* where that is not 0, serve at once."""
     with open_suite(address, key) as suite:
         number = version or _candidate(suite, model)
-        request = pb.PromoteCandidateRequest(model=model, version=number, reason=reason, request_id=uuid.uuid4().hex)
+        request = pb.PromoteCandidateRequest(
+            model=model, version=number, reason=reason, request_id=request_id or uuid.uuid4().hex
+        )
         event = suite.ask(suite.loop.PromoteCandidate, request).event
     say(out, f"{model}: version {number} serves, event {event.number}")
 
 
-def reject(out: Console, address: str, key: str, model: str, version: int, reason: str) -> None:
+def reject(out: Console, address: str, key: str, model: str, version: int, reason: str, request_id: str) -> None:
     """End the cycle of the candidate, or of *version* where that is not 0."""
     with open_suite(address, key) as suite:
         number = version or _candidate(suite, model)
-        request = pb.RejectCandidateRequest(model=model, version=number, reason=reason, request_id=uuid.uuid4().hex)
+        request = pb.RejectCandidateRequest(
+            model=model, version=number, reason=reason, request_id=request_id or uuid.uuid4().hex
+        )
         event = suite.ask(suite.loop.RejectCandidate, request).event
     say(out, f"{model}: version {number} is rejected, event {event.number}")
 
 
-def roll_back(out: Console, address: str, key: str, model: str, reason: str) -> None:
+def roll_back(out: Console, address: str, key: str, model: str, reason: str, request_id: str) -> None:
     """Let the version serve again that did before the last promotion."""
-    request = pb.RollBackRequest(model=model, reason=reason, request_id=uuid.uuid4().hex)
+    request = pb.RollBackRequest(model=model, reason=reason, request_id=request_id or uuid.uuid4().hex)
     with open_suite(address, key) as suite:
         answer = suite.ask(suite.loop.RollBack, request)
     say(out, f"{model}: version {answer.stable_version} serves again, event {answer.event.number}")

@@ -104,13 +104,14 @@ def promote_candidate(
     model: ModelName = DEFAULT_MODEL,
     version: Candidate = 0,
     reason: Why = "",
+    request_id: RequestId = "",
     address: Address = DEFAULT_ADDRESS,
     key: Key = "",
 ) -> None:
     """Let the candidate serve at once, past gate and trial."""
     from aimass.loop import promote
 
-    promote(out, address, key, model, version, reason)
+    promote(out, address, key, model, version, reason, request_id)
 
 
 @loop.command("reject")
@@ -118,23 +119,28 @@ def reject_candidate(
     model: ModelName = DEFAULT_MODEL,
     version: Candidate = 0,
     reason: Why = "",
+    request_id: RequestId = "",
     address: Address = DEFAULT_ADDRESS,
     key: Key = "",
 ) -> None:
     """End the cycle of the candidate."""
     from aimass.loop import reject
 
-    reject(out, address, key, model, version, reason)
+    reject(out, address, key, model, version, reason, request_id)
 
 
 @loop.command("rollback")
 def roll_back(
-    model: ModelName = DEFAULT_MODEL, reason: Why = "", address: Address = DEFAULT_ADDRESS, key: Key = ""
+    model: ModelName = DEFAULT_MODEL,
+    reason: Why = "",
+    request_id: RequestId = "",
+    address: Address = DEFAULT_ADDRESS,
+    key: Key = "",
 ) -> None:
     """Let the version serve again that did before the last promotion."""
     from aimass.loop import roll_back
 
-    roll_back(out, address, key, model, reason)
+    roll_back(out, address, key, model, reason, request_id)
 
 
 @loop.command("trace")

@@ -22,7 +22,7 @@ class Wishes:
 
     Args:
         events: The log.
-        directors: Are woken when something is asked for; those of another process find it by themselves.
+        directors: Are hurried when something is asked for; those of another process find it by themselves.
         stop: Ends the waiting when the process stops.
     """
 
@@ -45,7 +45,7 @@ class Wishes:
             NotReady: Nobody has heeded it for long; it is kept.
         """
         asked = await asyncio.to_thread(self._events.ask, model, wish)
-        self._directors.wake(model)
+        self._directors.hurry(model)
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 return await self._answer(asked, wish, granted)
@@ -53,8 +53,8 @@ class Wishes:
             reason = self._directors.disabled_reason(model)
             raise NotReady(
                 f"the loop of model {model!r} has not answered for {ANSWER_SECONDS:g} seconds"
-                f"{f' ({reason})' if reason else ''}; what was asked for is kept as event {asked.number}, look at the "
-                "events that follow"
+                f"{f' ({reason})' if reason else ''}; what was asked for is kept as event {asked.number}; look at the "
+                f"events that follow, or ask again with the same request_id {wish.request_id!r}"
             ) from error
 
     async def _answer(self, asked: Event, wish: Wish, granted: tuple[type[Payload], ...]) -> Event:

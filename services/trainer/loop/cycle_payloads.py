@@ -149,6 +149,8 @@ class RollbackIntended(MoveIntended):
     """An earlier version shall serve again."""
 
     kind = "rollback.intended"
+    taken_back: Tally = 0
+    """The version that served when it was intended; 0 in events that were written before they named it."""
 
 
 class MoveMade(Payload):

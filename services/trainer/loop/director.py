@@ -74,6 +74,8 @@ class Director:
         """As they were read last; None before the first step, and while another process has the lease."""
         self._lease: Lease | None = None
         self._awake = asyncio.Event()
+        self._hurried = asyncio.Event()
+        """Set where even the rest after a long look is cut short."""
         self._stopping = asyncio.Event()
         self._failures = 0
         self._took = 0.0
@@ -83,13 +85,18 @@ class Director:
         self._analysis_time = -math.inf
 
     def wake(self) -> None:
-        """Look now: something has come or changed."""
+        """Look soon: something has come or changed. Rests are kept, as each of a thousand votes wakes."""
+        self._awake.set()
+
+    def hurry(self) -> None:
+        """Look now: a person waits for what becomes of a wish."""
+        self._hurried.set()
         self._awake.set()
 
     def stop(self) -> None:
         """Let the step under way be the last one."""
         self._stopping.set()
-        self._awake.set()
+        self.hurry()
 
     async def run(self) -> None:
         """Take one step after the other until told to stop; then let another process go on at once."""
@@ -97,6 +104,7 @@ class Director:
             while not self._stopping.is_set() and not self.disabled_reason:
                 woken = self._awake.is_set()
                 self._awake.clear()
+                self._hurried.clear()
                 if woken:
                     await self._look_at_pictures()
                 if not await self._try_step():
@@ -183,7 +191,7 @@ class Director:
         least = min(LONGEST_SECONDS, max(LEAST_SECONDS, REST_PER_LOOK * self._took))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(least):
-                await self._stopping.wait()
+                await self._hurried.wait()
         try:
             async with asyncio.timeout(seconds):
                 await self._awake.wait()

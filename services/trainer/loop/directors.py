@@ -62,9 +62,14 @@ class Directors:
             self._looking = asyncio.create_task(self._look())
 
     def wake(self, model: str) -> None:
-        """Let the loop of a model look now; to be called in the loop in which it was started."""
+        """Let the loop of a model look soon; to be called in the loop in which it was started."""
         if model in self._directors:
             self._directors[model][0].wake()
+
+    def hurry(self, model: str) -> None:
+        """Let the loop of a model look now, as a person waits; to be called in the loop in which it was started."""
+        if model in self._directors:
+            self._directors[model][0].hurry()
 
     def disabled_reason(self, model: str) -> str:
         """Return why a model has no loop; empty where it has one."""

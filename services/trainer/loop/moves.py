@@ -51,7 +51,8 @@ def intended(state: LoopState, event: Event, payload: MoveIntended) -> LoopState
         check(_allowed(state, payload), event, f"event {payload.authority} does not allow it")
         check(payload.wanted == Wanted(stable=payload.wanted.stable), event, "a trial would go on beside it")
         check(payload.wanted.stable not in state.tainted, event, f"version {payload.wanted.stable} is tainted")
-    move = Move(_MADE[type(payload)], payload.wanted, payload.generation, payload.authority)
+    taken_back = payload.taken_back if isinstance(payload, RollbackIntended) else 0
+    move = Move(_MADE[type(payload)], payload.wanted, payload.generation, payload.authority, taken_back)
     wishes = tuple(each for each in state.wishes if each.number != payload.authority)
     return replace(state, move=move, wishes=wishes)
 
@@ -63,7 +64,13 @@ def made(state: LoopState, event: Event, payload: MoveMade) -> LoopState:
         InvalidLog: Another change was intended, or none.
     """
     check(state.move is not None and state.move.made is type(payload), event, "this change was not intended")
-    state = replace(state, move=None, unproved=0 if isinstance(payload, Promoted) else state.unproved)
+    assert state.move is not None
+    gone_back = state.taken_back | ({state.move.taken_back} - {0})
+    if isinstance(payload, Promoted):
+        state = replace(state, unproved=0, taken_back=gone_back - {state.move.wanted.stable})
+    else:
+        state = replace(state, taken_back=gone_back)
+    state = replace(state, move=None)
     if state.cycle is None:
         return state
     cycle = replace(state.cycle, generation=payload.generation)

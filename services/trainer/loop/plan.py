@@ -132,7 +132,7 @@ def _after_deadline(
     if not deletion.expired:
         return DeletionExpired(deletion_id=deletion.id)
     if goes_back(deletion, state, traffic, policy):
-        return _move_to(RollbackIntended, version_before(state, traffic), traffic, deletion.expired)
+        return _go_back(version_before(state, traffic), traffic, deletion.expired)
     last = state.last_cycle
     failed = last is not None and last.deletion == deletion.id and last.outcome == Outcome.FAILED
     rule = obstacle or (last.ruling.rule if last is not None and failed else "")
@@ -140,7 +140,7 @@ def _after_deadline(
         return None
     version = 0 if deletion.no_way_back else clean_version(state, traffic)
     if version:
-        return _move_to(RollbackIntended, version, traffic, deletion.expired)
+        return _go_back(version, traffic, deletion.expired)
     return None if rule == deletion.stuck else DeletionStuck(deletion_id=deletion.id, rule=rule)
 
 
@@ -169,13 +169,14 @@ def _answer(state: LoopState, wished: Wished, facts: Facts, traffic: TrafficFact
         case PromotionWished():
             rule = unfit(wish.version, state, traffic)
             if not rule:
-                return _move_to(PromotionIntended, wish.version, traffic, number)
+                wanted = Wanted(stable=wish.version)
+                return PromotionIntended(wanted=wanted, generation=traffic.generation, authority=number)
         case RejectionWished():
             rule = "NO_CANDIDATE"
         case _:
             back = version_before(state, traffic)
             if back:
-                return _move_to(RollbackIntended, back, traffic, number)
+                return _go_back(back, traffic, number)
             rule = "NO_VERSION_BEFORE"
     return WishDeclined(wish=number, rule=rule)
 
@@ -229,7 +230,10 @@ def _start(
     )
 
 
-def _move_to(
-    kind: type[PromotionIntended] | type[RollbackIntended], version: int, traffic: TrafficFact, authority: int
-) -> PromotionIntended | RollbackIntended:
-    return kind(wanted=Wanted(stable=version), generation=traffic.generation, authority=authority)
+def _go_back(version: int, traffic: TrafficFact, authority: int) -> RollbackIntended:
+    return RollbackIntended(
+        wanted=Wanted(stable=version),
+        generation=traffic.generation,
+        authority=authority,
+        taken_back=traffic.champion,
+    )

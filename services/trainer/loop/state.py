@@ -48,6 +48,8 @@ class Move:
     generation: int
     """That was seen when it was intended."""
     authority: int = 0
+    taken_back: int = 0
+    """Version that serves no longer because it is gone back from; 0 for none."""
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,8 @@ class LoopState:
     """In the order in which they came."""
     tainted: frozenset[int] = frozenset()
     """Versions that may not become stable again."""
+    taken_back: frozenset[int] = frozenset()
+    """Versions that were gone back from and not promoted since: nothing goes back to them."""
     last_sample: int = 0
     """Newest sample of the candidates that were promoted or refused; those of cycles that failed are still new."""
     unproved: int = 0

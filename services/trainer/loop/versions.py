@@ -15,15 +15,23 @@ def unfit(version: int, state: LoopState, traffic: TrafficFact) -> str:
 
 
 def version_before(state: LoopState, traffic: TrafficFact) -> int:
-    """Return the version to go back to: the one before or, where it is unfit, the newest that is older; 0 for none."""
+    """Return the version to go back to: the one before or, where it will not do, the newest that is older; 0 for none.
+
+    One that was gone back from will not do: who asks twice goes back twice and never forth.
+    """
     older = [each for each in reversed(traffic.ready) if each < traffic.champion]
-    return next((each for each in (traffic.previous, *older) if each and not unfit(each, state, traffic)), 0)
+    steps = (each for each in (traffic.previous, *older) if each and each not in state.taken_back)
+    return next((each for each in steps if not unfit(each, state, traffic)), 0)
 
 
 def clean_version(state: LoopState, traffic: TrafficFact) -> int:
-    """Return the version to go to where any will do that is fit: the one before or else the newest; 0 for none."""
-    fit = (each for each in reversed(traffic.ready) if not unfit(each, state, traffic))
-    return version_before(state, traffic) or next(fit, 0)
+    """Return the version to go to where any will do that is fit: the one before or else the newest; 0 for none.
+
+    One that was gone back from is taken last.
+    """
+    fit = [each for each in traffic.ready if not unfit(each, state, traffic)]
+    newest = max(fit, key=lambda each: (each not in state.taken_back, each), default=0)
+    return version_before(state, traffic) or newest
 
 
 def goes_back(deletion: Deletion, state: LoopState, traffic: TrafficFact, policy: LoopPolicy) -> bool:

@@ -210,12 +210,17 @@ async def test_the_analysis_tells_what_is_known_while_inference_is_away(stub: Lo
     assert [(each["judged"], each["serves"]) for each in document["accuracy"]] == [(10, False)]
 
 
-async def test_nothing_to_go_back_to_is_said_so(stub: LoopServiceStub) -> None:
-    code, reason, sentence = await refused(stub.RollBack(pb.RollBackRequest(model=MODEL, request_id="by-hand-1")))
+async def test_nothing_to_go_back_to_is_said_so_whenever_it_is_asked(
+    stub: LoopServiceStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(directing, "LEAST_SECONDS", 2 * wishes.ANSWER_SECONDS)  # it rests longer than is waited
 
-    assert (code, reason) == (grpc.StatusCode.FAILED_PRECONDITION, "NO_VERSION_BEFORE")
-    assert sentence.startswith(f"the loop of model {MODEL!r} declines the rollback: no other version is ready")
-    assert "; publish one" in sentence
+    for request_id in ("by-hand-1", "by-hand-2"):
+        code, reason, sentence = await refused(stub.RollBack(pb.RollBackRequest(model=MODEL, request_id=request_id)))
+
+        assert (code, reason) == (grpc.StatusCode.FAILED_PRECONDITION, "NO_VERSION_BEFORE")
+        assert sentence.startswith(f"the loop of model {MODEL!r} declines the rollback: no other version is ready")
+        assert "; publish one" in sentence
 
 
 async def test_a_version_that_is_not_there_cannot_be_proposed(stub: LoopServiceStub) -> None:
@@ -310,6 +315,7 @@ async def test_what_nobody_heeds_is_kept(
 
     assert code is grpc.StatusCode.UNAVAILABLE
     assert "TRAINER_LOOP is off" in sentence
+    assert "ask again with the same request_id 'by-hand-7'" in sentence
     assert home.kinds == ["wish.trigger"]
     assert not (await stub.GetLoop(pb.GetLoopRequest(model=MODEL))).enabled
 

@@ -142,6 +142,22 @@ async def test_a_promotion_is_taken_back_by_hand(home: Home) -> None:
     assert home.kinds[-3:] == ["wish.rollback", "rollback.intended", "rolled_back"]
 
 
+async def test_a_wish_cuts_a_rest_short_and_a_vote_does_not(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directing, "LEAST_SECONDS", directing.LONGEST_SECONDS)
+    director = home.life("only")
+    rest = asyncio.create_task(director._rest())
+
+    director.wake()
+    for _ in range(100):
+        await asyncio.sleep(0)
+    rests = not rest.done()
+    director.hurry()
+    async with asyncio.timeout(directing.LONGEST_SECONDS / 2):
+        await rest
+
+    assert rests
+
+
 async def test_a_run_is_cancelled_when_its_cycle_is_rejected(home: Home) -> None:
     home.accept()
     home.launcher.waits = True

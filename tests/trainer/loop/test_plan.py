@@ -19,6 +19,7 @@ from services.trainer.loop.payloads import (
 )
 from services.trainer.loop.plan import plan
 from services.trainer.loop.policy import DeletionPolicy, LoopPolicy, Strategy
+from services.trainer.loop.reducer import replay
 from services.trainer.loop.refusals import Refusal
 from services.trainer.loop.state import Stage
 from services.trainer.loop.steps import Record, SetTraffic
@@ -287,6 +288,27 @@ def test_a_wish_to_roll_back_ends_the_cycle_and_takes_the_traffic_back(stage: St
     assert ended(director) == ("ABANDONED", "ROLLED_BACK")
     assert director.world.traffic.stable == 1
     assert not director.world.traffic.on_trial
+
+
+def test_rolling_back_twice_never_brings_back_what_was_taken_back() -> None:
+    director = Director(World(traffic=TrafficFact(3, 3, previous=2, ready=(1, 2, 3)), newest_sample=0))
+    stable = []
+    for number in range(3):
+        director.append(RollbackWished(request_id=f"back-{number}"))
+        director.until_event(lambda state: not state.wishes and state.move is None)
+        stable.append(director.world.traffic.stable)
+
+    assert stable == [2, 1, 1]
+    assert director.last("wish.declined").rule == "NO_VERSION_BEFORE"  # type: ignore[attr-defined]
+    assert replay("m", director.log) == director.state
+
+    for number, version in enumerate((2, 3)):  # who lets it serve again knows it to be good
+        director.append(PromotionWished(request_id=f"forth-{number}", version=version))
+        director.until_event(lambda state: not state.wishes and state.move is None)
+    director.append(RollbackWished(request_id="back-3"))
+    director.until_event(lambda state: not state.wishes and state.move is None)
+
+    assert director.world.traffic.stable == 2
 
 
 def test_rolling_back_skips_versions_that_are_tainted() -> None:
