@@ -105,14 +105,13 @@ def promote(out: Console, address: str, key: str, model: str, version: int, reas
 
 
 def reject(out: Console, address: str, key: str, model: str, version: int, reason: str, request_id: str) -> None:
-    """End the cycle of the candidate, or of *version* where that is not 0."""
+    """End the cycle under way, or only one whose candidate is *version* where that is not 0."""
+    request = pb.RejectCandidateRequest(
+        model=model, version=version, reason=reason, request_id=request_id or uuid.uuid4().hex
+    )
     with open_suite(address, key) as suite:
-        number = version or _candidate(suite, model)
-        request = pb.RejectCandidateRequest(
-            model=model, version=number, reason=reason, request_id=request_id or uuid.uuid4().hex
-        )
         event = suite.ask(suite.loop.RejectCandidate, request).event
-    say(out, f"{model}: version {number} is rejected, event {event.number}")
+    say(out, f"{model}: cycle {event.cycle} is ended, event {event.number}")
 
 
 def roll_back(out: Console, address: str, key: str, model: str, reason: str, request_id: str) -> None:

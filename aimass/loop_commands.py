@@ -117,13 +117,13 @@ def promote_candidate(
 @loop.command("reject")
 def reject_candidate(
     model: ModelName = DEFAULT_MODEL,
-    version: Candidate = 0,
+    version: Annotated[int, typer.Option(min=0, max=MOST_NUMBER, help="Only if this is its candidate.")] = 0,
     reason: Why = "",
     request_id: RequestId = "",
     address: Address = DEFAULT_ADDRESS,
     key: Key = "",
 ) -> None:
-    """End the cycle of the candidate."""
+    """End the cycle under way, at whatever stage it is."""
     from aimass.loop import reject
 
     reject(out, address, key, model, version, reason, request_id)

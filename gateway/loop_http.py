@@ -97,12 +97,12 @@ class LoopRoutes:
 
     async def _promote(self, request: Request, model: str) -> Response:
         """Let a version serve, past the gate and the trial."""
-        message = loop_pb2.PromoteCandidateRequest(model=model, **_choice(await self._document(request)))
+        message = loop_pb2.PromoteCandidateRequest(model=model, **_choice(await self._document(request), least=1))
         return await self._answer(request, self._stub.PromoteCandidate, message)
 
     async def _reject(self, request: Request, model: str) -> Response:
-        """End the trial of a version."""
-        message = loop_pb2.RejectCandidateRequest(model=model, **_choice(await self._document(request)))
+        """End the cycle of a version or, with version 0, the one that is under way."""
+        message = loop_pb2.RejectCandidateRequest(model=model, **_choice(await self._document(request), least=0))
         return await self._answer(request, self._stub.RejectCandidate, message)
 
     async def _roll_back(self, request: Request, model: str) -> Response:
@@ -130,6 +130,6 @@ def _text(document: dict[str, Any], key: str) -> str:
     return member(document, key, str, "the request", "")
 
 
-def _choice(document: dict[str, Any]) -> dict[str, Any]:
-    version = bounded(member(document, "version", int, "the request"), 1, 2**63 - 1, "version")
+def _choice(document: dict[str, Any], least: int) -> dict[str, Any]:
+    version = bounded(member(document, "version", int, "the request"), least, 2**63 - 1, "version")
     return {"version": version, "reason": _text(document, "reason"), "request_id": _text(document, "request_id")}

@@ -165,7 +165,7 @@ class ToldLoop(LoopServiceServicer):
     async def RejectCandidate(self, request, context):
         """Do it."""
         self.asked.append(request)
-        return pb.RejectCandidateResponse(event=pb.Event(number=9))
+        return pb.RejectCandidateResponse(event=pb.Event(number=9, cycle=7))
 
     async def RollBack(self, request, context):
         """Do it."""

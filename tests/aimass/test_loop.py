@@ -142,7 +142,12 @@ async def test_a_page_is_a_file(loop, told, tmp_path):
         (
             ["reject", "pets", "--version", "3", "--request-id", "request-1"],
             pb.RejectCandidateRequest(model="pets", version=3, request_id="request-1"),
-            "pets: version 3 is rejected, event 9",
+            "pets: cycle 7 is ended, event 9",
+        ),
+        (
+            ["reject", "pets", "--request-id", "request-1"],
+            pb.RejectCandidateRequest(model="pets", version=0, request_id="request-1"),
+            "pets: cycle 7 is ended, event 9",
         ),
         (
             ["rollback", "pets", "--reason", "worse", "--request-id", "request-1"],

@@ -61,6 +61,12 @@ async def test_the_analysis_is_a_document_or_a_page(door):
             "event",
         ),
         (
+            "reject",
+            {"version": 0, "request_id": "x"},
+            loop_pb2.RejectCandidateRequest(model="tiny", request_id="x"),
+            "event",
+        ),
+        (
             "rollback",
             {"reason": "worse", "request_id": "x"},
             loop_pb2.RollBackRequest(model="tiny", reason="worse", request_id="x"),
@@ -83,6 +89,7 @@ async def test_a_hand_on_the_loop_reaches_the_trainer(door, path, document, requ
     [
         ("promote", {}, "'version' is missing; give an integer"),
         ("promote", {"version": 0}, "version is 0; give 1 to"),
+        ("reject", {"version": -1}, "version is -1; give 0 to"),
         ("reject", {"version": "3"}, "'version' is \"3\"; give an integer"),
         ("rollback", {"reason": 3}, "'reason' is 3; give a string"),
     ],

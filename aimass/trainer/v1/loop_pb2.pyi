@@ -857,7 +857,7 @@ class RejectCandidateRequest(_message.Message):
     model: _builtins.str
     """Model; required."""
     version: _builtins.int
-    """Version; required."""
+    """Version; 0 is the candidate of the cycle under way, also where that has none yet."""
     reason: _builtins.str
     """Why; kept."""
     request_id: _builtins.str

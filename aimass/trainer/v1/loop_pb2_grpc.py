@@ -174,8 +174,8 @@ class LoopServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RejectCandidate(self, request, context):
-        """Ends the cycle of the candidate. Idempotent by `request_id`. Ends with FAILED_PRECONDITION when that version is not
-        the candidate of the cycle under way.
+        """Ends the cycle of the candidate, at whatever stage it is. Idempotent by `request_id`. Ends with FAILED_PRECONDITION
+        when no cycle is under way, or that version is not its candidate.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -69,8 +69,8 @@ class LoopServiceStub:
     reason `NO_CANDIDATE`, or cannot serve.
     """
     RejectCandidate: _grpc.UnaryUnaryMultiCallable[_loop_pb2.RejectCandidateRequest, _loop_pb2.RejectCandidateResponse]
-    """Ends the cycle of the candidate. Idempotent by `request_id`. Ends with FAILED_PRECONDITION when that version is not
-    the candidate of the cycle under way.
+    """Ends the cycle of the candidate, at whatever stage it is. Idempotent by `request_id`. Ends with FAILED_PRECONDITION
+    when no cycle is under way, or that version is not its candidate.
     """
     RollBack: _grpc.UnaryUnaryMultiCallable[_loop_pb2.RollBackRequest, _loop_pb2.RollBackResponse]
     """Lets the version serve again that did before the last promotion. Idempotent by `request_id`: asked again, it does
@@ -137,8 +137,8 @@ class LoopServiceAsyncStub(LoopServiceStub):
     reason `NO_CANDIDATE`, or cannot serve.
     """
     RejectCandidate: _aio.UnaryUnaryMultiCallable[_loop_pb2.RejectCandidateRequest, _loop_pb2.RejectCandidateResponse]  # type: ignore[assignment]
-    """Ends the cycle of the candidate. Idempotent by `request_id`. Ends with FAILED_PRECONDITION when that version is not
-    the candidate of the cycle under way.
+    """Ends the cycle of the candidate, at whatever stage it is. Idempotent by `request_id`. Ends with FAILED_PRECONDITION
+    when no cycle is under way, or that version is not its candidate.
     """
     RollBack: _aio.UnaryUnaryMultiCallable[_loop_pb2.RollBackRequest, _loop_pb2.RollBackResponse]  # type: ignore[assignment]
     """Lets the version serve again that did before the last promotion. Idempotent by `request_id`: asked again, it does
@@ -244,8 +244,8 @@ class LoopServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _loop_pb2.RejectCandidateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_loop_pb2.RejectCandidateResponse, _abc.Awaitable[_loop_pb2.RejectCandidateResponse]]:
-        """Ends the cycle of the candidate. Idempotent by `request_id`. Ends with FAILED_PRECONDITION when that version is not
-        the candidate of the cycle under way.
+        """Ends the cycle of the candidate, at whatever stage it is. Idempotent by `request_id`. Ends with FAILED_PRECONDITION
+        when no cycle is under way, or that version is not its candidate.
         """
 
     @_abc_1.abstractmethod

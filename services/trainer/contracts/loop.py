@@ -173,7 +173,7 @@ class LoopServicer(LoopServiceServicer):
             request_id=_request_id(request.request_id),
             reason=_reason(request.reason),
             by_hash=await self._pseudonym(caller),
-            version=_version(request.version),
+            version=_version(request.version) if request.version else 0,
         )
         await self._check_model(request.model)
         return pb.RejectCandidateResponse(event=pack_event(await self._wishes.ask(request.model, wish, (CycleEnded,))))

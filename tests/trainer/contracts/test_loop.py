@@ -161,8 +161,14 @@ async def test_who_asks_again_gets_the_first_answer_whatever_has_happened_since(
 async def test_a_cycle_under_way_declines_another_and_ends_when_it_is_rejected(
     stub: LoopServiceStub, home: Home
 ) -> None:
+    home.launcher.waits = True
     home.accept()
-    await events_until(stub, "gate.begun")
+    await events_until(stub, "run.created")
+    whatever = pb.RejectCandidateRequest(model=MODEL, request_id="by-hand-1")
+    early = await stub.RejectCandidate(whatever)  # it has no candidate yet
+    home.launcher.waits = False
+    home.accept()
+    await events_until(stub, "gate.begun", early.event.number)
     loop = await stub.GetLoop(pb.GetLoopRequest(model=MODEL))
 
     another = await refused(stub.TriggerCycle(pb.TriggerCycleRequest(model=MODEL, request_id="by-hand-2")))
@@ -171,6 +177,7 @@ async def test_a_cycle_under_way_declines_another_and_ends_when_it_is_rejected(
     request.request_id = "by-hand-4"
     none = await refused(stub.RejectCandidate(request))
 
+    assert (early.event.kind, early.event.cycle) == ("cycle.ended", 1)
     assert loop.cycle.stage == pb.Cycle.STAGE_GATE
     assert another[:2] == (grpc.StatusCode.FAILED_PRECONDITION, "CYCLE_UNDER_WAY")
     assert rejected.event.kind == "cycle.ended"
