@@ -26,6 +26,7 @@ const RULES = {
   HOLDOUT_DROP: "it is worse on pictures that no version learns from",
   NOT_PROVED: "nothing proved that it is as good as it must be",
   NOT_MEASURED: "not all that counts could be measured",
+  NOT_MEASURABLE: "what counts can never be measured of it",
   NOT_WORSE_SPENT: "versions before it have become as much worse as they may",
   DOES_NOT_ANSWER: "a version did not answer what they are compared by",
   OTHER_LABELS: "a version tells other classes apart",

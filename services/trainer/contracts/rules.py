@@ -56,6 +56,10 @@ RULES = {
         "{subject} was not measured in the time that the gate leaves",
         "see that the analyst runs and has what it measures by, or raise gate.idle_hours",
     ),
+    "NOT_MEASURABLE": Rule(
+        "{subject} can never be measured: nothing here tells what it takes of both versions",
+        "train the candidate from the champion, or let it serve past the gate with `aimass loop promote`",
+    ),
     "NOT_WORSE_SPENT": Rule(
         "with it, versions that need not be better could have become worse by {figure:.4g} in all, and {subject} is "
         "{bound:.4g}",
