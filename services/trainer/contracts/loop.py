@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from aimass.trainer.v1 import loop_pb2 as pb
@@ -243,7 +244,7 @@ class LoopServicer(LoopServiceServicer):
             policy = self._policy_of(model)
             with self._database.read() as session:
                 overview = read_overview(session, state, policy)
-            told = pack_loop(state, overview, policy, self._directors.disabled_reason(model))
+            told = pack_loop(state, overview, policy, self._directors.disabled_reason(model), datetime.now(UTC))
             if interval is not None:
                 told.live_accuracy.CopyFrom(pack_accuracy(version, interval, overview))
             told.alarms.extend(pack_alarms(alarms))

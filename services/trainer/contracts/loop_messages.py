@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from datetime import datetime
 from itertools import pairwise
 
 from aimass.trainer.v1 import loop_pb2 as pb
@@ -15,13 +16,16 @@ from services.trainer.loop.overview import Overview
 from services.trainer.loop.payloads import AlarmRaised
 from services.trainer.loop.policy import LoopPolicy
 from services.trainer.loop.state import Cycle, Gate, LoopState
+from services.trainer.loop.triggers import waits_for
 from services.trainer.loop.values import Goal, Outcome, Paired, Ruling
 from services.trainer.statistics.intervals import Interval
 
 _SECOND_NS = 1e9
 
 
-def pack_loop(state: LoopState, overview: Overview, policy: LoopPolicy, disabled_reason: str) -> pb.GetLoopResponse:
+def pack_loop(
+    state: LoopState, overview: Overview, policy: LoopPolicy, disabled_reason: str, now: datetime
+) -> pb.GetLoopResponse:
     """Return how a loop stands, but for what inference is asked for."""
     gate = state.cycle.gate if state.cycle else None
     disabled_reason = disabled_reason or _stuck(state)
@@ -37,7 +41,7 @@ def pack_loop(state: LoopState, overview: Overview, policy: LoopPolicy, disabled
         quarantined_count=overview.states.get("QUARANTINED", 0),
         proposed_count=overview.states.get("PROPOSED", 0),
         to_judge_count=gate.figures.labels_wanted if gate else overview.waiting,
-        next_trigger="" if state.cycle else _next_trigger(overview, policy),
+        next_trigger="" if state.cycle else _next_trigger(state, overview, policy, now),
         policy_json=policy.model_dump_json(),
         policy_digest=policy.digest,
     )
@@ -133,15 +137,10 @@ def _stuck(state: LoopState) -> str:
     )
 
 
-def _next_trigger(overview: Overview, policy: LoopPolicy) -> str:
+def _next_trigger(state: LoopState, overview: Overview, policy: LoopPolicy, now: datetime) -> str:
     if not overview.has_holdout:
         return f"a hold-out, without which no candidate can be judged: {NO_HOLDOUT_CHANGE}"
-    trigger = policy.trigger
-    parts = [f"{overview.accepted_since} of {trigger.accepted} new samples"]
-    parts += ["an alarm of drift"] if trigger.drift else []
-    parts += [f"an accuracy below {trigger.accuracy_below:g}"] if trigger.accuracy_below is not None else []
-    parts += [f"every {trigger.every_days:g} days"] if trigger.every_days is not None else []
-    return ", or ".join(parts)
+    return waits_for(state, overview.accepted_since, policy, now)
 
 
 def _gate(gate: Gate) -> pb.GateFigures:

@@ -9,7 +9,7 @@ from services.trainer.loop.facts import Facts, OriginFact
 from services.trainer.loop.policy import CostPolicy, LoopPolicy, RetrainPolicy, Strategy, TriggerPolicy
 from services.trainer.loop.state import Cycle, LoopState
 from services.trainer.loop.strategy import choose_strategy
-from services.trainer.loop.triggers import due
+from services.trainer.loop.triggers import due, waits_for
 from services.trainer.loop.values import Goal, Reason
 from services.trainer.statistics.intervals import Interval
 from services.trainer.statistics.value import Worth
@@ -73,6 +73,49 @@ def test_the_day_s_number_counts_the_last_24_hours() -> None:
 
     assert reason(policy, state(starts=starts), accepted_since=100) == ""
     assert reason(policy, state(starts=starts[:2]), accepted_since=100) == "ACCEPTED_SAMPLES"
+
+
+@pytest.mark.parametrize(
+    ("policy", "before", "since", "words"),
+    [
+        (
+            TriggerPolicy(),
+            state(),
+            40,
+            "40 of 100 new samples or an alarm of drift, if the cycle is worth more than it costs",
+        ),
+        (
+            TriggerPolicy(accuracy_below=0.8, every_days=7),
+            state(),
+            150,
+            "a cycle that is worth more than it costs (150 new samples are there, and trigger.accepted is 100), or an "
+            "accuracy below 0.8, or 7 days since the last one began",
+        ),
+        (
+            TriggerPolicy(cost=CostPolicy(enabled=False)),
+            state(alarms=frozenset({"error"})),
+            0,
+            "a new sample, as drift has raised an alarm; without a new sample nothing begins",
+        ),
+        (
+            TriggerPolicy(drift=False, cost=CostPolicy(enabled=False)),
+            state(30, failures=2),
+            5,
+            "5 of 100 new samples; not before 2026-01-01 00:10 UTC, since trigger.least_gap_minutes is 10, doubled for "
+            "each of 2 failures in a row",
+        ),
+        (
+            TriggerPolicy(most_per_day=2, drift=False, cost=CostPolicy(enabled=False)),
+            state(starts=(NOW - timedelta(hours=23), NOW - timedelta(hours=1))),
+            5,
+            "5 of 100 new samples; not before 2026-01-01 01:00 UTC, since trigger.most_per_day is 2",
+        ),
+    ],
+)
+def test_what_is_waited_for_is_what_keeps_a_cycle_from_beginning(
+    policy: TriggerPolicy, before: LoopState, since: int, words: str
+) -> None:
+    assert waits_for(before, since, LoopPolicy(trigger=policy), NOW) == words
 
 
 @pytest.mark.parametrize(
