@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response
@@ -135,9 +135,7 @@ class FeedbackRoutes:
         check_members(document, ("label", *_REVIEWS), "the review")
         given = [name for name in ("label", *_REVIEWS) if name in document]
         if len(given) != 1:
-            raise InvalidInput(
-                f"the review has {', '.join(given) or 'none'} of label, undecidable, reject and release; give one"
-            )
+            raise InvalidInput(f"the review has {_found(given, ('label', *_REVIEWS))}; give one of them")
         if given == ["label"]:
             message.label = member(document, "label", str, "the review")
         else:
@@ -156,9 +154,7 @@ def _verdict(prediction_id: str, document: dict[str, Any], images: list[bytes]) 
     check_members(document, ("label", "correct", "comment", "model"), "the feedback")
     given = [name for name in ("label", "correct") if name in document]
     if len(given) != 1:
-        raise InvalidInput(
-            f"the feedback has {' and '.join(given) or 'neither'} of label and correct; give one of them"
-        )
+        raise InvalidInput(f"the feedback has {_found(given, ('label', 'correct'))}; give one of them")
     message = pb.SendFeedbackRequest(
         prediction_id=prediction_id,
         comment=member(document, "comment", str, "the feedback", ""),
@@ -170,6 +166,14 @@ def _verdict(prediction_id: str, document: dict[str, Any], images: list[bytes]) 
     else:
         message.correct = member(document, "correct", bool, "the feedback")
     return message
+
+
+def _found(given: Sequence[str], possible: Sequence[str]) -> str:
+    """Return in words which of what excludes each other was given: several, or none of what is possible."""
+    *first, last = given or possible
+    if given:
+        return f"{'both ' if len(given) == 2 else ''}{', '.join(first)} and {last}"
+    return f"neither {first[0]} nor {last}" if len(possible) == 2 else f"none of {', '.join(first)} and {last}"
 
 
 def _typed(fields: Mapping[str, str]) -> dict[str, Any]:

@@ -90,8 +90,8 @@ async def test_a_form_brings_the_image_again(door, field, verdict):
 @pytest.mark.parametrize(
     ("sent", "words"),
     [
-        ({"json": {}}, "the feedback has neither of label and correct; give one of them"),
-        ({"json": {"label": "a", "correct": True}}, "label and correct of label and correct; give one"),
+        ({"json": {}}, "the feedback has neither label nor correct; give one of them"),
+        ({"json": {"label": "a", "correct": True}}, "the feedback has both label and correct; give one"),
         ({"json": {"label": "a", "image": "aaaa"}}, 'has the member "image", which is unknown; give label, correct'),
         ({"json": {"label": 3}}, "'label' is 3; give a string"),
         ({"json": {"correct": "yes"}}, "'correct' is \"yes\"; give true or false"),
