@@ -240,6 +240,7 @@ class Actions:
         """Remove versions that have no traffic; that one of them has served before is forgotten first."""
         state = await self._served.model(model)
         traffic = traffic_fact(state)
+        generation = 0
         if traffic.previous in action.versions:
             wanted = Wanted(
                 stable=traffic.champion,
@@ -248,10 +249,11 @@ class Actions:
                 shadow=traffic.shadow,
             )
             await self._served.set_traffic(model, wanted, traffic.generation, forget_previous=True)
+            generation = traffic.generation + 1
         for version in {each.version for each in state.versions} & set(action.versions):
             await self._served.delete(model, version)
         counts = await asyncio.to_thread(self._erasing.runs, model, action.deletion_id, action.versions)
-        return DeletionCompleted(deletion_id=action.deletion_id, counts=dict(counts))
+        return DeletionCompleted(deletion_id=action.deletion_id, counts=dict(counts), generation=generation)
 
 
 def _must_succeed(action: Action) -> bool:

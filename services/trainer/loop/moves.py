@@ -70,7 +70,7 @@ def made(state: LoopState, event: Event, payload: MoveMade) -> LoopState:
         state = replace(state, unproved=0, taken_back=gone_back - {state.move.wanted.stable})
     else:
         state = replace(state, taken_back=gone_back)
-    state = replace(state, move=None)
+    state = replace(state, move=None, generation=payload.generation, stable=state.move.wanted.stable)
     if state.cycle is None:
         return state
     cycle = replace(state.cycle, generation=payload.generation)

@@ -90,6 +90,21 @@ class AlarmRaised(Payload):
         return f"alarm-{self.detector}-{self.alarm}"
 
 
+class TrafficChanged(Payload):
+    """Somebody else has changed which versions answer. A version 0 means none."""
+
+    kind = "traffic.changed"
+    generation: Tally
+    """That was found; the state of the loop has the one before, so that no change is written twice."""
+    stable: Tally
+    """0 means the newest version that is ready."""
+    previous: Tally = 0
+    """That was stable before."""
+    canary: Tally = 0
+    canary_share: float = 0.0
+    shadow: Tally = 0
+
+
 class CapturePaused(Payload):
     """No predictions are kept."""
 
@@ -157,6 +172,8 @@ class DeletionCompleted(OfDeletion):
 
     kind = "deletion.completed"
     counts: dict[str, int] = Field(default_factory=dict)
+    generation: Tally = 0
+    """Of the traffic, where it had to forget a version; 0 where it is as it was."""
 
 
 class PolicyChanged(Payload):

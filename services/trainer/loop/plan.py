@@ -28,6 +28,7 @@ from services.trainer.loop.payloads import (
     PromotionWished,
     ProposalWished,
     RejectionWished,
+    TrafficChanged,
     TriggerWished,
     WishDeclined,
 )
@@ -70,6 +71,16 @@ def _news(state: LoopState, facts: Facts, policy: LoopPolicy) -> Payload | None:
     """Return what has changed around the loop."""
     if policy.digest != state.policy_digest:
         return PolicyChanged(digest=policy.digest)
+    traffic = facts.traffic
+    if traffic is not None and state.move is None and traffic.generation != state.generation:
+        return TrafficChanged(
+            generation=traffic.generation,
+            stable=traffic.stable,
+            previous=traffic.previous,
+            canary=traffic.canary,
+            canary_share=traffic.canary_share,
+            shadow=traffic.shadow,
+        )
     for alarm in facts.alarms:
         if alarm.number > state.heard.get(alarm.detector, 0):
             return AlarmRaised(

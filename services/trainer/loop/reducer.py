@@ -70,6 +70,8 @@ def _folded(state: LoopState, event: Event) -> LoopState:
             check(payload.alarm > heard, event, f"alarm {heard} of {payload.detector} was raised already")
             heeded = {**state.heard, payload.detector: payload.alarm}
             return replace(state, heard=heeded, alarms=state.alarms | {payload.detector})
+        case payloads.TrafficChanged():
+            return _moved_by_others(state, event, payload)
         case payloads.CapturePaused():
             return replace(state, paused=payload.reason)
         case payloads.CaptureResumed():
@@ -104,8 +106,14 @@ def _started(state: LoopState, event: Event, payload: of_cycle.CycleStarted) -> 
     else:
         recent = tuple(each for each in state.starts if event.time - each < _DAY)
         state = replace(state, starts=(*recent, event.time))
-    cycle = begin(event, payload)
-    return replace(state, cycle=cycle, cycles=event.cycle, alarms=frozenset())
+    return replace(
+        state,
+        cycle=begin(event, payload),
+        cycles=event.cycle,
+        alarms=frozenset(),
+        generation=payload.generation,
+        stable=payload.champion,
+    )
 
 
 def _ended(state: LoopState, event: Event, payload: of_cycle.CycleEnded) -> LoopState:
@@ -133,6 +141,17 @@ def _ended(state: LoopState, event: Event, payload: of_cycle.CycleEnded) -> Loop
     settled = payload.outcome in (Outcome.PROMOTED, Outcome.REFUSED)
     last_sample = max(state.last_sample, cycle.last_sample) if settled else state.last_sample
     return replace(state, cycle=None, last_cycle=last, failures=failures, deletions=deletions, last_sample=last_sample)
+
+
+def _moved_by_others(state: LoopState, event: Event, payload: payloads.TrafficChanged) -> LoopState:
+    """Return the state with the traffic that was found; a cycle keeps the one that it knows, and ends by that."""
+    check(state.move is None, event, "a change of the traffic is under way")
+    check(payload.generation != state.generation, event, f"generation {state.generation} is known already")
+    taken_back = state.taken_back
+    if payload.stable != state.stable:
+        gone_back = {payload.previous} if 0 < payload.stable < payload.previous else set()
+        taken_back = (taken_back | gone_back) - {payload.stable}
+    return replace(state, generation=payload.generation, stable=payload.stable, taken_back=taken_back)
 
 
 def _after_gate(state: LoopState, event: Event) -> LoopState:
@@ -177,9 +196,10 @@ def _deletion(state: LoopState, event: Event, payload: payloads.OfDeletion) -> L
         case payloads.DeletionStuck():
             check(bool(found.expired), event, "its deadline has not passed")
             new = replace(found, stuck=payload.rule)
-        case _:
+        case payloads.DeletionCompleted():
             check(found.erased and state.cycle is None, event, "it is not erased, or a cycle is under way")
-            return replace(state, deletions=tuple(each for each in state.deletions if each is not found))
+            left = tuple(each for each in state.deletions if each is not found)
+            return replace(state, deletions=left, generation=payload.generation or state.generation)
     return replace(state, deletions=tuple(new if each is found else each for each in state.deletions))
 
 

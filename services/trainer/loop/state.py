@@ -207,6 +207,10 @@ class LoopState:
     """Samples that the last refit had which could not be proved better; 0 where there is none since a promotion."""
     given_up: float = 0.0
     """Sum of the margins by which candidates that need not be better were let through since the last that was."""
+    generation: int = 0
+    """Of the traffic, as the loop knows or has made it."""
+    stable: int = 0
+    """Version that serves with it; 0 where that is not known."""
     policy_digest: str = ""
     paused: str = ""
     """Why nothing is captured; empty where something is."""

@@ -13,7 +13,7 @@ from services.trainer.loop import director as directing
 from services.trainer.loop import directors as managing
 from services.trainer.loop.counting import Memory
 from services.trainer.loop.directors import Directors, adopt_model
-from services.trainer.loop.payloads import DeletionRequested, RejectionWished, RollbackWished
+from services.trainer.loop.payloads import DeletionRequested, RejectionWished, RollbackWished, TrafficChanged
 from services.trainer.loop.state import LoopState, Stage
 from services.trainer.loop.tables import LoopModelRow
 from services.trainer.loop.values import Outcome, Wanted
@@ -128,6 +128,8 @@ async def test_a_hand_on_the_traffic_ends_the_cycle_and_stays(home: Home) -> Non
     assert state.last_cycle is not None
     assert (state.last_cycle.outcome, state.last_cycle.ruling.rule) == (Outcome.ABANDONED, "TRAFFIC_CHANGED")
     assert await home.stable() == (2, generation + 1)
+    changes = [event.payload for event in home.events() if event.kind == "traffic.changed"]
+    assert changes == [TrafficChanged(generation=generation + 1, stable=2, previous=1)]
 
 
 async def test_a_promotion_is_taken_back_by_hand(home: Home) -> None:
@@ -220,6 +222,8 @@ async def test_tainted_versions_are_forgotten_and_deleted_once_another_serves(ho
     assert state.tainted == {1}
     assert [each.version for each in fact.versions] == [2]
     assert fact.traffic.previous_version == 0
+    assert not await home_settles(home, director)
+    assert "traffic.changed" not in home.kinds  # the loop itself has let it forget a version
     assert home.erasing.erased == ["deletion-1"]
 
 

@@ -15,6 +15,7 @@ from services.trainer.loop.payloads import (
     ProposalWished,
     RejectionWished,
     RollbackWished,
+    TrafficChanged,
     TriggerWished,
 )
 from services.trainer.loop.plan import plan
@@ -50,7 +51,32 @@ def test_a_hand_that_moves_the_traffic_ends_the_cycle_and_is_left_alone(stage: S
 
     assert ended(director) == ("ABANDONED", "TRAFFIC_CHANGED")
     traffic = director.world.traffic
+    found = TrafficChanged(generation=traffic.generation, stable=1, previous=2, canary=2, canary_share=0.5)
+    assert director.last("traffic.changed") == found
     assert (traffic.stable, traffic.canary, traffic.canary_share) == (1, 2, 0.5)
+
+
+def test_a_hand_that_moves_the_traffic_of_an_idle_loop_is_recorded_once_and_not_undone() -> None:
+    director = Director(World(newest_sample=0)).run()
+    assert "traffic.changed" not in director.kinds  # nobody has moved it yet
+    director.world.traffic = replace(director.world.traffic, ready=(1, 2))
+    director.world.move(2)
+    director.run()
+    director.state = replay("m", director.log)  # another process goes on
+    director.world.move(1)
+    director.run()
+
+    changes = [each.payload for each in director.log if each.kind == "traffic.changed"]
+    assert changes == [
+        TrafficChanged(generation=1, stable=2, previous=1),
+        TrafficChanged(generation=2, stable=1, previous=2),
+    ]
+
+    director.append(RollbackWished(request_id="a"))  # of what the hand has taken back already
+    director.run()
+
+    assert director.last("wish.declined").rule == "NO_VERSION_BEFORE"  # type: ignore[attr-defined]
+    assert director.world.traffic.stable == 1
 
 
 def test_a_hand_that_is_faster_than_an_intended_move_wins() -> None:

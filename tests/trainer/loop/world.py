@@ -87,7 +87,7 @@ class World:
     """Of the hold-out and of the shadow's samples, the share that both versions answer alike."""
     judged: int = 200
     """Contents, between two looks."""
-    traffic: TrafficFact = field(default_factory=lambda: TrafficFact(3, 1, ready=(1,)))
+    traffic: TrafficFact = field(default_factory=lambda: TrafficFact(0, 1, ready=(1,)))
     broken: set[type] = field(default_factory=set)
     """Actions that are refused."""
     away: bool = False
