@@ -63,14 +63,15 @@ def made(state: LoopState, event: Event, payload: MoveMade) -> LoopState:
     Raises:
         InvalidLog: Another change was intended, or none.
     """
-    check(state.move is not None and state.move.made is type(payload), event, "this change was not intended")
-    assert state.move is not None
-    gone_back = state.taken_back | ({state.move.taken_back} - {0})
+    move = state.move
+    check(move is not None and move.made is type(payload), event, "this change was not intended")
+    assert move is not None
+    stable = move.wanted.stable
+    state = replace(state, move=None, generation=payload.generation, stable=stable)
     if isinstance(payload, Promoted):
-        state = replace(state, unproved=0, taken_back=gone_back - {state.move.wanted.stable})
-    else:
-        state = replace(state, taken_back=gone_back)
-    state = replace(state, move=None, generation=payload.generation, stable=state.move.wanted.stable)
+        state = replace(state, unproved=0, taken_back=state.taken_back - {stable})
+    elif move.taken_back:
+        state = replace(state, taken_back=state.taken_back | {move.taken_back})
     if state.cycle is None:
         return state
     cycle = replace(state.cycle, generation=payload.generation)
