@@ -7,12 +7,14 @@ import grpc
 from rich.console import Console
 from rich.table import Table
 
+from aimass.console import say
 from aimass.inference.v1 import lifecycle_pb2 as pb
 from aimass.inference.v1.lifecycle_pb2_grpc import ModelLifecycleServiceStub
 from services.common.channels import SIBLING_OPTIONS, host_and_port, reachable
 from services.common.errors import Conflict, NotReady
 from services.common.settings import load_settings
 from services.inference.settings import InferenceSettings
+from services.trainer.settings import TrainerSettings
 
 Answer = TypeVar("Answer")
 CALL_SECONDS = 60.0
@@ -61,14 +63,23 @@ def change_traffic(out: Console, model: str, stable: int, canary: int, share: fl
 
 def promote(out: Console, model: str, version: int) -> None:
     """Make *version*, or else what is tried out, stable."""
+    hint = _hint("promote", model)
     request = pb.PromoteRequest(model=model, version=version)
-    _say(out, model, _call(lambda stub: stub.Promote(request, timeout=CALL_SECONDS).traffic))
+    _say(out, model, _call(lambda stub: stub.Promote(request, timeout=CALL_SECONDS).traffic), hint)
 
 
 def roll_back(out: Console, model: str) -> None:
     """End a trial or, where there is none, go back to the previous version."""
+    hint = _hint("rollback", model)
     request = pb.RollbackRequest(model=model)
-    _say(out, model, _call(lambda stub: stub.Rollback(request, timeout=CALL_SECONDS).traffic))
+    _say(out, model, _call(lambda stub: stub.Rollback(request, timeout=CALL_SECONDS).traffic), hint)
+
+
+def _hint(command: str, model: str) -> str:
+    """Return that the loop does it, too; empty where it is off."""
+    if not load_settings(TrainerSettings).loop:
+        return ""
+    return f"The loop is on: `aimass loop {command} {model}` does it through the loop, which then knows who and why."
 
 
 def _call(ask: Callable[[ModelLifecycleServiceStub], Answer]) -> Answer:
@@ -82,12 +93,14 @@ def _call(ask: Callable[[ModelLifecycleServiceStub], Answer]) -> Answer:
             raise kind(f"inference at {address} says {error.code().name}: {error.details()}") from error
 
 
-def _say(out: Console, model: str, traffic: pb.Traffic) -> None:
+def _say(out: Console, model: str, traffic: pb.Traffic, hint: str = "") -> None:
     numbers = [traffic.stable_version, traffic.canary.version, traffic.shadow_version, traffic.previous_version]
     parts = [
         f"version {number} is {' and '.join(_parts(traffic, number))}" for number in dict.fromkeys(numbers) if number
     ]
     out.print(f"{model}, generation {traffic.generation}: {', '.join(parts)}", highlight=False, soft_wrap=True)
+    if hint:
+        say(out, hint)
 
 
 def _parts(traffic: pb.Traffic, version: int) -> list[str]:

@@ -169,7 +169,7 @@ def test_traffic_is_shown_changed_promoted_and_rolled_back(run, suite, two_versi
     port = {"INFERENCE_PORT": str(suite.ports.inference)}
     moves = [
         run("traffic", two_versions, "--canary", "2", "--share", "0.25", **port),
-        run("promote", two_versions, **port),
+        run("promote", two_versions, TRAINER_LOOP="off", **port),
         run("rollback", two_versions, **port),
     ]
     shown = run("traffic", two_versions, **port)
@@ -178,7 +178,8 @@ def test_traffic_is_shown_changed_promoted_and_rolled_back(run, suite, two_versi
     assert [move.stdout for move in moves] == [
         "on-trial, generation 2: version 1 is stable, version 2 is canary for 25.0%\n",
         "on-trial, generation 3: version 2 is stable, version 1 is previous\n",
-        "on-trial, generation 4: version 1 is stable, version 2 is previous\n",
+        "on-trial, generation 4: version 1 is stable, version 2 is previous\n"
+        "The loop is on: `aimass loop rollback on-trial` does it through the loop, which then knows who and why.\n",
     ]
     assert [line.split()[:3] for line in shown.stdout.splitlines()[1:]] == [
         ["1", "READY", "stable"],
