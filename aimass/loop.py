@@ -139,7 +139,8 @@ def _standing(model: str, loop: pb.GetLoopResponse) -> Iterator[tuple[str, str]]
         f"{loop.accepted_count} accepted, {loop.accepted_since_snapshot} of them new; {loop.pending_count} pending, "
         f"{loop.quarantined_count} in quarantine, {loop.proposed_count} with labels that the model does not know",
     )
-    yield "to review", f"{loop.to_judge_count}"
+    judged = loop.cycle.stage == pb.Cycle.STAGE_GATE and loop.cycle.HasField("gate")
+    yield "would help the gate" if judged else "to review", f"{loop.to_judge_count}{' reviews' if judged else ''}"
     if loop.HasField("cycle"):
         yield "cycle", _cycle(loop.cycle)
         if loop.cycle.HasField("gate"):
@@ -217,10 +218,7 @@ def _cycle(cycle: pb.Cycle) -> str:
 def _gate(gate: pb.GateFigures) -> str:
     streams = (("hold-out", gate.holdout), ("live", gate.live))
     parts = [f"{name}: {each.wins} won, {each.losses} lost, {each.ties} the same" for name, each in streams]
-    return (
-        f"evidence {gate.log_e:.2f} of {gate.log_e_bound:.2f}; {'; '.join(parts)}; "
-        f"{gate.labels_wanted} reviews would help"
-    )
+    return f"evidence {gate.log_e:.2f} of {gate.log_e_bound:.2f}; {'; '.join(parts)}"
 
 
 def _list(suite: Suite, model: str, after: int, kind: str) -> Iterator[pb.Event]:

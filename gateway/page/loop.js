@@ -160,12 +160,12 @@ export function watchLoop(place, ask) {
     find("events").replaceChildren(...happened.toReversed().map(({ kind, cycle, time, payload }) => line(time, HAPPENED[kind](payload ?? {}, cycle), kind)));
   }
 
-  function showAccuracy({ live_accuracy: live, to_judge_count: waiting }) {
+  function showAccuracy({ live_accuracy: live, to_judge_count: waiting, cycle }) {
     write("estimate", live ? percent(live.estimate) : "Not measured yet");
     write("live-words", live ? `of version ${live.version}'s answers are right` : "");
     find("interval").hidden = !live;
     for (const [name, value] of Object.entries(live ? { low: live.low, high: live.high, at: live.estimate } : {})) find("interval").style.setProperty(`--${name}`, value);
-    const wanted = waiting ? `${waiting} pictures wait for a reviewer.` : "";
+    const wanted = waiting ? (cycle?.stage === "gate" && cycle.gate ? `${waiting} more reviews would help to judge the new version.` : `${waiting} pictures wait for a reviewer.`) : "";
     write("live-detail", live ? `Between ${percent(live.low)} and ${percent(live.high)}, by ${live.draw_count} reviewed pictures. ${wanted}` : wanted || "It takes reviews of pictures that were drawn at random.");
   }
 

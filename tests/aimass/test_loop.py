@@ -11,7 +11,7 @@ from tests.aimass.loop_service import happened
 
 
 async def test_all_that_is_known_of_a_loop_is_shown(loop, told):
-    lines = {line[:14].strip(): line[14:].strip() for line in (await loop("pets")).splitlines()}
+    lines = {line[:20].strip(): line[20:].strip() for line in (await loop("pets")).splitlines()}
 
     assert told.asked == [pb.GetLoopRequest(model="pets")]
     assert lines == {
@@ -21,10 +21,9 @@ async def test_all_that_is_known_of_a_loop_is_shown(loop, told):
         "consent": "40.0% of what users said; mostly they report mistakes",
         "pictures": "250 accepted, 40 of them new; 6 pending, 5 in quarantine, 2 with labels that the model does not "
         "know",
-        "to review": "12",
+        "would help the gate": "12 reviews",
         "cycle": "7, gate; since 2023-11-14 22:23, by DRIFT; version 4 against 3; refit loop-7",
-        "gate": "evidence 1.25 of 3.50; hold-out: 9 won, 2 lost, 80 the same; live: 3 won, 1 lost, 10 the same; "
-        "12 reviews would help",
+        "gate": "evidence 1.25 of 3.50; hold-out: 9 won, 2 lost, 80 the same; live: 3 won, 1 lost, 10 the same",
         "last cycle": "6, ended without a new version; since 2023-11-14 22:13, by BY_HAND",
         "refused": "it loses more on one class",
         "waits for": "40 of 200 new samples, or an alarm of drift",
@@ -40,6 +39,7 @@ async def test_a_loop_that_is_off_says_why_and_what_is_not_measured_how_it_would
     assert told.asked == [pb.GetLoopRequest(model="cifar10")]
     assert "has no loop: TRAINER_LOOP is off; set it to on" in shown
     assert "not measured yet" in shown
+    assert "to review" in shown
     assert "cycle" not in shown
 
 

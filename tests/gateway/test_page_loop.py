@@ -90,7 +90,7 @@ async def test_the_strip_tells_accuracy_stage_alarms_and_events(opened):
 
     assert await page.locator("#loop .live").text_content() == "78.1% of version 3's answers are right"
     assert await page.locator("#loop .live-detail").text_content() == (
-        "Between 74.0% and 81.9%, by 312 reviewed pictures. 12 pictures wait for a reviewer."
+        "Between 74.0% and 81.9%, by 312 reviewed pictures. 12 more reviews would help to judge the new version."
     )
     assert await page.locator("#loop .stage").text_content() == "Judging version 4 against version 3."
     steps = page.locator("#loop .steps li")

@@ -15,7 +15,7 @@ from services.trainer.loop.measuring import ACCURACY_ERROR
 from services.trainer.loop.overview import Overview
 from services.trainer.loop.payloads import AlarmRaised
 from services.trainer.loop.policy import LoopPolicy
-from services.trainer.loop.state import Cycle, Gate, LoopState
+from services.trainer.loop.state import Cycle, Gate, LoopState, Stage
 from services.trainer.loop.triggers import waits_for
 from services.trainer.loop.values import Goal, Outcome, Paired, Ruling
 from services.trainer.statistics.intervals import Interval
@@ -27,7 +27,7 @@ def pack_loop(
     state: LoopState, overview: Overview, policy: LoopPolicy, disabled_reason: str, now: datetime
 ) -> pb.GetLoopResponse:
     """Return how a loop stands, but for what inference is asked for."""
-    gate = state.cycle.gate if state.cycle else None
+    gate = state.cycle.gate if state.cycle and state.cycle.stage == Stage.GATE else None
     disabled_reason = disabled_reason or _stuck(state)
     return pb.GetLoopResponse(
         enabled=not disabled_reason,
