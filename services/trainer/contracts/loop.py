@@ -283,8 +283,8 @@ class LoopServicer(LoopServiceServicer):
         if version not in candidates:
             raise Conflict(
                 f"version {version} of model {model!r} is no candidate, and "
-                f"{', '.join(map(str, sorted(candidates))) or 'none'} is; use SetTraffic for a version that never was "
-                "one",
+                f"{', '.join(map(str, sorted(candidates))) or 'none'} is; let one that never was a candidate serve "
+                "with SetTraffic or `aimass promote`",
                 reason="NO_CANDIDATE",
                 field="version",
             )

@@ -129,7 +129,9 @@ def revoke_key(database: Database, key_id: str) -> Key:
         row = session.get(KeyRow, key_id)
         if row is None:
             raise NotFound(
-                f"key {key_id[:50]!r} is unknown; name one that ListKeys gives", reason="KEY_NOT_FOUND", field="id"
+                f"key {key_id[:50]!r} is unknown; name one that ListKeys or `aimass keys list` gives",
+                reason="KEY_NOT_FOUND",
+                field="id",
             )
         row.revoke_time = row.revoke_time or now()
         return _key(row, session.get_one(ContributorRow, row.contributor))
@@ -153,7 +155,7 @@ def set_contributor(database: Database, name: str, *, trusted: bool | None = Non
     with database.begin(alone=True) as session:
         if name != ANONYMOUS and session.get(ContributorRow, name) is None:
             raise NotFound(
-                f"contributor {name[:100]!r} is unknown; name one that ListKeys gives",
+                f"contributor {name[:100]!r} is unknown; name one that ListKeys or `aimass keys list` gives",
                 reason="CONTRIBUTOR_NOT_FOUND",
                 field="contributor",
             )

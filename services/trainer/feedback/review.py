@@ -189,7 +189,7 @@ def _find(session: Session, number: int) -> ObservationRow:
 
 def _unknown(number: int) -> NotFound:
     return NotFound(
-        f"picture {number} is unknown or was deleted; name one that ListObservations gives",
+        f"picture {number} is unknown or was deleted; name one that ListObservations or `aimass review` gives",
         reason="OBSERVATION_NOT_FOUND",
         field="id",
     )

@@ -89,7 +89,7 @@ class Deletions:
             row = session.get(ObservationRow, observation)
             if row is None:
                 raise NotFound(
-                    f"picture {observation} is unknown; name one that ListObservations gives",
+                    f"picture {observation} is unknown; name one that ListObservations or `aimass review` gives",
                     reason="OBSERVATION_NOT_FOUND",
                     field="observation_id",
                 )
@@ -111,7 +111,8 @@ class Deletions:
         """
         if not contributor:
             raise InvalidInput(
-                "no contributor is named, and what has none may be anybody's; give the name that ListKeys tells",
+                "no contributor is named, and what has none may be anybody's; give the name that ListKeys or "
+                "`aimass keys list` tells",
                 field="contributor",
             )
 
@@ -120,7 +121,7 @@ class Deletions:
             known = session.get(ContributorRow, contributor)
             if known is None and not models:
                 raise NotFound(
-                    f"contributor {contributor[:100]!r} is unknown; name one that ListKeys gives",
+                    f"contributor {contributor[:100]!r} is unknown; name one that ListKeys or `aimass keys list` gives",
                     reason="CONTRIBUTOR_NOT_FOUND",
                     field="contributor",
                 )

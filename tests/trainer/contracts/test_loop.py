@@ -126,6 +126,7 @@ async def test_a_candidate_is_promoted_by_hand_past_the_gate(stub: LoopServiceSt
     promoted, repeated = await stub.PromoteCandidate(request), await stub.PromoteCandidate(request)
 
     assert wrong[:2] == (grpc.StatusCode.FAILED_PRECONDITION, "NO_CANDIDATE")
+    assert "with SetTraffic or `aimass promote`" in wrong[2]
     assert promoted.event.kind == "promoted"
     assert repeated == promoted
     assert (await home.stable())[0] == 2

@@ -75,7 +75,7 @@ def test_a_revoked_key_stays_revoked_and_is_listed(database: Database) -> None:
 
     assert once.revoke_time
     assert once == twice == list_keys(database)[0]
-    with pytest.raises(NotFound, match="key 'none' is unknown; name one that ListKeys gives"):
+    with pytest.raises(NotFound, match="key 'none' is unknown; name one that ListKeys or `aimass keys list` gives"):
         revoke_key(database, "none")
 
 
@@ -116,7 +116,9 @@ def test_what_was_said_before_is_worth_what_the_contributor_is_now(database: Dat
         ("ann", True),
     ]
     assert [observation(database, number).stale for number in (1, 2, 3, 4)] == [True, False, True, False]
-    with pytest.raises(NotFound, match="contributor 'zoe' is unknown; name one that ListKeys gives"):
+    with pytest.raises(
+        NotFound, match="contributor 'zoe' is unknown; name one that ListKeys or `aimass keys list` gives"
+    ):
         set_contributor(database, "zoe", blocked=True)
 
 

@@ -260,7 +260,7 @@ def test_only_the_trusted_decide(reviewing: Reviewing, database: Database) -> No
 
 def test_what_is_not_there_is_not_found(reviewing: Reviewing, database: Database, blobs: Blobs) -> None:
     for act in (reviewing.read, reviewing.image, lambda number: reviewing.review(REX, number, Decision.REJECT)):
-        with pytest.raises(NotFound, match="picture 99 is unknown or was deleted; name one that ListObservations"):
+        with pytest.raises(NotFound, match="name one that ListObservations or `aimass review` gives"):
             act(99)
     blobs.path(observation(database, 1).content_digest).write_bytes(b"corrupt")
     with pytest.raises(NotFound, match="the file of picture 1 is damaged") as caught:
