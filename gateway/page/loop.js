@@ -77,6 +77,7 @@ const HAPPENED = {
   "shadow.started": () => "It answers beside the old version, unseen.",
   "canary.moved": () => "It answers a part of the requests.",
   promoted: () => "The new version serves.",
+  "traffic.changed": ({ stable }) => `Somebody moved the traffic by hand${stable ? `: version ${stable} serves` : ""}.`,
   rolled_back: () => "The version before serves again.",
   "cycle.ended": ({ outcome, ruling }, cycle) => `Cycle ${cycle} ended: ${words(outcome)}${ruling?.rule ? `, since ${why(ruling)}` : ""}.`,
   "wish.declined": ({ rule }) => `What somebody asked for was declined: ${RULES[rule] ?? words(rule)}.`,

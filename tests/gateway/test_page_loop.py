@@ -161,12 +161,17 @@ async def test_news_come_by_themselves_and_only_what_is_new_is_asked_for(opened,
     page = await opened()
     await expect(page.locator("#loop")).to_be_visible()
     trainer.heard.clear()
-    trainer.events += [happened(7, "gate.measured"), happened(8, "promoted")]
+    trainer.events += [
+        happened(7, "gate.measured"),
+        happened(8, "traffic.changed", '{"stable": 3}'),
+        happened(9, "promoted"),
+    ]
     trainer.loop.live_accuracy.version = 4
     await page.clock.run_for(10_000)
 
     await expect(page.locator("#loop .events li").first).to_contain_text("The new version serves.")
     await expect(page.locator("#loop .live-words")).to_contain_text("version 4's")
+    assert "Somebody moved the traffic by hand: version 3 serves." in (await lines(page, "events"))[1]
     assert len(await lines(page, "events")) == 5
     assert {(each.request.after, each.request.kind) for each in trainer.heard} == {(6, "")}
 
