@@ -133,13 +133,11 @@ class FeedbackRoutes:
         with self._bodies.holding() as take:
             document = parse_object(await read_body(request, self._max_body_bytes, take), "the review")
         check_members(document, ("label", *_REVIEWS), "the review")
-        given = [name for name in ("label", *_REVIEWS) if name in document]
-        if len(given) != 1:
-            raise InvalidInput(f"the review has {_found(given, ('label', *_REVIEWS))}; give one of them")
-        if given == ["label"]:
+        given = _only(document, ("label", *_REVIEWS), "the review")
+        if given == "label":
             message.label = member(document, "label", str, "the review")
         else:
-            setattr(message, given[0], member(document, given[0], bool, "the review"))
+            setattr(message, given, member(document, given, bool, "the review"))
         return _json(plain(await self._call(request, self._stub.ReviewObservation, message)))
 
     async def _call(self, request: Request, call: Any, message: Any) -> Any:
@@ -152,20 +150,26 @@ class FeedbackRoutes:
 
 def _verdict(prediction_id: str, document: dict[str, Any], images: list[bytes]) -> pb.SendFeedbackRequest:
     check_members(document, ("label", "correct", "comment", "model"), "the feedback")
-    given = [name for name in ("label", "correct") if name in document]
-    if len(given) != 1:
-        raise InvalidInput(f"the feedback has {_found(given, ('label', 'correct'))}; give one of them")
+    given = _only(document, ("label", "correct"), "the feedback")
     message = pb.SendFeedbackRequest(
         prediction_id=prediction_id,
         comment=member(document, "comment", str, "the feedback", ""),
         model=member(document, "model", str, "the feedback", ""),
         image=images[0] if images else b"",
     )
-    if given == ["label"]:
+    if given == "label":
         message.label = member(document, "label", str, "the feedback")
     else:
         message.correct = member(document, "correct", bool, "the feedback")
     return message
+
+
+def _only(document: Mapping[str, Any], possible: Sequence[str], what: str) -> str:
+    """Return the one of *possible* members, which exclude each other, that *document* has."""
+    given = [name for name in possible if name in document]
+    if len(given) != 1:
+        raise InvalidInput(f"{what} has {_found(given, possible)}; give one of them")
+    return given[0]
 
 
 def _found(given: Sequence[str], possible: Sequence[str]) -> str:
