@@ -63,6 +63,7 @@ class StopSignal:
     def __init__(self) -> None:
         self._asked = asyncio.Event()
         self._drained = asyncio.Event()
+        self._streams: set[asyncio.Future[Any]] = set()
 
     @property
     def is_set(self) -> bool:
@@ -93,6 +94,8 @@ class StopSignal:
         """
         iterator = aiter(items)
         drained = asyncio.ensure_future(self._drained.wait())
+        ended = asyncio.get_running_loop().create_future()
+        self._streams.add(ended)
         following: asyncio.Future[T] | None = None
         last = math.inf
         try:
@@ -114,6 +117,13 @@ class StopSignal:
             for waiting in (drained, following):
                 if waiting is not None:
                     waiting.cancel()
+            self._streams.remove(ended)
+            ended.set_result(None)
+
+    async def wait_streams(self) -> None:
+        """Wait until all that `until` yields has ended, as it does once the process has drained; not without an end."""
+        if self._streams:
+            await asyncio.wait(self._streams, timeout=LAST_SECONDS + QUIET_SECONDS)
 
 
 Guard = Callable[[str, "Context"], Awaitable[None]]
@@ -284,12 +294,21 @@ class GrpcServer:
         for name in self._names:
             await self._health.set(name, status.SERVING if ready else status.NOT_SERVING)
 
-    async def stop(self, grace_seconds: float) -> None:
-        """Refuse new calls, wait for those in flight, then stop."""
+    async def stop(self, grace_seconds: float, drained: StopSignal | None = None) -> None:
+        """Refuse new calls, wait for those in flight, then stop.
+
+        Args:
+            grace_seconds: How long those in flight are waited for.
+            drained: What ends the streams of this server, where anything does.
+        """
         await self.set_ready(False)
+        self._door.close()
+        # Once told to stop, grpc closes a connection as its last call ends, and a client that writes to one that is
+        # closed may not read how its stream ended. So those that never pause hear it before.
+        if drained is not None:
+            await drained.wait_streams()
         # What grpc has received and not begun when it stops ends as CANCELLED, which no client tries again. So it
         # stops in a pause, which comes as all that call again and again wait for an answer.
-        self._door.close()
         await self._door.wait_quiet()
         # Two stops that run out of time together make grpc free its server twice: this one must not, ours ends it.
         stopped = asyncio.ensure_future(self._server.stop(grace_seconds + 3600))
@@ -341,7 +360,7 @@ async def _serve(
     await server.set_ready(False)
     await asyncio.sleep(settings.drain_seconds)
     stop.set_drained()
-    await server.stop(settings.stop_grace_seconds)
+    await server.stop(settings.stop_grace_seconds, stop)
     await component.close()
 
 

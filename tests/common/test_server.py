@@ -230,6 +230,35 @@ async def test_long_stream_ends_in_order_when_the_process_stops(serve_handlers):
     assert await stream.details() == "the server is stopping; send what was not answered again"
 
 
+async def test_streams_that_never_pause_end_before_their_connection_does(serve_handlers, monkeypatch):
+    monkeypatch.setattr(server, "QUIET_SECONDS", 0.5)
+    stop = StopSignal()
+
+    async def ticks():
+        while True:
+            yield await asyncio.sleep(0, b"tick")
+
+    async def tick(request, context):
+        async for item in stop.until(ticks()):
+            yield item
+
+    served = await serve_handlers(Echo=echo, Tick=grpc.unary_stream_rpc_method_handler(tick))
+    stream = served.channel.unary_stream("/test.Test/Tick")(b"")
+    assert await stream.read() == b"tick"
+    stop.set_drained()
+    stopping = asyncio.ensure_future(served.server.stop(3600, stop))
+    with contextlib.suppress(grpc.aio.AioRpcError):
+        while await stream.read():
+            pass
+    assert await stream.details() == "the server is stopping; send what was not answered again"
+
+    # The server refuses the next call, where grpc would say that the connection is closed.
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await served.channel.unary_unary("/test.Test/Echo")(b"")
+    assert refused.value.details() == "the server is stopping; call another one, or try again"
+    await stopping
+
+
 @pytest.mark.parametrize("how", ["closed", "cancelled"])
 async def test_until_leaves_no_reader_behind_when_its_own_reader_goes_away(how):
     left = asyncio.Event()
