@@ -78,7 +78,7 @@ bench-training: $(INSTALLED) ## the loop beside a bare one, cost of watching, wo
 	$(BIN)/python -m benchmarks.local_steps
 	$(BIN)/python -m benchmarks.kills --kills 20 --epochs 10
 
-bench-loop: $(INSTALLED) ## the gate's honesty, poison, drift, intervals, cost of capturing and retraining, label to answer (two hours)
+bench-loop: $(INSTALLED) ## the gate's honesty, poison, drift, intervals, cost of capturing and retraining, label to answer, deletion (two hours)
 	$(BIN)/python -m benchmarks.honesty
 	$(BIN)/python -m benchmarks.intervals
 	$(BIN)/python -m benchmarks.drift
@@ -86,6 +86,7 @@ bench-loop: $(INSTALLED) ## the gate's honesty, poison, drift, intervals, cost o
 	$(BIN)/python -m benchmarks.capturing
 	$(BIN)/python -m benchmarks.retraining
 	$(BIN)/python -m benchmarks.turnaround
+	$(BIN)/python -m benchmarks.deletion
 
 soak: $(INSTALLED) ## a million requests, swaps under load: is memory flat, is anything lost (half an hour)
 	$(BIN)/python -m benchmarks.swaps

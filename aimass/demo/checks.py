@@ -46,12 +46,15 @@ def check(home: Path, record: Record, crowd: Crowd, referee: Referee, refused: i
 def invariants(home: Path, record: Record, crowd: Crowd) -> dict[str, bool]:
     """Return what must hold whatever dies meanwhile, as sentences, and whether it does."""
     passed: set[int] = set()
-    unproved = 0
+    unproved = most_judged = 0
     for event in record.events:
         if event.kind == "gate.decided" and event.payload["outcome"] == "PASSED":
             passed.add(event.cycle)
         if event.kind == "promotion.intended" and event.cycle and event.cycle not in passed:
             unproved += 1
+        if event.kind == "gate.measured":
+            live = event.payload["figures"]["live"]
+            most_judged = max(most_judged, live["wins"] + live["ties"] + live["losses"])
     database = Database(f"sqlite:///{home / 'trainer.db'}")
     try:
         with database.read() as session:
@@ -60,10 +63,13 @@ def invariants(home: Path, record: Record, crowd: Crowd) -> dict[str, bool]:
                 ObservationRow, ObservationRow.number == SnapshotSampleRow.observation
             )
             judged = _count(session, learnt.where(ObservationRow.role == Role.JUDGE))
-            contents = select(SnapshotSampleRow.snapshot, ObservationRow.pixel_digest).join(
-                ObservationRow, ObservationRow.number == SnapshotSampleRow.observation
-            )
+            contents = select(SampleRow.observation).where(SampleRow.observation.is_not(None))
             twice = _count(session, contents) - _count(session, contents.distinct())
+            drawn = select(PredictionRow.observation).join(
+                ObservationRow, ObservationRow.number == PredictionRow.observation
+            )
+            judges = drawn.where(PredictionRow.draw.is_not(None), ObservationRow.role == Role.JUDGE)
+            contents_to_judge = _count(session, judges.distinct())
             lies = (
                 select(SnapshotSampleRow.observation)
                 .join(VoteRow, VoteRow.observation == SnapshotSampleRow.observation)
@@ -85,7 +91,10 @@ def invariants(home: Path, record: Record, crowd: Crowd) -> dict[str, bool]:
         f"none is lost of {len(crowd.heard)} words that were taken in": unheard == 0,
         "nothing was promoted that had not passed the gate": unproved == 0,
         f"no judged picture was learnt from ({kept} predictions kept, {samples} samples)": judged == 0,
-        "no picture is in a snapshot twice": twice == 0,
+        "no picture is learnt from as two samples": twice == 0,
+        f"no gate counted a picture twice ({most_judged} at most, of {contents_to_judge} that were drawn to judge)": (
+            most_judged <= contents_to_judge
+        ),
         f"lies that were learnt: {lied}": lied == 0,
     }
 

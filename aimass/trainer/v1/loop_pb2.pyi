@@ -299,24 +299,31 @@ class Refusal(_message.Message):
     rule: _builtins.str
     """Rule, such as `CLASS_DROP`, `LATENCY_RATIO`, `NOT_PROVED`, `NOT_MEASURED` or `REJECTED_BY_HAND`."""
     figure: _builtins.float
-    """What was measured; 0 where the rule compares nothing."""
+    """What was measured; not set where the rule compares nothing."""
     bound: _builtins.float
-    """What was allowed; 0 where the rule compares nothing."""
+    """What was allowed; not set where the rule compares nothing."""
     message: _builtins.str
     """Sentence."""
     def __init__(
         self,
         *,
         rule: _builtins.str = ...,
-        figure: _builtins.float = ...,
-        bound: _builtins.float = ...,
+        figure: _builtins.float | None = ...,
+        bound: _builtins.float | None = ...,
         message: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bound", b"_bound", "_figure", b"_figure", "bound", b"bound", "figure", b"figure"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bound", b"bound", "figure", b"figure", "message", b"message", "rule", b"rule"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bound", b"_bound", "_figure", b"_figure", "bound", b"bound", "figure", b"figure", "message", b"message", "rule", b"rule"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__bound: _TypeAlias = _typing.Literal["bound"]  # noqa: Y015
+    _WhichOneofArgType__bound: _TypeAlias = _typing.Literal["_bound", b"_bound"]  # noqa: Y015
+    _WhichOneofReturnType__figure: _TypeAlias = _typing.Literal["figure"]  # noqa: Y015
+    _WhichOneofArgType__figure: _TypeAlias = _typing.Literal["_figure", b"_figure"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bound) -> _WhichOneofReturnType__bound | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__figure) -> _WhichOneofReturnType__figure | None: ...
 
 Global___Refusal: _TypeAlias = Refusal  # noqa: Y015
 

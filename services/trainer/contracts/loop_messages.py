@@ -160,9 +160,4 @@ def _paired(paired: Paired) -> pb.Paired:
 
 
 def _refusal(ruling: Ruling) -> pb.Refusal:
-    return pb.Refusal(
-        rule=ruling.rule,
-        figure=ruling.figure or 0.0,
-        bound=ruling.bound or 0.0,
-        message=explain(ruling),
-    )
+    return pb.Refusal(rule=ruling.rule, figure=ruling.figure, bound=ruling.bound, message=explain(ruling))

@@ -53,8 +53,8 @@ RULES = {
         "review more of the pictures that the gate asks for, or raise {subject}",
     ),
     "NOT_MEASURED": Rule(
-        "{subject} was not measured in the time that the gate leaves",
-        "see that the analyst runs and has what it measures by, or raise gate.idle_hours",
+        "{subject} was not measured before the gate ended",
+        "see that the analyst runs and has what it measures by, or raise the limits of the gate in the policy",
     ),
     "NOT_MEASURABLE": Rule(
         "{subject} can never be measured: nothing here tells what it takes of both versions",
@@ -105,7 +105,8 @@ RULES = {
     # Of what is asked for by hand
     "CYCLE_UNDER_WAY": Rule("a cycle is under way", "wait for its end, or end it with `aimass loop reject`"),
     "NO_CANDIDATE": Rule(
-        "no cycle under way has {subject} as its candidate", "name the one that `aimass loop` shows, if there is one"
+        "no cycle is under way that has {subject} as its candidate",
+        "name the one that `aimass loop` shows, if there is one",
     ),
     "NO_CHAMPION": Rule("the version that serves is not ready", "load it again, or let another version serve"),
     "NO_HOLDOUT": Rule("there is no hold-out, without which no candidate can be judged", NO_HOLDOUT_CHANGE),
@@ -114,7 +115,8 @@ RULES = {
         "allow another in retrain.strategies, or more seconds in retrain.budget_seconds",
     ),
     "NO_VERSION_BEFORE": Rule(
-        "no other version is ready that could serve again", "publish one, and let it serve with `aimass promote`"
+        "no other version is ready that could serve again and was not gone back from",
+        "name the one that shall serve with `aimass loop promote`, or publish one",
     ),
     "NOT_READY": Rule(
         "{subject} is not there, or is not ready to answer", "name one that `aimass models` shows as ready"

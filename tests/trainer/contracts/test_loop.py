@@ -185,7 +185,7 @@ async def test_a_cycle_under_way_declines_another_and_ends_when_it_is_rejected(
     assert repeated == rejected
     assert none[:2] == (grpc.StatusCode.FAILED_PRECONDITION, "NO_CANDIDATE")
     last = (await stub.GetLoop(pb.GetLoopRequest(model=MODEL))).last_cycle
-    assert (last.refusal.rule, last.promoted) == ("REJECTED_BY_HAND", False)
+    assert (last.refusal.rule, last.promoted, last.refusal.HasField("bound")) == ("REJECTED_BY_HAND", False, False)
     assert last.refusal.message == "somebody has rejected the candidate"
 
 
@@ -228,7 +228,7 @@ async def test_nothing_to_go_back_to_is_said_so_whenever_it_is_asked(
 
         assert (code, reason) == (grpc.StatusCode.FAILED_PRECONDITION, "NO_VERSION_BEFORE")
         assert sentence.startswith(f"the loop of model {MODEL!r} declines the rollback: no other version is ready")
-        assert "; publish one" in sentence
+        assert "; name the one that shall serve" in sentence
 
 
 async def test_a_version_that_is_not_there_cannot_be_proposed(stub: LoopServiceStub) -> None:

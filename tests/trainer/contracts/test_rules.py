@@ -61,7 +61,7 @@ def test_no_sentence_shows_a_rule_or_a_place_that_is_not_filled(rule: str) -> No
         ),
         (
             Ruling(rule="NOT_MEASURED", subject="guard.corrupted_drop"),
-            "guard.corrupted_drop was not measured in the time",
+            "guard.corrupted_drop was not measured before the gate ended",
         ),
         (Ruling(rule="DISK_FULL", subject="MakeSnapshot"), "DISK_FULL (MakeSnapshot); the trainer's log says more"),
     ],
@@ -83,7 +83,7 @@ def test_a_refusal_names_what_was_measured_its_limit_and_what_to_change(ruling: 
         (
             RejectionWished(request_id=WISH, version=4),
             "NO_CANDIDATE",
-            "the rejection of version 4: no cycle under way has",
+            "the rejection of version 4: no cycle is under way that has",
         ),
         (RollbackWished(request_id=WISH), "NO_VERSION_BEFORE", "the rollback: no other version is ready"),
     ],
