@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic_core import to_json
 
 from aimass.gateway.v1 import gateway_pb2 as pb
@@ -17,7 +17,8 @@ from gateway.callers import TIMEOUT_HEADER, backend_metadata, stated_timeout, un
 from gateway.compression import read_body
 from gateway.documents import check_members, member, parse_object, quoted
 from gateway.feedback import Feedback
-from gateway.message_json import plain
+from gateway.message_json import number_of, plain
+from gateway.message_schemas import answer_model
 from gateway.prediction import Deadline, Predictor
 from services.common.errors import InvalidInput
 
@@ -25,11 +26,10 @@ if TYPE_CHECKING:
     from aimass.trainer.v1.feedback_pb2_grpc import FeedbackServiceAsyncStub
 
 Order, State, Role = (
-    feedback_pb2.ListObservationsRequest.Order,
-    feedback_pb2.Observation.State,
-    feedback_pb2.Observation.Role,
+    feedback_pb2.ListObservationsRequest.Order.DESCRIPTOR,
+    feedback_pb2.Observation.State.DESCRIPTOR,
+    feedback_pb2.Observation.Role.DESCRIPTOR,
 )
-NumberInPath = Annotated[int, Path(ge=1, le=2**63 - 1)]
 _REVIEWS = ("undecidable", "reject", "release")
 _PICTURE_HEADERS = {
     # What strangers have sent is shown, never run, and kept in no cache: it can be deleted.
@@ -67,22 +67,33 @@ class FeedbackRoutes:
     def router(self) -> APIRouter:
         """Return the routes."""
         router = APIRouter()
-        router.add_api_route(
+        router.post(
             "/v1/predictions/{prediction_id}/feedback",
-            self._send,
-            methods=["POST"],
-            response_model=schemas.FeedbackAnswer,
+            summary="Say what a prediction should have been",
+            response_model=answer_model(pb.SendFeedbackResponse),
             openapi_extra=schemas.FEEDBACK_BODY,
-        )
-        router.add_api_route("/v1/models/{model}/observations", self._list, methods=["GET"])
-        router.add_api_route("/v1/observations/{number}/image", self._image, methods=["GET"], response_model=None)
-        router.add_api_route(
-            "/v1/observations/{number}/review", self._review, methods=["POST"], openapi_extra=schemas.REVIEW_BODY
-        )
+        )(self._send)
+        router.get(
+            "/v1/models/{model}/observations",
+            summary="List pictures that users have sent",
+            response_model=answer_model(feedback_pb2.ListObservationsResponse),
+        )(self._list)
+        router.get(
+            "/v1/observations/{number}/image",
+            summary="Show the picture of an observation",
+            response_class=Response,
+            responses={200: schemas.PICTURE},
+        )(self._image)
+        router.post(
+            "/v1/observations/{number}/review",
+            summary="Decide on an observation",
+            response_model=answer_model(feedback_pb2.ReviewObservationResponse),
+            openapi_extra=schemas.REVIEW_BODY,
+        )(self._review)
         return router
 
     async def _send(self, request: Request, prediction_id: str) -> Response:
-        """Say what a prediction should have been: JSON, or a form that brings the image again."""
+        """Say it as JSON, or as a form that brings the image again; either `label` or `correct`."""
         deadline = self._deadline(request)
         with self._bodies.holding() as take:
             async with asyncio.timeout(deadline.remaining()):
@@ -107,28 +118,28 @@ class FeedbackRoutes:
         page_size: Annotated[int, Query(ge=0, le=200)] = 0,
         page_token: str = "",
     ) -> Response:
-        """List pictures that users have sent: the queue of reviews."""
+        """List them a page at a time: the queue of reviews."""
         message = feedback_pb2.ListObservationsRequest(
             model=model,
-            states=[_number(State, "STATE", each) for each in state or ()],
-            order=_number(Order, "ORDER", order),
+            states=[number_of(State, each) for each in state or ()],
+            order=number_of(Order, order),
             label=label,
             contributor=contributor,
-            role=_number(Role, "ROLE", role) if role else Role.ROLE_UNSPECIFIED,
+            role=number_of(Role, role) if role else feedback_pb2.Observation.ROLE_UNSPECIFIED,
             page_size=page_size,
             page_token=page_token,
         )
         return _json(plain(await self._call(request, self._stub.ListObservations, message)))
 
-    async def _image(self, request: Request, number: NumberInPath) -> Response:
-        """Return the picture of an observation; `Image-Orientation` says how to turn it, as EXIF numbers it."""
+    async def _image(self, request: Request, number: schemas.NumberInPath) -> Response:
+        """Return the picture without metadata; `Image-Orientation` says how to turn it, as EXIF numbers it."""
         message = feedback_pb2.GetObservationImageRequest(id=number)
         picture = await self._call(request, self._stub.GetObservationImage, message)
         headers = {**_PICTURE_HEADERS, "Image-Orientation": str(picture.orientation or 1)}
         return Response(picture.image, headers=headers, media_type=f"image/{picture.format.lower()}")
 
-    async def _review(self, request: Request, number: NumberInPath) -> Response:
-        """Decide on an observation: its label, that nobody can tell, that it is not wanted, or that it is right."""
+    async def _review(self, request: Request, number: schemas.NumberInPath) -> Response:
+        """Give one of four decisions: the label, that nobody can tell, that it is not wanted, or that it is right."""
         message = feedback_pb2.ReviewObservationRequest(id=number)
         with self._bodies.holding() as take:
             document = parse_object(await read_body(request, self._max_body_bytes, take), "the review")
@@ -188,13 +199,6 @@ def _typed(fields: Mapping[str, str]) -> dict[str, Any]:
     if correct not in ("true", "false"):
         raise InvalidInput(f"the field 'correct' of the form is {quoted(correct)}; give true or false")
     return {**fields, "correct": correct == "true"}
-
-
-def _number(words: Any, prefix: str, word: str) -> Any:
-    names = [name.removeprefix(f"{prefix}_").lower() for name in words.keys()[1:]]
-    if word not in names:
-        raise InvalidInput(f"{prefix.lower()} is {quoted(word)}; give one of {', '.join(names)}")
-    return words.Value(f"{prefix}_{word.upper()}")
 
 
 def _json(document: Any) -> Response:

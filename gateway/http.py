@@ -66,7 +66,12 @@ def create_app(
         responses={"default": {"model": schemas.Failure, "description": "What is wrong, in one sentence."}},
     )
 
-    @app.post("/v1/models/{model}/predict", response_model=schemas.Answer, openapi_extra=schemas.IMAGE_BODY)
+    @app.post(
+        "/v1/models/{model}/predict",
+        summary="Predict labels of images",
+        response_model=schemas.Answer,
+        openapi_extra=schemas.IMAGE_BODY,
+    )
     async def predict(
         request: Request,
         model: str,
@@ -88,17 +93,17 @@ def create_app(
             response = await unless_disconnected(request, predictor.predict(message, deadline))
         return _answer(response)
 
-    @app.get("/v1/models", response_model=schemas.Models)
+    @app.get("/v1/models", summary="List models", response_model=schemas.Models)
     async def models() -> Response:
         """List the models that the suite serves."""
         return _json({"models": [_model(each) for each in describe_models(follower.models)]})
 
-    @app.get("/v2/health/live", response_model=None)
+    @app.get("/v2/health/live", summary="Liveness", response_model=None)
     async def live() -> Response:
         """Say that the process answers."""
         return Response()
 
-    @app.get("/v2/health/ready", response_model=None)
+    @app.get("/v2/health/ready", summary="Readiness", response_model=None)
     async def ready() -> Response:
         """Say whether predictions can be made: 200, or 503 while a service is away or a model is not ready."""
         well = not stop.is_set and all_serve(follower.models.values()) and await backends.ready()
@@ -119,7 +124,7 @@ def create_app(
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.allowed_origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
             expose_headers=["Server-Timing", "Retry-After", JSON_SIZE_HEADER, REQUEST_ID_KEY],
         )

@@ -1,8 +1,15 @@
 """The documents of the HTTP interface, as OpenAPI describes them."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated, Any
 
+from fastapi import Path
 from pydantic import BaseModel
+
+from aimass.trainer.v1 import loop_pb2
+from gateway.message_json import words_of
+
+NumberInPath = Annotated[int, Path(ge=1, le=2**63 - 1)]
 
 
 class Prediction(BaseModel):
@@ -22,17 +29,6 @@ class ImageAnswer(BaseModel):
     predictions: list[Prediction]
     captured: bool
     """Whether image and answer are kept to learn from; one that is not can be sent again with its feedback."""
-
-
-class FeedbackAnswer(BaseModel):
-    """What became of what was said of a prediction."""
-
-    state: str
-    """`captured`, `pending`, `accepted`, `quarantined`, `proposed` or `rejected`."""
-    state_reason: str
-    """Stable word that says why; empty where the state says all."""
-    created: bool
-    """Whether it was new."""
 
 
 class Error(BaseModel):
@@ -98,9 +94,13 @@ IMAGE_BODY: dict[str, Any] = {
 """The body of a prediction: the bytes of an image, or a form with one file part per image."""
 
 
-def _json_body(**properties: str) -> dict[str, Any]:
-    schema = {"type": "object", "properties": {name: {"type": kind} for name, kind in properties.items()}}
-    return {"requestBody": {"content": {"application/json": {"schema": schema}}}}
+def _json_body(required: Sequence[str] = (), **properties: Any) -> dict[str, Any]:
+    schema = {
+        "type": "object",
+        "properties": {name: {"type": kind} if isinstance(kind, str) else kind for name, kind in properties.items()},
+        "required": list(required),
+    }
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 _VERDICT = {name: {"type": "string"} for name in ("label", "comment", "model")} | {"correct": {"type": "boolean"}}
@@ -121,6 +121,31 @@ FEEDBACK_BODY: dict[str, Any] = {
 """A verdict: `label` or `correct`; the form brings the image of a prediction that was not captured."""
 REVIEW_BODY = _json_body(label="string", undecidable="boolean", reject="boolean", release="boolean")
 """A decision: one of its members."""
-TRIGGER_BODY = _json_body(reason="string", strategy="string", request_id="string")
-VERSION_BODY = _json_body(version="integer", reason="string", request_id="string")
-REASON_BODY = _json_body(reason="string", request_id="string")
+REQUEST_ID = "8 to 64 letters, digits and `-`; who asks twice with the same asks once."
+_REQUEST_ID = {"type": "string", "description": REQUEST_ID}
+_VERSION = {"type": "integer", "format": "int64"}
+TRIGGER = _json_body(["request_id"], reason="string", strategy="string", request_id=_REQUEST_ID)
+PROPOSAL = _json_body(
+    ["version", "request_id"],
+    version=_VERSION | {"minimum": 1},
+    goal={"type": "string", "enum": list(words_of(loop_pb2.Cycle.Goal.DESCRIPTOR))},
+    request_id=_REQUEST_ID,
+)
+PROMOTION, REJECTION = (
+    _json_body(
+        ["version", "request_id"], version=_VERSION | {"minimum": least}, reason="string", request_id=_REQUEST_ID
+    )
+    for least in (1, 0)
+)
+ROLLBACK = _json_body(["request_id"], reason="string", request_id=_REQUEST_ID)
+PICTURE: dict[str, Any] = {
+    "content": {
+        f"image/{each}": {"schema": {"type": "string", "format": "binary"}} for each in ("jpeg", "png", "webp")
+    },
+    "headers": {"Image-Orientation": {"schema": {"type": "integer", "minimum": 1, "maximum": 8}}},
+}
+"""The answer that is the picture of an observation."""
+ANALYSIS: dict[str, Any] = {
+    "content": {"application/json": {"schema": {"type": "object"}}, "text/html": {"schema": {"type": "string"}}}
+}
+"""The answer that is what is known of a model: its members depend on what was measured."""

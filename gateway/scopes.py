@@ -48,7 +48,7 @@ _PATHS: list[tuple[str, re.Pattern[str], frozenset[Scope]]] = [
         ("GET", r"/v1/models/[^/]+/observations", _FEEDBACK),
         ("GET", r"/v1/observations/[^/]+/image", _FEEDBACK),
         ("POST", r"/v1/observations/[^/]+/review", _FEEDBACK),
-        ("POST", r"/v1/models/[^/]+/loop/trigger", _TRAIN),
+        ("POST", r"/v1/models/[^/]+/loop/(trigger|propose)", _TRAIN),
         ("POST", r"/v2/repository/models/[^/]+/(load|unload)", _ADMIN),
         ("GET POST", r"/v2(/.*)?", _PREDICT),
     )

@@ -152,6 +152,8 @@ class LearningTrainer(
         """Say that a cycle is being trained for."""
         self._hear(request, context)
         cycle = loop_pb2.Cycle(number=2, stage=loop_pb2.Cycle.STAGE_RUN)
+        cycle.start_time.FromSeconds(1_700_000_000)
+        cycle.stage_durations["snapshot"].FromMilliseconds(1_500)
         return loop_pb2.GetLoopResponse(enabled=True, cycle=cycle, policy_json='{"a": 1}')
 
     async def ListEvents(self, request, context):
@@ -174,6 +176,33 @@ class LearningTrainer(
         """Begin."""
         self._hear(request, context)
         return loop_pb2.TriggerCycleResponse(cycle=loop_pb2.Cycle(number=3))
+
+    async def ProposeVersion(self, request, context):
+        """Begin."""
+        self._hear(request, context)
+        return loop_pb2.ProposeVersionResponse(cycle=loop_pb2.Cycle(number=3, goal=request.goal))
+
+    async def TracePrediction(self, request, context):
+        """Return one sample."""
+        self._hear(request, context)
+        sample = loop_pb2.TracedSample(sample_id=5, label="red", similarity=0.5)
+        return loop_pb2.TracePredictionResponse(model="tiny", version=2, samples=[sample])
+
+    async def DeleteSample(self, request, context):
+        """Begin."""
+        self._hear(request, context)
+        return loop_pb2.DeleteSampleResponse(deletion=loop_pb2.Deletion(id=request.request_id, tainted_versions=[2]))
+
+    async def DeleteContributor(self, request, context):
+        """Begin."""
+        self._hear(request, context)
+        return loop_pb2.DeleteContributorResponse(deletion=loop_pb2.Deletion(id=request.request_id))
+
+    async def GetDeletion(self, request, context):
+        """Say that it is over."""
+        self._hear(request, context)
+        over = loop_pb2.Deletion(id=request.id, state=loop_pb2.Deletion.STATE_COMPLETED, report_json='{"rows": 0}')
+        return loop_pb2.GetDeletionResponse(deletion=over)
 
     async def PromoteCandidate(self, request, context):
         """Do it."""

@@ -278,6 +278,14 @@ TABLE = [
                 ("role=both", 'role is "both"', "train, judge"),
             )
         ),
+        (
+            "goal",
+            lambda d: d.post("/v1/models/cifar10/loop/propose", {"version": 1, "goal": "best"}),
+            "400",
+            'goal is "best"',
+            "better, not_worse",
+            "give one of",
+        ),
         # What an operator may do
         (
             "load parameter",

@@ -364,19 +364,24 @@ def test_openapi_describes_every_operation(client):
     schemas = document["components"]["schemas"]
     assert document["openapi"].startswith("3.")
     assert set(document["paths"]) == {
+        "/v1/contributors/{contributor}",
+        "/v1/deletions/{deletion_id}",
         "/v1/models",
         "/v1/models/{model}/analysis",
         "/v1/models/{model}/loop",
         "/v1/models/{model}/loop/events",
         "/v1/models/{model}/loop/promote",
+        "/v1/models/{model}/loop/propose",
         "/v1/models/{model}/loop/reject",
         "/v1/models/{model}/loop/rollback",
         "/v1/models/{model}/loop/trigger",
         "/v1/models/{model}/observations",
         "/v1/models/{model}/predict",
+        "/v1/observations/{number}",
         "/v1/observations/{number}/image",
         "/v1/observations/{number}/review",
         "/v1/predictions/{prediction_id}/feedback",
+        "/v1/predictions/{prediction_id}/trace",
         "/v2/health/live",
         "/v2/health/ready",
     }
@@ -522,12 +527,13 @@ def test_an_upload_that_takes_longer_than_the_deadline_ends_with_504(suite):
     connection.close()
 
 
-def test_an_allowed_foreign_page_can_call_and_read_the_answer(client):
+@pytest.mark.parametrize(("method", "path"), [("POST", "/v1/models/cifar10/predict"), ("DELETE", "/v1/observations/4")])
+def test_an_allowed_foreign_page_can_call_and_read_the_answer(client, method, path):
     asked = client.options(
-        "/v1/models/cifar10/predict",
+        path,
         headers={
             "Origin": ORIGIN,
-            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Method": method,
             "Access-Control-Request-Headers": "content-type",
         },
     )
