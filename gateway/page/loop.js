@@ -58,7 +58,7 @@ const RULES = {
   STABLE_ALREADY: "that version serves already",
   TAINTED: "that version has learnt what must be forgotten",
   TRIAL_UNDER_WAY: "another version is being tried",
-  TRAFFIC_CHANGED: "somebody changed the traffic",
+  TRAFFIC_CHANGED: "the traffic was changed outside the loop",
   DELETION: "something must be deleted first",
 };
 const ALARMS = {
@@ -77,7 +77,7 @@ const HAPPENED = {
   "shadow.started": () => "It answers beside the old version, unseen.",
   "canary.moved": () => "It answers a part of the requests.",
   promoted: () => "The new version serves.",
-  "traffic.changed": ({ stable }) => `Somebody moved the traffic by hand${stable ? `: version ${stable} serves` : ""}.`,
+  "traffic.changed": ({ stable }) => `The traffic was changed outside the loop${stable ? `: version ${stable} serves` : ""}.`,
   rolled_back: () => "The version before serves again.",
   "cycle.ended": ({ outcome, ruling }, cycle) => `Cycle ${cycle} ended: ${words(outcome)}${ruling?.rule ? `, since ${why(ruling)}` : ""}.`,
   "wish.declined": ({ rule }) => `What somebody asked for was declined: ${RULES[rule] ?? words(rule)}.`,

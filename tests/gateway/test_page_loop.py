@@ -171,7 +171,7 @@ async def test_news_come_by_themselves_and_only_what_is_new_is_asked_for(opened,
 
     await expect(page.locator("#loop .events li").first).to_contain_text("The new version serves.")
     await expect(page.locator("#loop .live-words")).to_contain_text("version 4's")
-    assert "Somebody moved the traffic by hand: version 3 serves." in (await lines(page, "events"))[1]
+    assert "The traffic was changed outside the loop: version 3 serves." in (await lines(page, "events"))[1]
     assert len(await lines(page, "events")) == 5
     assert {(each.request.after, each.request.kind) for each in trainer.heard} == {(6, "")}
 

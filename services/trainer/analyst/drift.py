@@ -123,7 +123,7 @@ def measure_errors(database: Database, task: Model, champion: int, alarm: AlarmP
         now: With its time zone.
     """
     with database.read() as session:
-        draws = read_judged_draws(session, task, champion)
+        draws = read_judged_draws(session, task, champion, asked=True)
         last = last_figure(session, task.name, ERROR_DRIFT)
         if len(draws.correct) <= WARM_UP:
             return

@@ -1,5 +1,6 @@
 """What work on a model depends on beside the rows: versions, encoder and public sets, each kept while it is good."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,7 +39,7 @@ LISTED_SECONDS = 1.0
 AWAY_SECONDS = 5.0
 """After which inference that was away is asked again."""
 MISSING_SECONDS = 60.0
-"""After which a set that could not be read is looked for again."""
+"""After which a set that could not be read, or the run that made a version, is looked for again."""
 
 _NOTHING = ServedVersions(0, {}, {})
 
@@ -72,7 +73,7 @@ class Surroundings:
         self._space: FeatureSpace | None = None
         self._unreadable: set[int] = set()
         self._refused: set[int] = set()
-        self._learnt: dict[str, NDArray[np.uint64]] = {}
+        self._learnt: dict[str, tuple[float, NDArray[np.uint64]]] = {}
         self._unusable: set[str] = set()
 
     def look(self, holdout: str) -> Wanted:
@@ -115,12 +116,14 @@ class Surroundings:
     def learnt_by(self, version: int) -> NDArray[np.uint64]:
         """Return what stands for the pixels that a version has learnt; nothing where no run here made it."""
         digest = self._served.graph_digests[version]
-        if digest not in self._learnt:
+        until, learnt = self._learnt.get(digest, (-1.0, np.empty(0, np.uint64)))
+        if self._clock() >= until:
             folder = self._encoders.folder_of(digest)
-            self._learnt[digest] = np.empty(0, np.uint64)
+            until = self._clock() + MISSING_SECONDS  # the folder of a run may be brought here later
             if folder is not None and (folder / LEARNT_FILE).is_file():
-                self._learnt[digest] = np.load(folder / LEARNT_FILE, allow_pickle=False)
-        return self._learnt[digest]
+                until, learnt = math.inf, np.load(folder / LEARNT_FILE, allow_pickle=False)
+            self._learnt[digest] = until, learnt
+        return learnt
 
     def holdout(self, name: str) -> Basis | None:
         """Return the set that versions are measured on; None where there is none or it cannot be read."""

@@ -101,7 +101,7 @@ RULES = {
     "TOO_LONG": Rule(
         "to make its candidate took {figure:.4g} minutes, and {subject} is {bound:.4g}", "raise {subject}"
     ),
-    "TRAFFIC_CHANGED": Rule("somebody else has changed which versions answer, and that stays as it is"),
+    "TRAFFIC_CHANGED": Rule("which versions answer was changed outside the loop, and that stays as it is"),
     # Of what is asked for by hand
     "CYCLE_UNDER_WAY": Rule("a cycle is under way", "wait for its end, or end it with `aimass loop reject`"),
     "NO_CANDIDATE": Rule(

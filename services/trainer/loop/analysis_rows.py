@@ -135,4 +135,4 @@ def _captures(session: Session, model: str) -> defaultdict[int, _Captured]:
 
 
 def _accuracy(session: Session, task: Model, version: int) -> Interval | None:
-    return measure_accuracy(read_judged_draws(session, task, version))
+    return measure_accuracy(read_judged_draws(session, task, version, asked=False))

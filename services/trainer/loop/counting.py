@@ -1,14 +1,21 @@
 """Counts of rows that take long to make, made anew when something has come or some seconds have passed."""
 
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from services.trainer.data.tables import ObservationRow, PredictionRow
 from services.trainer.feedback.capturing import stored_bytes
 from services.trainer.loop.forecasts import read_fixed, requests_per_day
+from services.trainer.loop.holdout import count_picture_answers
 from services.trainer.loop.log import Clock, EventLog
 from services.trainer.loop.overview import count_accepted, newest_sample, pictures_wait
 from services.trainer.loop.policy import LoopPolicy
 from services.trainer.loop.state import LoopState
+from services.trainer.loop.streams import last_incomplete
 from services.trainer.storage.database import Database
 
 _SECONDS = 10.0
@@ -17,6 +24,28 @@ _ACCEPTED_SECONDS = 60.0
 """Between two counts of samples to which none has come: pictures whose time is over go without a word."""
 
 Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """By what it shows that rows have changed."""
+
+    changed: int
+    """Number of the last thing that was said or found of a picture of the model."""
+    draw: int
+    """Of the model's last draw."""
+    beginning: int
+    """As `last_incomplete` has it."""
+    answers: int
+    """Of the champion to pictures of users, which tell what it has learnt too."""
+
+
+def look_at_rows(session: Session, model: str, champion: int) -> Seen:
+    """Return what shows that rows of a model have changed; the version *champion* serves, 0 for none."""
+    changed = session.scalar(select(func.max(ObservationRow.changed_number)).where(ObservationRow.model == model))
+    draw = session.scalar(select(func.max(PredictionRow.draw)).where(PredictionRow.model == model))
+    answers = count_picture_answers(session, model, (champion,))
+    return Seen(changed or 0, draw or 0, last_incomplete(session, model), answers)
 
 
 class Memory:

@@ -23,7 +23,7 @@ from services.trainer.loop.values import (
 )
 
 TRAFFIC_CHANGED = "TRAFFIC_CHANGED"
-"""Rule of cycles that ended because somebody else has changed the traffic, which then stays as it is."""
+"""Rule of cycles that ended because the traffic was changed outside the loop, which then stays as it is."""
 CANDIDATE_GONE = "CANDIDATE_GONE"
 """Rule of cycles whose candidate inference no longer has."""
 CHAMPION_GONE = "CHAMPION_GONE"

@@ -1,5 +1,6 @@
 """The hold-out: labelled contents of a set that no version learns from, and what versions answer to them."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,11 +77,16 @@ def count_answers(session: Session, model: str, name: str, versions: tuple[int, 
     """Return by what it shows that more was answered: the hold-out, its answers, and those of pictures."""
     holdout = find_holdout(session, model, name)
     digest = str(holdout.window["digest"]) if holdout is not None else ""
-    pictures = select(func.count()).where(AnswerRow.model == model, AnswerRow.version.in_(versions))
     sets = select(func.count()).where(
         SetAnswersRow.model == model, SetAnswersRow.version.in_(versions), SetAnswersRow.set_digest == digest
     )
-    return digest, session.scalar(sets) or 0, session.scalar(pictures) or 0
+    return digest, session.scalar(sets) or 0, count_picture_answers(session, model, versions)
+
+
+def count_picture_answers(session: Session, model: str, versions: Collection[int]) -> int:
+    """Return how many pictures of users versions have answered; read from an index alone."""
+    statement = select(func.count()).where(AnswerRow.model == model, AnswerRow.version.in_(versions))
+    return session.scalar(statement) or 0
 
 
 def _best(row: SetAnswersRow) -> NDArray[np.int64]:

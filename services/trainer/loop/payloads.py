@@ -91,7 +91,10 @@ class AlarmRaised(Payload):
 
 
 class TrafficChanged(Payload):
-    """Somebody else has changed which versions answer. A version 0 means none."""
+    """Which versions answer was changed, and no event of the loop tells of it. A version 0 means none.
+
+    Somebody may have done it, or a first version was published, or a step that is tried again has done it before.
+    """
 
     kind = "traffic.changed"
     generation: Tally

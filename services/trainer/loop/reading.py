@@ -4,18 +4,14 @@ import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import func, select
-from sqlalchemy.orm import Session
-
 from aimass.inference.v1 import lifecycle_pb2
 from services.common.errors import NotFound, NotReady
 from services.trainer.data.models import Model, find_model
-from services.trainer.data.tables import ObservationRow, PredictionRow
 from services.trainer.feedback.capturing import free_bytes
 from services.trainer.loop.absences import Absences
 from services.trainer.loop.alarms import last_looks, read_alarms
-from services.trainer.loop.counting import Counting, Memory
-from services.trainer.loop.facts import Alarm, Facts, OriginFact, RunFact
+from services.trainer.loop.counting import Counting, Memory, Seen, look_at_rows
+from services.trainer.loop.facts import Alarm, Facts, OriginFact, RunFact, TrafficFact
 from services.trainer.loop.forecasts import foretell_seconds, worth_of_cycle
 from services.trainer.loop.holdout import count_answers, read_holdout
 from services.trainer.loop.log import Clock, EventLog, utc_now
@@ -26,7 +22,7 @@ from services.trainer.loop.policy import LoopPolicy, Strategy
 from services.trainer.loop.refusals import read_refusal
 from services.trainer.loop.served import Served, traffic_fact
 from services.trainer.loop.state import Cycle, LoopState, Stage
-from services.trainer.loop.streams import last_incomplete, read_judged_draws, read_live_stream
+from services.trainer.loop.streams import read_judged_draws, read_live_stream
 from services.trainer.loop.values import GateFigures, GuardFigures, TrialCounts
 from services.trainer.runs.store import Run, RunStore
 from services.trainer.statistics.intervals import Interval
@@ -46,18 +42,6 @@ class _Asked:
         """Return what is known of a version."""
         versions = self.state.versions if self.state is not None else ()
         return next((each for each in versions if each.version == number), None)
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """By what it shows that rows have changed."""
-
-    changed: int
-    """Number of the last thing that was said or found of a picture of the model."""
-    draw: int
-    """Of the model's last draw."""
-    beginning: int
-    """As `last_incomplete` has it."""
 
 
 class Reader:
@@ -133,10 +117,10 @@ class Reader:
 
     def _facts(self, state: LoopState, policy: LoopPolicy, asked: _Asked) -> Facts:
         task, cycle = self._task(state.model), state.cycle
-        traffic = traffic_fact(asked.state) if asked.state is not None else None
+        traffic = self._traffic(state, asked)
         champion = cycle.champion if cycle else traffic.champion if traffic else 0
         with self._database.read() as session:
-            seen = _look(session, state.model)
+            seen = look_at_rows(session, state.model, champion)
             judgeable = has_holdout(session, state.model, policy)
             base = base_name(session, state.model)
         accepted, since = self._counting.accepted(state)
@@ -186,6 +170,12 @@ class Reader:
             stored_bytes=self._counting.stored_bytes(state.model),
         )
 
+    def _traffic(self, state: LoopState, asked: _Asked) -> TrafficFact | None:
+        """Return what serves; unknown for a while where inference had the model and does not list it any more."""
+        if asked.state is None or self._absences.may_come_back(state, asked.state, self._clock()):
+            return None
+        return traffic_fact(asked.state)
+
     def _task(self, model: str) -> Model:
         return self._memory.of("task", model, None, lambda: find_model(self._database, model))
 
@@ -214,17 +204,17 @@ class Reader:
 
     def _accuracy_of(self, model: str, champion: int) -> Interval | None:
         with self._database.read() as session:
-            seen = _look(session, model)
+            seen = look_at_rows(session, model, champion)
         return self._accuracy(self._task(model), champion, seen)
 
-    def _accuracy(self, task: Model, champion: int, seen: _Seen) -> Interval | None:
+    def _accuracy(self, task: Model, champion: int, seen: Seen) -> Interval | None:
         def find() -> Interval | None:
             with self._database.read() as session:
-                return measure_accuracy(read_judged_draws(session, task, champion))
+                return measure_accuracy(read_judged_draws(session, task, champion, asked=True))
 
         return self._memory.of("accuracy", task.name, (champion, seen), find) if champion else None
 
-    def _gate(self, task: Model, cycle: Cycle, policy: LoopPolicy, asked: _Asked, seen: _Seen) -> GateFigures | None:
+    def _gate(self, task: Model, cycle: Cycle, policy: LoopPolicy, asked: _Asked, seen: Seen) -> GateFigures | None:
         """Return the figures of the gate; the time ratio, which never rests, is looked at when others have changed."""
         gate = cycle.gate
         if gate is None:
@@ -284,9 +274,3 @@ def _comparable(cycle: Cycle | None, asked: _Asked) -> bool:
     """Whether candidate and champion take the same pixels, so that one can answer what the other was asked."""
     ours, theirs = (asked.version(each) for each in (cycle.champion, cycle.candidate)) if cycle else (None, None)
     return ours is None or theirs is None or ours.preprocess_spec == theirs.preprocess_spec
-
-
-def _look(session: Session, model: str) -> _Seen:
-    changed = session.scalar(select(func.max(ObservationRow.changed_number)).where(ObservationRow.model == model))
-    draw = session.scalar(select(func.max(PredictionRow.draw)).where(PredictionRow.model == model))
-    return _Seen(changed or 0, draw or 0, last_incomplete(session, model))

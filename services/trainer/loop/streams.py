@@ -223,16 +223,19 @@ def _unreadable(session: Session, pictures: Sequence[int]) -> set[int]:
     return set(session.scalars(statement))
 
 
-def read_judged_draws(session: Session, task: Model, version: int) -> JudgedDraws:
+def read_judged_draws(session: Session, task: Model, version: int, *, asked: bool) -> JudgedDraws:
     """Return the draws that *version* has answered, up to the first one that no reviewer has decided on.
 
     Those that it has learnt, which say nothing of others, are passed over, and those that cannot be read, and so not be
-    reviewed.
+    reviewed. Whether it has learnt a picture is known once the analyst has asked it what it makes of that: one that it
+    is still to be asked ends the draws as well, and where it may never be asked, those are passed over. Both are the
+    same whatever reviewers say, so that what counts cannot depend on how it looks.
 
     Args:
         session: Of the database.
         task: The model.
         version: Whose accuracy is measured.
+        asked: Whether the analyst asks it: whether it serves.
     """
     numbers = {label: number for number, label in enumerate(task.labels)}
     correct, probability, draws = list[bool](), list[float](), list[int]()
@@ -240,14 +243,14 @@ def read_judged_draws(session: Session, task: Model, version: int) -> JudgedDraw
     restarts = _restarts(session, task.name, version)
     for page in _version_draws(session, task.name, version):
         learnt = _learnt(session, task.name, version, list({row[0] for row in page}))
-        rows = [row for row in page if row[0] not in learnt]
+        rows = [row for row in page if not learnt.get(row[0], not asked)]
         pictures = list({row[0] for row in rows} - decisions.keys() - lost)
         decisions |= read_decisions(session, pictures)
-        lost |= _unreadable(session, [number for number in pictures if number not in decisions])
+        lost |= _unreadable(session, [each for each in pictures if each not in decisions or each not in learnt])
         for number, label, drawn_with, draw in rows:
             if number in lost:
                 continue
-            if number not in decisions:
+            if number not in decisions or number not in learnt:
                 return _judged(correct, probability, draws, restarts)
             if decisions[number] != UNDECIDED:
                 correct.append(numbers.get(label) == decisions[number])
@@ -256,15 +259,12 @@ def read_judged_draws(session: Session, task: Model, version: int) -> JudgedDraw
     return _judged(correct, probability, draws, restarts)
 
 
-def _learnt(session: Session, model: str, version: int, pictures: Sequence[int]) -> set[int]:
-    """Return the numbers of those of *pictures* that a version has learnt."""
-    statement = select(AnswerRow.observation).where(
-        AnswerRow.model == model,
-        AnswerRow.version == version,
-        AnswerRow.observation.in_(pictures),
-        AnswerRow.learnt,
+def _learnt(session: Session, model: str, version: int, pictures: Sequence[int]) -> dict[int, bool]:
+    """Return whether a version has learnt each of *pictures* that it was asked about, by number."""
+    statement = select(AnswerRow.observation, AnswerRow.learnt).where(
+        AnswerRow.model == model, AnswerRow.version == version, AnswerRow.observation.in_(pictures)
     )
-    return set(session.scalars(statement))
+    return dict(iter(session.execute(statement)))
 
 
 def _version_draws(session: Session, model: str, version: int) -> Iterator[Sequence[Any]]:

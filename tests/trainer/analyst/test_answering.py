@@ -299,6 +299,30 @@ async def test_pictures_that_the_version_has_learnt_and_those_that_are_lost_are_
     assert finding is not None
 
 
+async def test_what_a_version_has_learnt_is_heeded_once_its_run_is_here(
+    database: Database,
+    users: Users,
+    settings: TrainerSettings,
+    starter: Served,
+    slice_samples: tuple[Samples, Samples],
+    make_analyst: Callable[..., Analyst],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("services.trainer.analyst.surroundings.MISSING_SECONDS", 0.0)
+    images = slice_samples[1].images[:2]
+    users.send(images[:1], Role.JUDGE, strategy="LOW_CONFIDENCE")
+    analyst = make_analyst(inference_address=starter.address)
+    await asyncio.to_thread(work_through, analyst)
+    np.save(settings.runs / RUN_ID / LEARNT_FILE, digest_contents(images, np.arange(2)))
+    users.send(images[1:], Role.JUDGE, strategy="LOW_CONFIDENCE")
+
+    await asyncio.to_thread(work_through, analyst)
+
+    with database.read() as session:
+        learnt = list(session.scalars(select(AnswerRow.learnt).order_by(AnswerRow.observation)))
+    assert learnt == [False, True]
+
+
 async def test_the_stable_version_or_else_the_newest_one_is_the_champion(task: Model, starter: Served) -> None:
     inference = Inference(starter.address)
 

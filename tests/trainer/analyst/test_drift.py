@@ -171,6 +171,8 @@ def judge(database: Database, first: int, errors: NDArray[np.bool_]) -> None:
                     label=DOG if error else CAT, proposal="", agreed=None, trusted=True, comment="", time=YESTERDAY,
                 )
             )  # fmt: skip
+            row = {"best": CAT, "best_probability": 0.9, "probabilities": b""}
+            session.add(AnswerRow(model=MODEL, version=1, observation=number, **row))
 
 
 def look(database: Database, task: Model) -> FigureRow | None:
@@ -183,8 +185,7 @@ def test_a_rise_of_errors_raises_one_alarm(database: Database, task: Model) -> N
     random = np.random.default_rng(5)
     judge(database, 1, random.random(WARM_UP + 1) < 0.1)
     with database.begin() as session:
-        row = {"best": CAT, "best_probability": 0.9, "probabilities": b"", "learnt": True}
-        session.add(AnswerRow(model=MODEL, version=1, observation=3, **row))
+        session.get_one(AnswerRow, (MODEL, 1, 3)).learnt = True
     assert look(database, task) is None  # one of them was learnt
 
     judge(database, WARM_UP + 2, random.random(200) < 0.1)

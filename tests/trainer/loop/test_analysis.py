@@ -82,6 +82,8 @@ def test_each_version_has_its_interval_its_draws_and_what_was_lost(database: Dat
     first, second = add_pictures(database, 60), add_pictures(database, 30)
     add_draws(database, first, answer=0, version=1)
     add_draws(database, second, answer=1, version=2)
+    add_answers(database, 1, dict.fromkeys(first, 0))
+    add_answers(database, 2, dict.fromkeys(second, 1))
     add_reviews(database, {number: int(number % 4 == 0) for number in first})  # three in four are right
     add_reviews(database, dict.fromkeys(second[:5], 1))
     with database.begin() as session:
@@ -193,6 +195,7 @@ def test_weights_are_unknown_where_the_holdout_was_not_answered(database: Databa
 def test_the_detector_of_errors_tells_how_long_it_takes(database: Database, task: Model) -> None:
     pictures = add_pictures(database, 300)
     add_draws(database, pictures)
+    add_answers(database, 1, dict.fromkeys(pictures, 0))
     add_reviews(database, {number: int(number % 10 == 0) for number in pictures})
     measure_errors(database, task, 1, AlarmPolicy(), datetime.fromisoformat(TIME) + timedelta(days=3))
 

@@ -25,7 +25,7 @@ from services.trainer.loop.cycle_payloads import (
     RunEnded,
     SnapshotMade,
 )
-from services.trainer.loop.facts import Absence
+from services.trainer.loop.facts import Absence, TrafficFact
 from services.trainer.loop.log import EventLog, Leases
 from services.trainer.loop.origins import Origins
 from services.trainer.loop.policy import Strategy
@@ -34,6 +34,7 @@ from services.trainer.loop.reading import Reader
 from services.trainer.loop.reducer import fold
 from services.trainer.loop.refusals import REFUSAL, Refusal
 from services.trainer.loop.served import Served
+from services.trainer.loop.stages import ABSENT_SECONDS
 from services.trainer.loop.state import LoopState
 from services.trainer.loop.tables import FigureRow, LoopModelRow, PublicationRow
 from services.trainer.loop.values import GateFigures, GateOutcome, Goal, Outcome, Paired, Reason, Ruling
@@ -376,9 +377,12 @@ async def test_live_accuracy_leaves_out_what_the_champion_has_learnt(reader: Rea
     for picture, label in zip(fresh, (0, 0, 0, 1), strict=True):
         add_review(database, picture, label)
 
+    waiting = (await reader.facts(LoopState(MODEL), POLICY)).accuracy
+    add_answers(database, 1, dict.fromkeys(fresh, 0))  # that none was learnt is known by that alone
     accuracy = (await reader.facts(LoopState(MODEL), POLICY)).accuracy
     version, same = await reader.accuracy(MODEL)
 
+    assert waiting is None
     assert accuracy is not None
     assert (accuracy.count, accuracy.estimate) == (4, pytest.approx(0.75))
     assert (version, same) == (1, accuracy)
@@ -540,6 +544,36 @@ async def test_a_version_is_absent_from_the_first_answer_without_it_on(
     assert await look() == Absence(2, 0.0)
     there |= {1: lifecycle_pb2.ModelVersion.STATE_UNAVAILABLE, 2: lifecycle_pb2.ModelVersion.STATE_READY}
     assert await look() == Absence(1, 0.0)
+
+
+async def test_a_model_that_inference_does_not_list_may_come_back_for_a_while(
+    reader: Reader, served: Served, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed, known = False, LoopState(MODEL, generation=5, stable=1)
+
+    async def model(name: str) -> lifecycle_pb2.ModelState:
+        if not listed:
+            return lifecycle_pb2.ModelState(model=name)
+        versions = [lifecycle_pb2.ModelVersion(version=1, state=lifecycle_pb2.ModelVersion.STATE_READY)]
+        traffic = lifecycle_pb2.Traffic(generation=5, stable_version=1)
+        return lifecycle_pb2.ModelState(model=name, versions=versions, traffic=traffic)
+
+    async def traffic(state: LoopState) -> TrafficFact | None:
+        return (await reader.facts(state, POLICY)).traffic
+
+    monkeypatch.setattr(served, "model", model)
+    assert await traffic(LoopState(MODEL)) == TrafficFact(0, 0)  # it was never there
+    for _ in range(2):
+        listed = False
+        assert await traffic(known) is None
+        clock.pass_by(ABSENT_SECONDS - 1)
+        assert await traffic(known) is None
+        listed = True
+        assert await traffic(known) == TrafficFact(5, 1, ready=(1,))
+    listed = False
+    assert await traffic(known) is None
+    clock.pass_by(ABSENT_SECONDS)
+    assert await traffic(known) == TrafficFact(0, 0)
 
 
 async def test_versions_that_take_other_pixels_cannot_be_compared_as_shadows(

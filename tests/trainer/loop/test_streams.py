@@ -115,7 +115,7 @@ def test_pictures_that_cannot_be_read_are_passed_over(database: Database, task: 
 
     assert live(database) == ([1], 0, 0)
     with database.read() as session:
-        assert read_judged_draws(session, task, CHAMPION).draw.tolist() == [2]
+        assert read_judged_draws(session, task, CHAMPION, asked=True).draw.tolist() == [2]
 
 
 def test_contents_count_once_in_the_order_of_their_first_draws(database: Database) -> None:
@@ -189,14 +189,39 @@ def test_the_accuracy_comes_from_draws_of_the_version_up_to_the_first_without_a_
     add_review(database, undecidable, None, VoteKind.UNDECIDABLE)
     add_review(database, unknown, None, VoteKind.PROPOSAL)
 
+    add_answers(database, CHAMPION, dict.fromkeys([right, wrong, undecidable, unknown, waiting, late], RED))
     add_answers(database, CHAMPION, {learnt: RED}, learnt=True)
     add_answers(database, CANDIDATE, {right: RED}, learnt=True)
 
     with database.read() as session:
-        draws = read_judged_draws(session, task, CHAMPION)
+        draws = read_judged_draws(session, task, CHAMPION, asked=True)
 
     assert draws.correct.tolist() == [True, False, False, True]
     assert draws.probability.tolist() == [0.5] * 4
+
+
+def test_what_a_version_was_not_asked_about_ends_its_draws_and_is_passed_over_where_it_may_never_be(
+    database: Database, task: Model
+) -> None:
+    first, waiting, lost, last = add_pictures(database, 4, Role.TRAIN)
+    add_draws(database, [first, waiting, lost, last], answer=RED)
+    for picture in (first, waiting, lost, last):
+        add_review(database, picture, RED)
+    add_answers(database, CHAMPION, {first: RED, last: RED})
+    add_answers(database, CANDIDATE, {waiting: RED, lost: RED})
+    with database.begin() as session:
+        session.add(FindingRow(observation=lost, kind=UNREADABLE, level=1.0, detail="", time=TIME))
+
+    def judged() -> list[list[int]]:
+        with database.read() as session:
+            found = [read_judged_draws(session, task, CHAMPION, asked=each) for each in (True, False)]
+        return [each.draw.tolist() for each in found]
+
+    assert judged() == [[1], [1, 4]]
+    add_answers(database, CHAMPION, {waiting: RED})
+    assert judged() == [[1, 2, 4], [1, 2, 4]]
+    add_answers(database, CHAMPION, {waiting: RED}, learnt=True)
+    assert judged() == [[1, 4], [1, 4]]
 
 
 def test_streams_begin_after_the_time_of_which_draws_were_forgotten(
@@ -220,7 +245,7 @@ def test_streams_begin_after_the_time_of_which_draws_were_forgotten(
 
     assert live(database) == ([1, 1, 1], 0, 0)
     with database.read() as session:
-        assert read_judged_draws(session, task, CHAMPION).draw.tolist() == [4, 5, 6]
+        assert read_judged_draws(session, task, CHAMPION, asked=True).draw.tolist() == [4, 5, 6]
 
 
 def add_event(database: Database, number: int, payload: Payload) -> None:
@@ -258,7 +283,7 @@ def test_what_an_open_gate_judges_by_stays_however_old_it_is(
     assert expire(database, tmp_path, MODEL, kept, datetime(2027, 1, 1, tzinfo=UTC)).observations == 2
     assert live(database) == ([-1, 1], 0, 0)
     with database.read() as session:
-        assert len(read_judged_draws(session, task, CHAMPION).draw) == 0  # they may begin anew meanwhile
+        assert len(read_judged_draws(session, task, CHAMPION, asked=True).draw) == 0  # they may begin anew meanwhile
 
     add_event(database, 2, end)
     assert expire(database, tmp_path, MODEL, kept, datetime(2027, 1, 1, tzinfo=UTC)).observations == 2
@@ -296,6 +321,8 @@ def test_it_is_counted_for_each_version_how_often_its_judged_draws_begin_anew(
     pictures = add_pictures(database, 20)
     add_draws(database, pictures[:10])
     add_draws(database, pictures[10:], version=CANDIDATE)
+    for version in (CHAMPION, CANDIDATE):
+        add_answers(database, version, dict.fromkeys(pictures, RED))
     for picture in pictures:
         add_review(database, picture, RED)
 
@@ -310,7 +337,7 @@ def test_it_is_counted_for_each_version_how_often_its_judged_draws_begin_anew(
 
     def judged(version: int) -> tuple[list[int], int]:
         with database.read() as session:
-            draws = read_judged_draws(session, task, version)
+            draws = read_judged_draws(session, task, version, asked=True)
         return draws.draw.tolist(), draws.restarts
 
     age(1, 1)  # a fifth of what there is begins anew with it
@@ -342,10 +369,10 @@ def test_streams_are_the_same_on_whichever_page_a_draw_lies(
         add_review(database, picture, RED if picture == pictures[3] else GREEN)
     whole = live(database)
     with database.read() as session:
-        judged = read_judged_draws(session, task, CHAMPION).draw.tolist()
+        judged = read_judged_draws(session, task, CHAMPION, asked=True).draw.tolist()
 
     monkeypatch.setattr(streams, "_AT_ONCE", 2)
 
     assert live(database) == whole == ([1, 1, 1, -1, 1, 1], 0, 0)
     with database.read() as session:
-        assert read_judged_draws(session, task, CHAMPION).draw.tolist() == judged == list(range(1, 10))
+        assert read_judged_draws(session, task, CHAMPION, asked=True).draw.tolist() == judged == list(range(1, 10))
