@@ -27,6 +27,7 @@ from services.trainer.analyst.analyst import Analyst
 from services.trainer.analyst.answering import Inference
 from services.trainer.analyst.basis import load_basis
 from services.trainer.analyst.figures import last_figure
+from services.trainer.analyst.surroundings import MISSING_SECONDS, Surroundings
 from services.trainer.data.blobs import Blobs
 from services.trainer.data.cifar10 import LABELS
 from services.trainer.data.collection import digest_contents
@@ -299,28 +300,28 @@ async def test_pictures_that_the_version_has_learnt_and_those_that_are_lost_are_
     assert finding is not None
 
 
-async def test_what_a_version_has_learnt_is_heeded_once_its_run_is_here(
-    database: Database,
-    users: Users,
-    settings: TrainerSettings,
-    starter: Served,
-    slice_samples: tuple[Samples, Samples],
-    make_analyst: Callable[..., Analyst],
-    monkeypatch: pytest.MonkeyPatch,
+async def test_what_a_version_has_learnt_is_known_once_its_run_is_here(
+    database: Database, task: Model, settings: TrainerSettings, starter: Served
 ) -> None:
-    monkeypatch.setattr("services.trainer.analyst.surroundings.MISSING_SECONDS", 0.0)
-    images = slice_samples[1].images[:2]
-    users.send(images[:1], Role.JUDGE, strategy="LOW_CONFIDENCE")
-    analyst = make_analyst(inference_address=starter.address)
-    await asyncio.to_thread(work_through, analyst)
-    np.save(settings.runs / RUN_ID / LEARNT_FILE, digest_contents(images, np.arange(2)))
-    users.send(images[1:], Role.JUDGE, strategy="LOW_CONFIDENCE")
+    time = 0.0
+    settings = settings.model_copy(update={"inference_address": starter.address})
+    surroundings = Surroundings(database, settings, task, lambda: time)
 
-    await asyncio.to_thread(work_through, analyst)
+    def learnt() -> list[int]:
+        surroundings.look("")
+        return surroundings.learnt_by(2).tolist()
 
-    with database.read() as session:
-        learnt = list(session.scalars(select(AnswerRow.learnt).order_by(AnswerRow.observation)))
-    assert learnt == [False, True]
+    before = await asyncio.to_thread(learnt)
+    np.save(settings.runs / RUN_ID / LEARNT_FILE, np.array([7], np.uint64))
+    at_once = await asyncio.to_thread(learnt)
+    time = MISSING_SECONDS
+    later = await asyncio.to_thread(learnt)
+    (settings.runs / RUN_ID / LEARNT_FILE).unlink()
+    time *= 3
+    kept = await asyncio.to_thread(learnt)
+    surroundings.close()
+
+    assert (before, at_once, later, kept) == ([], [], [7], [7])
 
 
 async def test_the_stable_version_or_else_the_newest_one_is_the_champion(task: Model, starter: Served) -> None:
