@@ -309,7 +309,7 @@ async def test_what_a_version_has_learnt_is_known_once_its_run_is_here(
 
     def learnt() -> list[int]:
         surroundings.look("")
-        return surroundings.learnt_by(2).tolist()
+        return [int(each) for each in surroundings.learnt_by(2)]
 
     before = await asyncio.to_thread(learnt)
     np.save(settings.runs / RUN_ID / LEARNT_FILE, np.array([7], np.uint64))
