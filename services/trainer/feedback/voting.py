@@ -91,12 +91,7 @@ class Voting:
         if feedback.image and feedback.model:
             return feedback.model
         if feedback.prediction_id or feedback.observation:
-            named = feedback.prediction_id[:50] or f"of picture {feedback.observation}"
-            raise NotFound(
-                f"prediction {named!r} was not captured or is forgotten; send image and model with the label",
-                reason="PREDICTION_NOT_FOUND",
-                field="prediction_id",
-            )
+            raise _not_found(feedback)
         raise InvalidInput(
             "the feedback names neither prediction_id nor image and model; send the id that came with the answer",
             field="prediction_id",
@@ -129,18 +124,19 @@ class Voting:
         content = None
         with self._database.read() as session:
             if _known(session, feedback) is None:
+                if not feedback.image:  # it was there for `model_of`
+                    raise _not_found(feedback)
                 self._check_room(session, name)
                 content = store_picture(self._blobs, feedback.image)
         with self._database.begin(alone=True) as session:
             trusted = is_trusted(session, caller, began)  # again, now that nobody else writes
             row, prediction = self._find(session, task, feedback, content)
             new = vote(session, row, _word(task, feedback, prediction, caller.contributor, trusted))
-            number = row.number
         if new:
             self._sifter.sift(name)
         with self._database.read() as session:
-            row = session.get_one(ObservationRow, number)
-            return FeedbackResult(number, row.state, row.reason, new, name)
+            row = session.get(ObservationRow, row.number) or row  # forgotten meanwhile: as it was with the word
+            return FeedbackResult(row.number, row.state, row.reason, new, name)
 
     def _check_room(self, session: Session, model: str) -> None:
         policy = self._policy_of(model).capture
@@ -169,6 +165,8 @@ class Voting:
         if known is not None:
             return known
         if content is None or not self._blobs.has(content.content_digest):  # forgotten meanwhile
+            if not feedback.image:
+                raise _not_found(feedback)
             content = store_picture(self._blobs, feedback.image)
         salt, share = ensure_loop_model(session, task.name).salt, self._policy_of(task.name).judging.share
         rows = observe(session, task.name, [content], partial(role_of, salt=salt, judge_share=share))
@@ -182,6 +180,15 @@ def _known(session: Session, feedback: NewFeedback) -> tuple[ObservationRow, Pre
         return session.get_one(ObservationRow, prediction.observation), prediction
     row = session.get(ObservationRow, feedback.observation) if feedback.observation else None
     return None if row is None else (row, None)
+
+
+def _not_found(feedback: NewFeedback) -> NotFound:
+    named = feedback.prediction_id[:50] or f"of picture {feedback.observation}"
+    return NotFound(
+        f"prediction {named!r} was not captured or is forgotten; send image and model with the label",
+        reason="PREDICTION_NOT_FOUND",
+        field="prediction_id",
+    )
 
 
 def _check(feedback: NewFeedback) -> None:

@@ -1,6 +1,10 @@
 """Feedback: by prediction or with the image, idempotent, at a pace, from those who are not blocked."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
+from sqlalchemy.orm import Session
 
 from services.common.errors import InvalidInput, NotAllowed, NotFound, Overloaded
 from services.common.identity import LOCAL, OWNER, Caller, Scope
@@ -10,6 +14,7 @@ from services.trainer.feedback.contributors import create_key, set_contributor
 from services.trainer.feedback.observations import Intake
 from services.trainer.feedback.pace import VotePace
 from services.trainer.feedback.policy import CapturePolicy, TrustPolicy
+from services.trainer.feedback.retention import forget
 from services.trainer.feedback.sifting import Sifter
 from services.trainer.feedback.voting import FeedbackResult, NewFeedback, Voting
 from services.trainer.storage.database import Database
@@ -179,6 +184,52 @@ def test_who_is_distrusted_while_their_picture_is_stored_does_not_decide(
 
     assert (result.state, result.reason) == (State.PENDING, "NEEDS_VOTES")
     assert [each.trusted for each in votes(database)] == [False]
+
+
+def test_a_picture_that_goes_before_the_word_is_taken_is_not_found(
+    voting: Voting, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_of = voting.model_of
+
+    def model_of_the_last(feedback: NewFeedback) -> str:
+        name = model_of(feedback)
+        with database.begin(alone=True) as session:
+            forget(session, [1])
+        return name
+
+    monkeypatch.setattr(voting, "model_of", model_of_the_last)
+
+    with pytest.raises(NotFound, match="was not captured or is forgotten; send image and model with the label"):
+        voting.send(REX, about(0, label="dog"))
+
+
+def test_a_picture_that_goes_while_the_word_waits_for_its_turn_is_not_found(
+    voting: Voting, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = database.begin
+
+    @contextmanager
+    def begin_late(*, alone: bool = False) -> Iterator[Session]:
+        with begin(alone=alone) as session:
+            forget(session, [1])
+            yield session
+
+    monkeypatch.setattr(database, "begin", begin_late)
+
+    with pytest.raises(NotFound, match="was not captured or is forgotten; send image and model with the label"):
+        voting.send(REX, about(0, label="dog"))
+
+
+def test_a_word_is_taken_though_its_picture_goes_before_it_is_judged(
+    voting: Voting, database: Database, sifter: Sifter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sift(name: str) -> None:
+        with database.begin(alone=True) as session:
+            forget(session, [1])
+
+    monkeypatch.setattr(sifter, "sift", sift)
+
+    assert voting.send(REX, about(0, label="dog")) == FeedbackResult(1, State.CAPTURED, "", True, "pets")
 
 
 def test_each_contributor_has_a_pace_of_its_own(voting: Voting, policies: dict[str, Groups], now: list[float]) -> None:
