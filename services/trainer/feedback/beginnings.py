@@ -8,21 +8,18 @@ its share of the error.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from sqlalchemy import ColumnElement, Integer, String, column, exists, false, func, select, table
+from sqlalchemy import ColumnElement, exists, false, func, select
 from sqlalchemy.orm import Session
 
 from services.trainer.data.observing import Role
 from services.trainer.data.tables import ObservationRow, PredictionRow, total_bytes
 from services.trainer.feedback.tables import LoopModelRow
+from services.trainer.storage.database import Database
 
-_EVENTS = table(
-    "events", column("model", String), column("number", Integer), column("cycle", Integer), column("kind", String),
-    column("key", String),
-)  # fmt: skip
-"""Belongs to `loop.tables`, which builds on this package; it is only read here."""
-_BEGUN, _ENDINGS = "gate.begun", ("gate.decided", "cycle.ended")
+GateIsOpen = Callable[[Session, str], bool]
+"""Says of a model, by its name, whether a gate judges one of its candidates now."""
 _PARTS = 5
 
 
@@ -41,33 +38,46 @@ def next_beginning(beginning: int, gone: int, newest: int) -> int:
     return max(gone, beginning + math.ceil((newest - beginning) / _PARTS))
 
 
-def held_for_gate(session: Session, model: str) -> ColumnElement[bool]:
+def begin_gate(session: Session, model: str) -> None:
+    """Let the contents that a new gate judges by begin where streams may, and end nowhere.
+
+    The session's transaction must be alone, and be the one that says that the gate has begun.
+    """
+    row = session.get(LoopModelRow, model)
+    if row is not None:
+        row.gate_begin_draw, row.gate_end_draw = row.incomplete_draw, None
+
+
+def held_for_gate(session: Session, model: str, gate_is_open: GateIsOpen) -> ColumnElement[bool]:
     """Return the condition that a picture is one of those that the gate which is open judges by."""
     row = session.get(LoopModelRow, model)
-    if row is None or not _gate_is_open(session, model):
+    if row is None or not gate_is_open(session, model):
         return false()
     return _of_gate(row)
 
 
-def limit_gate(session: Session, model: str, most_bytes: int) -> None:
+def limit_gate(database: Database, model: str, most_bytes: int, gate_is_open: GateIsOpen) -> None:
     """Let the contents that an open gate judges by end with the newest draw, where they take *most_bytes* or more.
 
-    When that happens does not depend on how they were judged. Later ones are then free to go, and capture goes on. The
-    session's transaction must be alone.
+    When that happens does not depend on how they were judged. Later ones are then free to go, and capture goes on.
+
+    Raises:
+        NotReady: The database does not answer.
     """
-    row = session.get(LoopModelRow, model)
-    if row is None or row.gate_end_draw is not None or not _gate_is_open(session, model):
-        return
-    held = select(total_bytes()).where(ObservationRow.model == model, _of_gate(row))
-    if (session.scalar(held) or 0) >= most_bytes:
-        row.gate_end_draw = row.last_draw
+    with database.read() as session:  # first, as writers wait while the sizes are added up below
+        if _full_gate(session, model, most_bytes, gate_is_open) is None:
+            return
+    with database.begin(alone=True) as session:
+        row = _full_gate(session, model, most_bytes, gate_is_open)
+        if row is not None:
+            row.gate_end_draw = row.last_draw
 
 
 def begin_after(session: Session, model: str, forgotten: Sequence[int], before: str) -> None:
     """Let streams begin where they may, before the rows of pictures are deleted.
 
     Judged draws begin after all those from before a time, those that reviewers had chosen too: by their age, not by
-    chance. The next gate begins there; one that is open goes on as it is.
+    chance. The next gate begins there, as `begin_gate` has it; one that is open goes on as it is.
 
     Args:
         session: Its transaction must be alone.
@@ -84,8 +94,6 @@ def begin_after(session: Session, model: str, forgotten: Sequence[int], before: 
         old = mine.join(ObservationRow, ObservationRow.number == PredictionRow.observation)
         old = old.where(PredictionRow.time < before, ObservationRow.create_time < before)
         _begin_anew(session, row, session.scalar(old) or 0)
-    if not _gate_is_open(session, model):
-        row.gate_begin_draw, row.gate_end_draw = row.incomplete_draw, None
 
 
 def _begin_anew(session: Session, row: LoopModelRow, gone: int) -> None:
@@ -99,18 +107,17 @@ def _begin_anew(session: Session, row: LoopModelRow, gone: int) -> None:
     row.incomplete_draw, row.restarts = beginning, counts
 
 
+def _full_gate(session: Session, model: str, most_bytes: int, gate_is_open: GateIsOpen) -> LoopModelRow | None:
+    """Return the row of a model whose open gate has no end yet and holds *most_bytes* or more."""
+    row = session.get(LoopModelRow, model)
+    if row is None or row.gate_end_draw is not None or not gate_is_open(session, model):
+        return None
+    held = select(total_bytes()).where(ObservationRow.model == model, _of_gate(row))
+    return row if (session.scalar(held) or 0) >= most_bytes else None
+
+
 def _of_gate(row: LoopModelRow) -> ColumnElement[bool]:
     drawn = (PredictionRow.observation == ObservationRow.number) & (PredictionRow.draw > row.gate_begin_draw)
     if row.gate_end_draw is not None:
         drawn &= PredictionRow.draw <= row.gate_end_draw
     return (ObservationRow.role == Role.JUDGE) & exists().where(drawn)
-
-
-def _gate_is_open(session: Session, model: str) -> bool:
-    events = select(_EVENTS.c.cycle).where(_EVENTS.c.model == model)
-    begun = events.where(_EVENTS.c.kind == _BEGUN).order_by(_EVENTS.c.number.desc()).limit(1)
-    cycle = session.scalar(begun)
-    if cycle is None:
-        return False
-    ended = events.where(_EVENTS.c.key.in_([f"{kind}-{cycle}" for kind in _ENDINGS]))
-    return session.scalar(ended.limit(1)) is None

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from sqlalchemy import ColumnElement, Subquery, and_, case, delete, exists, func, select
+from sqlalchemy import ColumnElement, Subquery, and_, case, delete, exists, func, select, true
 from sqlalchemy.orm import Session
 
 from services.trainer.clock import as_row
@@ -19,7 +19,7 @@ from services.trainer.data.tables import (
     VoteRow,
     total_bytes,
 )
-from services.trainer.feedback.beginnings import begin_after, held_for_gate, limit_gate
+from services.trainer.feedback.beginnings import GateIsOpen, begin_after, held_for_gate, limit_gate
 from services.trainer.feedback.capturing import stored_bytes
 from services.trainer.feedback.policy import CapturePolicy, RetentionPolicy
 from services.trainer.feedback.tables import AnswerRow, EmbeddingRow, FindingRow, NeighbourhoodRow
@@ -32,6 +32,7 @@ _OF_GATE = 0.5
 """Of the bytes that pictures may have, about so much is held for a gate that is open."""
 _UNCLAIMED_SECONDS = 3600
 """So old is a file that no row names when it is removed: rows are written within seconds of their files."""
+_HAS_WORDS = exists().where(VoteRow.observation == ObservationRow.number)
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,14 @@ class ExpiredCounts:
     observations: int
     blobs: int
 
+    def __add__(self, other: "ExpiredCounts") -> "ExpiredCounts":
+        """Return both together."""
+        return ExpiredCounts(self.observations + other.observations, self.blobs + other.blobs)
 
-def expire(database: Database, blobs: Path, model: str, policy: RetentionPolicy, now: datetime) -> ExpiredCounts:
+
+def expire(
+    database: Database, blobs: Path, model: str, policy: RetentionPolicy, now: datetime, gate_is_open: GateIsOpen
+) -> ExpiredCounts:
     """Forget pictures of a model, with all that is known of them, that are older than they may be or too many.
 
     A picture is as old as its newest answer. Samples stay, whatever their age, and so does what a snapshot holds or the
@@ -54,11 +61,20 @@ def expire(database: Database, blobs: Path, model: str, policy: RetentionPolicy,
     """
     with database.read() as session:
         before = _oldest_kept(session, model, policy, now)
-    return _forget_before(database, blobs, model, before)
+    return _forget_before(database, blobs, model, before, true(), gate_is_open)
 
 
-def make_room(database: Database, blobs: Path, model: str, policy: CapturePolicy, now: datetime) -> ExpiredCounts:
+def make_room(
+    database: Database, blobs: Path, model: str, policy: CapturePolicy, now: datetime, gate_is_open: GateIsOpen
+) -> ExpiredCounts | None:
     """Forget the oldest pictures of a model where all of them hardly have room, so that more can come; as `expire`.
+
+    Those of which somebody has said something go after those of which nobody has: other pictures come by themselves,
+    words do not. Of either about half of what nobody holds goes at most: where there is hardly room beside what is
+    held, the newest ones stay until somebody can say what they are.
+
+    Returns:
+        What went; None where there is room.
 
     Raises:
         NotReady: The database does not answer; what was forgotten before stays forgotten.
@@ -66,11 +82,18 @@ def make_room(database: Database, blobs: Path, model: str, policy: CapturePolicy
     with database.read() as session:
         stored = stored_bytes(session, model)
     if stored < _FULL * policy.max_bytes:
-        return ExpiredCounts(0, 0)
-    with database.begin(alone=True) as session:
-        limit_gate(session, model, int(_OF_GATE * policy.max_bytes))
-        before = _oldest_fitting(session, model, stored - int(_FREED * policy.max_bytes), now)
-    return _forget_before(database, blobs, model, before)
+        return None
+    limit_gate(database, model, int(_OF_GATE * policy.max_bytes), gate_is_open)
+    too_many, gone = stored - int(_FREED * policy.max_bytes), ExpiredCounts(0, 0)
+    for which in (~_HAS_WORDS, _HAS_WORDS):
+        with database.read() as session:
+            free = (*_nobody_holds(session, model, gate_is_open), which)
+            before, size = _oldest_fitting(session, model, free, too_many, now)
+        gone += _forget_before(database, blobs, model, before, which, gate_is_open)
+        too_many -= size
+        if too_many <= 0:
+            break
+    return gone
 
 
 def forget(session: Session, observations: Sequence[int]) -> None:
@@ -106,21 +129,26 @@ def sweep(database: Database, blobs: Path, now: datetime) -> int:
     return removed + remove_unclaimed(database, blobs, batch)
 
 
-def _forget_before(database: Database, blobs: Path, model: str, before: str) -> ExpiredCounts:
-    removed, files = 0, 0
-    while True:
+def _forget_before(
+    database: Database, blobs: Path, model: str, before: str, which: ColumnElement[bool], gate_is_open: GateIsOpen
+) -> ExpiredCounts:
+    """Forget those of *which* that are older than *before*: they are looked for while others write."""
+    with database.read() as session:
+        free = (*_nobody_holds(session, model, gate_is_open), _is_older(before), which)
+        found = session.scalars(select(ObservationRow.number).where(*free).order_by(ObservationRow.number)).all()
+    gone = ExpiredCounts(0, 0)
+    for begin in range(0, len(found), _AT_ONCE):
         with database.begin(alone=True) as session:
-            statement = select(ObservationRow.number, ObservationRow.content_digest).where(
-                *_nobody_holds(session, model), _is_older(before)
-            )
-            rows = session.execute(statement.order_by(ObservationRow.number).limit(_AT_ONCE)).all()
+            free = (*_nobody_holds(session, model, gate_is_open), _is_older(before), which)  # still
+            statement = select(ObservationRow.number, ObservationRow.content_digest)
+            rows = session.execute(
+                statement.where(ObservationRow.number.in_(found[begin : begin + _AT_ONCE]), *free)
+            ).all()
             numbers = [number for number, _ in rows]
             begin_after(session, model, numbers, before)
             forget(session, numbers)
-        files += remove_unclaimed(database, blobs, [digest for _, digest in rows])
-        removed += len(rows)
-        if len(rows) < _AT_ONCE:
-            return ExpiredCounts(removed, files)
+        gone += ExpiredCounts(len(rows), remove_unclaimed(database, blobs, [digest for _, digest in rows]))
+    return gone
 
 
 def _oldest_kept(session: Session, model: str, policy: RetentionPolicy, now: datetime) -> str:
@@ -135,28 +163,28 @@ def _oldest_kept(session: Session, model: str, policy: RetentionPolicy, now: dat
     return max(before, session.scalar(times.offset(policy.most_observations - 1).limit(1)) or before)
 
 
-def _oldest_fitting(session: Session, model: str, too_many: int, now: datetime) -> str:
-    """Return the time before which pictures are forgotten that take *too_many* bytes, as rows have times.
+def _oldest_fitting(
+    session: Session, model: str, free: Sequence[ColumnElement[bool]], too_many: int, now: datetime
+) -> tuple[str, int]:
+    """Return the time before which pictures are forgotten that take *too_many* bytes, as rows have times, and how many.
 
-    It is about half of what nobody holds at most: where there is hardly room beside what is held, the newest ones stay
-    until somebody can say what they are.
+    They are about half of those that are *free* at most.
     """
     newest, time = _ages(model)
     of_moments = (
         select(time, total_bytes())
         .outerjoin(newest, newest.c.observation == ObservationRow.number)
-        .where(*_nobody_holds(session, model))
+        .where(*free)
         .group_by(time)
         .order_by(time)
     )
-    free = session.scalar(select(total_bytes()).where(*_nobody_holds(session, model))) or 0
-    too_many, passed = min(too_many, free // 2), 0
+    too_many, passed = min(too_many, (session.scalar(select(total_bytes()).where(*free)) or 0) // 2), 0
     with session.execute(of_moments, execution_options={"yield_per": _AT_ONCE}) as moments:
         for begin, size in moments:
             if passed >= too_many:
-                return str(begin)
+                return str(begin), passed
             passed += size
-    return as_row(now)
+    return as_row(now), passed
 
 
 def _ages(model: str) -> tuple[Subquery, ColumnElement[str]]:
@@ -171,14 +199,14 @@ def _ages(model: str) -> tuple[Subquery, ColumnElement[str]]:
     return newest, case((answered, newest.c.time), else_=ObservationRow.create_time)
 
 
-def _nobody_holds(session: Session, model: str) -> tuple[ColumnElement[bool], ...]:
+def _nobody_holds(session: Session, model: str, gate_is_open: GateIsOpen) -> tuple[ColumnElement[bool], ...]:
     held = exists().where(SnapshotSampleRow.observation == ObservationRow.number)
     return (
         ObservationRow.model == model,
         ObservationRow.sample.is_(None),
         ObservationRow.state != State.ACCEPTED,
         ~held,
-        ~held_for_gate(session, model),
+        ~held_for_gate(session, model, gate_is_open),
     )
 
 

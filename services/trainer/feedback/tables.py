@@ -123,9 +123,9 @@ class LoopModelRow(Base):
     restarts: Mapped[dict[str, int]] = mapped_column(JSON, default=dict)
     """By version: how often `incomplete_draw` has passed draws that it had answered."""
     gate_begin_draw: Mapped[int] = mapped_column(Number, default=0)
-    """Contents to judge candidates by count after it; it rests while a gate is open."""
+    """Contents to judge candidates by count after it; set when a gate begins, it rests until the next one does."""
     gate_end_draw: Mapped[int | None] = mapped_column(Number)
-    """Last draw that they count of, where there was no room to hold later ones for the gate that is open."""
+    """Last draw that they count of, where there was no room to hold later ones for the gate that began last."""
 
 
 class AnswerRow(Base):

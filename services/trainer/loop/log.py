@@ -13,6 +13,8 @@ from sqlalchemy.orm import Session
 
 from services.common.errors import Conflict
 from services.trainer.clock import as_row
+from services.trainer.feedback.beginnings import begin_gate
+from services.trainer.loop.cycle_payloads import CycleEnded, GateBegun, GateDecided
 from services.trainer.loop.events import Event, parse_payload
 from services.trainer.loop.payloads import DeletionRequested, Wish
 from services.trainer.loop.reducer import fold
@@ -83,6 +85,8 @@ class EventLog:
         if (last.number if last else 0) != event.number - 1:
             raise _not_alone(f"event {event.number} of model {event.model!r} was written meanwhile")
         session.add(_row(event))
+        if isinstance(event.payload, GateBegun):
+            begin_gate(session, event.model)
 
     def ask(self, model: str, payload: Wish | DeletionRequested) -> Event:
         """Write what is asked for by hand; asked for again, nothing happens.
@@ -206,6 +210,15 @@ class Leases:
             row = session.get(LoopLeaseRow, lease.model)
             if row is not None and row.fence == lease.fence:
                 row.expire_time = as_row(self._clock())
+
+
+def gate_is_open(session: Session, model: str) -> bool:
+    """Return whether the gate of a model that began last has neither decided nor ended with its cycle."""
+    begun = select(EventRow.cycle).where(EventRow.model == model, EventRow.kind == GateBegun.kind)
+    cycle = session.scalar(begun.order_by(EventRow.number.desc()).limit(1))
+    endings = [f"{each.kind}-{cycle}" for each in (GateDecided, CycleEnded)]
+    ended = select(EventRow.number).where(EventRow.model == model, EventRow.key.in_(endings))
+    return cycle is not None and session.scalar(ended.limit(1)) is None
 
 
 def _by_key(session: Session, model: str, key: str) -> EventRow | None:

@@ -22,7 +22,7 @@ from services.trainer.feedback.counting import fold_counts
 from services.trainer.feedback.policy import PolicyOf
 from services.trainer.feedback.retention import expire, make_room, sweep
 from services.trainer.feedback.tables import LoopModelRow
-from services.trainer.loop.log import Clock, utc_now
+from services.trainer.loop.log import Clock, gate_is_open, utc_now
 from services.trainer.loop.pruning import prune_answers
 from services.trainer.provenance.deletion import Deletions
 from services.trainer.provenance.erasure import Erasure
@@ -31,6 +31,8 @@ from services.trainer.storage.database import Database
 EVERY_SECONDS = 3600.0
 ROOM_SECONDS = 5.0
 """Between two looks at whether pictures have room."""
+ALL_HELD_SECONDS = 60.0
+"""After a look that found no room and no picture that might go, until the next one at that model: all are read."""
 SILENT = timedelta(days=7)
 """So long a gateway is not heard of, which tells its counts every hour as long as it lives, until it counts as gone."""
 LISTENED = timedelta(hours=2)
@@ -73,6 +75,8 @@ class Upkeep:
         self._in_use = in_use
         self._clock = clock
         self._begin_time = clock()
+        self._all_held: dict[str, float] = {}
+        """By model: when it was seen, on the monotonic clock, that there is no room and nothing may go."""
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -123,12 +127,20 @@ class Upkeep:
             return list(session.scalars(select(LoopModelRow.model).order_by(LoopModelRow.model)))
 
     def _make_room(self, model: str) -> None:
-        counts = make_room(self._database, self._blobs, model, self._policy_of(model).capture, self._clock())
-        if counts.observations:
+        if time.monotonic() - self._all_held.get(model, -math.inf) < ALL_HELD_SECONDS:
+            return
+        policy = self._policy_of(model).capture
+        counts = make_room(self._database, self._blobs, model, policy, self._clock(), gate_is_open)
+        if counts is None:
+            return
+        if not counts.observations:
+            self._all_held[model] = time.monotonic()
+        else:
             log.info("pictures made room", model=model, pictures=counts.observations, files=counts.blobs)
 
     def _expire(self, model: str) -> None:
-        counts = expire(self._database, self._blobs, model, self._policy_of(model).retention, self._clock())
+        policy = self._policy_of(model).retention
+        counts = expire(self._database, self._blobs, model, policy, self._clock(), gate_is_open)
         if counts.observations:
             log.info("old pictures were forgotten", model=model, pictures=counts.observations, files=counts.blobs)
 

@@ -1,10 +1,13 @@
 """What is too old or too much is forgotten; what is learnt from is not."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
 
 from services.trainer.data.blobs import Blobs
 from services.trainer.data.imported import NewSample, SampleImport
@@ -54,6 +57,19 @@ def six(intake: Intake, database: Database, sifter: Sifter) -> None:
         session.add(AnswerRow(model="pets", version=1, observation=3, **answer))
 
 
+def no_gate(session: Session, model: str) -> bool:
+    return False
+
+
+def expired(database: Database, blobs: Blobs, policy: RetentionPolicy) -> ExpiredCounts:
+    return expire(database, blobs.folder, "pets", policy, NOW, no_gate)
+
+
+def room_made(database: Database, blobs: Blobs, most: int) -> ExpiredCounts | None:
+    policy = CapturePolicy(max_bytes=most, least_free_bytes=0)
+    return make_room(database, blobs.folder, "pets", policy, NOW + timedelta(days=1), no_gate)
+
+
 def left(database: Database) -> list[int]:
     with database.read() as session:
         return list(session.scalars(select(ObservationRow.number).order_by(ObservationRow.number)))
@@ -61,7 +77,7 @@ def left(database: Database) -> list[int]:
 
 @pytest.mark.usefixtures("six")
 def test_old_pictures_go_with_all_that_is_known_of_them(database: Database, blobs: Blobs) -> None:
-    counts = expire(database, blobs.folder, "pets", MONTH, NOW)
+    counts = expired(database, blobs, MONTH)
 
     assert counts == ExpiredCounts(2, 2)
     assert left(database) == [1, 2, 5, 6]
@@ -70,33 +86,63 @@ def test_old_pictures_go_with_all_that_is_known_of_them(database: Database, blob
         assert sorted(session.scalars(select(PredictionRow.observation))) == [1, 2, 5, 6]
         assert list(session.scalars(select(VoteRow.observation))) == [1]
         assert list(session.scalars(select(FindingRow))) == list(session.scalars(select(AnswerRow))) == []
-    assert expire(database, blobs.folder, "pets", MONTH, NOW) == ExpiredCounts(0, 0)
+    assert expired(database, blobs, MONTH) == ExpiredCounts(0, 0)
 
 
 @pytest.mark.usefixtures("six")
 def test_of_too_many_the_oldest_go(database: Database, blobs: Blobs) -> None:
-    counts = expire(database, blobs.folder, "pets", RetentionPolicy(days=1000, most_observations=1), NOW)
+    counts = expired(database, blobs, RetentionPolicy(days=1000, most_observations=1))
 
     assert counts.observations == 3
     assert left(database) == [1, 2, 6]
 
 
 @pytest.mark.usefixtures("six")
-def test_where_the_bytes_are_full_the_oldest_make_room_that_nothing_holds(database: Database, blobs: Blobs) -> None:
+def test_where_the_bytes_are_full_those_of_which_nobody_spoke_make_room_first(database: Database, blobs: Blobs) -> None:
+    with database.begin(alone=True) as session:
+        session.execute(update(ObservationRow).values(size_bytes=100))
+        vote(session, session.get_one(ObservationRow, 5), Word("ann", VoteKind.PROPOSAL, proposal="yak"))
+
+    assert room_made(database, blobs, 632) is None
+    assert room_made(database, blobs, 630) == ExpiredCounts(1, 1)
+    assert left(database) == [1, 2, 3, 5, 6]  # the word on 3 is as old as 4 was
+    assert room_made(database, blobs, 500) == ExpiredCounts(1, 1)
+    assert left(database) == [1, 2, 3, 5]
+    assert room_made(database, blobs, 1) == ExpiredCounts(1, 1)  # of two that nothing holds
+    assert left(database) == [1, 2, 5]
+
+
+@pytest.mark.usefixtures("six")
+def test_the_newest_stay_where_little_beside_what_is_held_may_go(database: Database, blobs: Blobs) -> None:
     with database.begin() as session:
         session.execute(update(ObservationRow).values(size_bytes=100))
-        older = (NOW - timedelta(days=50)).isoformat(timespec="milliseconds")
-        session.execute(update(ObservationRow).where(ObservationRow.number == 4).values(create_time=older))
-        session.execute(update(PredictionRow).where(PredictionRow.observation == 4).values(time=older))
 
-    def made_by(most: int) -> ExpiredCounts:
-        return make_room(database, blobs.folder, "pets", CapturePolicy(max_bytes=most, least_free_bytes=0), NOW)
-
-    assert made_by(632) == ExpiredCounts(0, 0)
-    assert made_by(630) == ExpiredCounts(1, 1)
-    assert left(database) == [1, 2, 3, 5, 6]
-    assert made_by(1) == ExpiredCounts(2, 2)  # of three that nothing holds
+    assert room_made(database, blobs, 1) == ExpiredCounts(3, 3)  # two of three without a word, and that with one
     assert left(database) == [1, 2, 6]
+
+
+@pytest.mark.usefixtures("six")
+@pytest.mark.parametrize("word", [Word("ann", VoteKind.LABEL, label=1), Word("rex", VoteKind.LABEL, True, 1)])
+def test_a_picture_of_which_somebody_speaks_while_room_is_made_stays(
+    database: Database, blobs: Blobs, sifter: Sifter, monkeypatch: pytest.MonkeyPatch, word: Word
+) -> None:
+    with database.begin() as session:
+        session.execute(update(ObservationRow).values(size_bytes=100))
+    begin = database.begin
+
+    @contextmanager
+    def begin_late(*, alone: bool = False) -> Iterator[Session]:
+        monkeypatch.setattr(database, "begin", begin)
+        with begin(alone=True) as session:
+            vote(session, session.get_one(ObservationRow, 4), word)
+        sifter.sift("pets")
+        with begin(alone=alone) as session:
+            yield session
+
+    monkeypatch.setattr(database, "begin", begin_late)
+
+    assert room_made(database, blobs, 630) == ExpiredCounts(0, 0)
+    assert left(database) == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.usefixtures("six")
@@ -115,10 +161,10 @@ def test_draws_are_numbered_once_whatever_becomes_of_them(database: Database, bl
 def test_a_picture_is_as_old_as_its_newest_answer(database: Database, blobs: Blobs, intake: Intake) -> None:
     intake.take([captured(30, pictures(3)[2], time=(NOW - timedelta(days=29)).isoformat(timespec="milliseconds"))])
 
-    assert expire(database, blobs.folder, "pets", MONTH, NOW).observations == 1
+    assert expired(database, blobs, MONTH).observations == 1
     assert left(database) == [1, 2, 3, 5, 6]
     few = RetentionPolicy(days=1000, most_observations=3)
-    assert expire(database, blobs.folder, "pets", few, NOW).observations == 0  # 3, 5, 6 are the newest
+    assert expired(database, blobs, few).observations == 0  # 3, 5, 6 are the newest
     assert left(database) == [1, 2, 3, 5, 6]
 
 
@@ -130,7 +176,7 @@ def test_a_file_that_another_model_has_too_stays(
     policies["birds"] = policies["pets"]
     intake.take([captured(20, pictures(3)[2], model="birds")])
 
-    assert expire(database, blobs.folder, "pets", MONTH, NOW) == ExpiredCounts(2, 1)
+    assert expired(database, blobs, MONTH) == ExpiredCounts(2, 1)
 
 
 def test_files_that_nobody_names_are_swept_when_they_are_old(database: Database, blobs: Blobs, intake: Intake) -> None:

@@ -11,15 +11,15 @@ from services.trainer.data.observing import Role, State, VoteKind
 from services.trainer.data.tables import ObservationRow, PredictionRow
 from services.trainer.feedback.observations import ensure_loop_model
 from services.trainer.feedback.policy import CapturePolicy, RetentionPolicy
-from services.trainer.feedback.retention import expire, make_room
+from services.trainer.feedback.retention import ExpiredCounts, expire, make_room
 from services.trainer.feedback.tables import AnswerRow, FindingRow
 from services.trainer.loop import streams
 from services.trainer.loop.cycle_payloads import CycleEnded, GateBegun, GateDecided
 from services.trainer.loop.events import Event
 from services.trainer.loop.holdout import read_holdout
+from services.trainer.loop.log import EventLog, Leases, gate_is_open
 from services.trainer.loop.payloads import Payload
 from services.trainer.loop.streams import UNREADABLE, read_judged_draws, read_live_stream
-from services.trainer.loop.tables import EventRow
 from services.trainer.loop.values import GateOutcome, Outcome, Ruling
 from services.trainer.storage.database import Database
 from tests.trainer.loop.conftest import MODEL
@@ -36,7 +36,16 @@ from tests.trainer.loop.rows import (
 
 RED, GREEN, BLUE = 0, 1, 2
 CHAMPION, CANDIDATE = 1, 2
+RULING = Ruling(rule="EVIDENCE")
+BEGUN = GateBegun(candidate_count=1, error_share=0.03, margin=0.0)
 pytestmark = pytest.mark.usefixtures("task")
+
+
+def happen(database: Database, number: int, payload: Payload, cycle: int = 3) -> None:
+    """Let something happen in a cycle, as the loop writes it down."""
+    lease = Leases(database, "this one").hold(MODEL)
+    assert lease is not None
+    EventLog(database).append(Event(MODEL, number, cycle, datetime(2026, 3, 1, tzinfo=UTC), payload), lease)
 
 
 def live(database: Database, most: int = 100) -> tuple[list[int], int, int]:
@@ -239,24 +248,14 @@ def test_streams_begin_after_the_time_of_which_draws_were_forgotten(
     assert live(database) == ([1], 0, 1)
 
     kept = RetentionPolicy(days=90)
-    expire(database, tmp_path, MODEL, kept, datetime(2026, 3, 2, tzinfo=UTC))
+    expire(database, tmp_path, MODEL, kept, datetime(2026, 3, 2, tzinfo=UTC), gate_is_open)
     assert live(database) == ([1], 0, 1)  # nothing was forgotten: it waits for the reviewer still
-    expire(database, tmp_path, MODEL, kept, datetime(2026, 4, 15, tzinfo=UTC))
+    expire(database, tmp_path, MODEL, kept, datetime(2026, 4, 15, tzinfo=UTC), gate_is_open)
 
+    happen(database, 1, BEGUN)
     assert live(database) == ([1, 1, 1], 0, 0)
     with database.read() as session:
         assert read_judged_draws(session, task, CHAMPION, asked=True).draw.tolist() == [4, 5, 6]
-
-
-def add_event(database: Database, number: int, payload: Payload) -> None:
-    with database.begin() as session:
-        event = Event(MODEL, number, 3, datetime(2026, 3, 1, tzinfo=UTC), payload)
-        fields = {"cycle": event.cycle, "kind": event.kind, "key": event.key, "time": TIME, "payload": {}}
-        session.add(EventRow(model=MODEL, number=number, **fields))
-
-
-RULING = Ruling(rule="EVIDENCE")
-BEGUN = GateBegun(candidate_count=1, error_share=0.03, margin=0.0)
 
 
 @pytest.mark.parametrize(
@@ -276,17 +275,18 @@ def test_what_an_open_gate_judges_by_stays_however_old_it_is(
     add_draws(database, learnt)
     for picture, label in ((lost, RED), (won, GREEN), *((each, RED) for each in learnt)):
         add_review(database, picture, label)
-    add_event(database, 1, BEGUN)
+    happen(database, 1, BEGUN)
     assert live(database) == ([-1, 1], 0, 0)
 
     kept = RetentionPolicy(days=90)
-    assert expire(database, tmp_path, MODEL, kept, datetime(2027, 1, 1, tzinfo=UTC)).observations == 2
+    assert expire(database, tmp_path, MODEL, kept, datetime(2027, 1, 1, tzinfo=UTC), gate_is_open).observations == 2
     assert live(database) == ([-1, 1], 0, 0)
     with database.read() as session:
         assert len(read_judged_draws(session, task, CHAMPION, asked=True).draw) == 0  # they may begin anew meanwhile
 
-    add_event(database, 2, end)
-    assert expire(database, tmp_path, MODEL, kept, datetime(2027, 1, 1, tzinfo=UTC)).observations == 2
+    happen(database, 2, end)
+    assert expire(database, tmp_path, MODEL, kept, datetime(2027, 1, 1, tzinfo=UTC), gate_is_open).observations == 2
+    happen(database, 3, BEGUN, cycle=4)
     drawn(database, 1, RED, RED)
     assert live(database) == ([0], 0, 0)
 
@@ -297,20 +297,26 @@ def test_a_gate_holds_half_of_the_bytes_and_what_comes_later_counts_for_the_next
     with database.begin(alone=True) as session:
         ensure_loop_model(session, MODEL)
     drawn(database, 6, RED, RED)
-    add_event(database, 1, BEGUN)
+    happen(database, 1, BEGUN)
     full = CapturePolicy(max_bytes=1000, least_free_bytes=0)
     present = datetime(2027, 1, 1, tzinfo=UTC)
-    assert make_room(database, tmp_path, MODEL, full, present).observations == 0  # 600 of 1,000 bytes
+
+    def made() -> ExpiredCounts | None:
+        return make_room(database, tmp_path, MODEL, full, present, gate_is_open)
+
+    assert made() is None  # 600 of 1,000 bytes
     drawn(database, 4, RED, RED)
-    assert make_room(database, tmp_path, MODEL, full, present).observations == 0  # all of them are held
+    assert made() == ExpiredCounts(0, 0)  # all of them are held
     drawn(database, 2, RED, RED)
 
     assert live(database) == ([0] * 10, 0, 0)
-    assert make_room(database, tmp_path, MODEL, full, present).observations == 2
+    assert made() == ExpiredCounts(2, 0)
     assert live(database) == ([0] * 10, 0, 0)
-    add_event(database, 2, GateDecided(outcome=GateOutcome.PASSED, ruling=RULING))
-    make_room(database, tmp_path, MODEL, full, present)
+    happen(database, 2, GateDecided(outcome=GateOutcome.PASSED, ruling=RULING))
+    happen(database, 3, BEGUN, cycle=4)  # at once: nothing has made room since
     assert live(database) == ([], 0, 0)
+    drawn(database, 3, RED, RED)
+    assert live(database) == ([0] * 3, 0, 0)
 
 
 def test_it_is_counted_for_each_version_how_often_its_judged_draws_begin_anew(
@@ -333,7 +339,8 @@ def test_it_is_counted_for_each_version_how_often_its_judged_draws_begin_anew(
             session.execute(
                 update(PredictionRow).where(PredictionRow.draw > last).values(time="2026-06-01T00:00:00.000Z")
             )
-        expire(database, tmp_path, MODEL, RetentionPolicy(days=90), datetime(2026, 5, 1, tzinfo=UTC))
+        kept = RetentionPolicy(days=90)
+        expire(database, tmp_path, MODEL, kept, datetime(2026, 5, 1, tzinfo=UTC), gate_is_open)
 
     def judged(version: int) -> tuple[list[int], int]:
         with database.read() as session:

@@ -11,8 +11,8 @@ from pydantic import SecretStr
 from sqlalchemy import select, update
 
 from services.trainer.clock import as_row
-from services.trainer.data.observing import store_picture
-from services.trainer.data.tables import PredictionRow
+from services.trainer.data.observing import State, store_picture
+from services.trainer.data.tables import ObservationRow, PredictionRow
 from services.trainer.feedback import retention
 from services.trainer.feedback.counting import sum_counts
 from services.trainer.feedback.policy import CapturePolicy, RetentionPolicy
@@ -129,6 +129,28 @@ async def test_it_goes_on_turn_after_turn_until_it_is_stopped(
     assert going._task.done()
 
 
+def test_where_all_is_held_it_is_not_looked_again_at_once(
+    house: House, keeping: Upkeep, policies: dict[str, Groups], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (held,) = house.capture(1, "ann", seed=1)
+    policies["pets"] = Groups(capture=CapturePolicy(max_bytes=1, least_free_bytes=0))
+
+    def become(state: State) -> None:
+        with house.database.begin() as session:
+            session.execute(update(ObservationRow).values(state=state))
+
+    house.age(held, LONG_AGO)
+    become(State.ACCEPTED)
+    keeping.make_room()
+    become(State.CAPTURED)
+    keeping.make_room()
+    assert house.picture(held) is not None
+
+    monkeypatch.setattr(upkeep, "ALL_HELD_SECONDS", 0.0)
+    keeping.make_room()
+    assert house.picture(held) is None
+
+
 async def test_room_is_made_between_the_hours(
     house: House, policies: dict[str, Groups], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,9 +161,9 @@ async def test_room_is_made_between_the_hours(
         loop.call_soon_threadsafe(swept.set)
         return retention.sweep(*given)
 
-    def make_room(*given: Any) -> retention.ExpiredCounts:
+    def make_room(*given: Any) -> retention.ExpiredCounts | None:
         counts = retention.make_room(*given)
-        if counts.observations:
+        if counts is not None and counts.observations:
             loop.call_soon_threadsafe(made.set)
         return counts
 

@@ -22,7 +22,7 @@ from services.trainer.feedback.queue import ObservationFilter, Order
 from services.trainer.feedback.retention import make_room
 from services.trainer.feedback.review import Decision, Reviewing
 from services.trainer.feedback.voting import NewFeedback, Voting
-from services.trainer.loop.log import EventLog, Leases
+from services.trainer.loop.log import EventLog, Leases, gate_is_open
 from services.trainer.loop.overview import read_overview
 from services.trainer.loop.payloads import TriggerWished
 from services.trainer.loop.policy import LoopPolicy
@@ -180,8 +180,9 @@ def test_the_oldest_pictures_make_room(house: House, policies: dict[str, Groups]
     assert type(stored) is int
     policy = policies["pets"].capture.model_copy(update={"max_bytes": stored})
 
-    freed = make_room(house.database, house.folders.blobs, "pets", policy, house.clock())
+    freed = make_room(house.database, house.folders.blobs, "pets", policy, house.clock(), gate_is_open)
 
+    assert freed is not None
     assert (freed.observations, house.picture(1)) == (1, None)
 
 
