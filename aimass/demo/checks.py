@@ -13,6 +13,7 @@ from aimass.trainer.v1.capture_pb2 import CapturedPrediction
 from gateway.journal import Journal
 from services.trainer.data.observing import Role
 from services.trainer.data.tables import ObservationRow, PredictionRow, SampleRow, SnapshotSampleRow, VoteRow
+from services.trainer.loop.cycle_payloads import GateMeasured
 from services.trainer.storage.database import Database
 
 
@@ -53,8 +54,7 @@ def invariants(home: Path, record: Record, crowd: Crowd) -> dict[str, bool]:
         if event.kind == "promotion.intended" and event.cycle and event.cycle not in passed:
             unproved += 1
         if event.kind == "gate.measured":
-            live = event.payload["figures"]["live"]
-            most_judged = max(most_judged, live["wins"] + live["ties"] + live["losses"])
+            most_judged = max(most_judged, GateMeasured.model_validate(event.payload).figures.live.count)
     database = Database(f"sqlite:///{home / 'trainer.db'}")
     try:
         with database.read() as session:
