@@ -77,7 +77,7 @@ async def live(suite: Suite, home: Path, pictures: Pictures, out: Console) -> tu
         await record.wait_for(lambda event: event.kind == "promoted")
         crowd.left = True
         taught = record.serving[-1][1]
-        pictures_before, names_before = search(home, own)
+        pictures_before, names_before = await asyncio.to_thread(search, home, own)
         out.print(f"version {taught} serves; {pictures_before} pictures found, the name in {names_before}")
         async with open_channel(suite.address) as channel:
             stub = LoopServiceStub(channel)
@@ -89,7 +89,7 @@ async def live(suite: Suite, home: Path, pictures: Pictures, out: Console) -> tu
                 times[kind] = event.seconds - asked
             found = (await stub.GetDeletion(loop_pb2.GetDeletionRequest(id=DELETION))).deletion
         report = json.loads(found.report_json)
-        pictures_left, names_left = search(home, own)
+        pictures_left, names_left = await asyncio.to_thread(search, home, own)
         out.print(f"afterwards {pictures_left}, the name in {names_left}; the suite's own search: {report['search']}")
         out.print(f"removed: {report['models'][MODEL]['removed']}, tainted versions: {list(found.tainted_versions)}")
         held["pictures and name were there before"] = pictures_before > 0 and bool(names_before)
