@@ -13,7 +13,7 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from rich.console import Console
 
 from aimass.client import AsyncClient, PredictionError
 from aimass.demo.pictures import Picture, Pictures, share_out
-from aimass.demo.record import Record
+from aimass.demo.record import Happened, Record
 from aimass.demo.story import PER_SECOND, POLICY, prepare
 from aimass.demo.suite import Suite
 from aimass.demo.users import MODEL, REVIEWER, Crowd, Reviewer, make_keys, together
@@ -74,7 +74,7 @@ async def live(suite: Suite, home: Path, pictures: Pictures, out: Console) -> tu
     held: dict[str, bool] = {}
 
     async def scene() -> None:
-        await record.wait_for(lambda event: event.kind == "promoted")
+        await record.wait_for(_is("promoted"))
         crowd.left = True
         taught = record.serving[-1][1]
         pictures_before, names_before = await asyncio.to_thread(search, home, own)
@@ -85,7 +85,7 @@ async def live(suite: Suite, home: Path, pictures: Pictures, out: Console) -> tu
             request = loop_pb2.DeleteContributorRequest(contributor=LEAVES, request_id=DELETION)
             await stub.DeleteContributor(request)
             for kind in STAGES:
-                event = await record.wait_for(lambda event, kind=kind: event.kind == kind, after)
+                event = await record.wait_for(_is(kind), after)
                 times[kind] = event.seconds - asked
             found = (await stub.GetDeletion(loop_pb2.GetDeletionRequest(id=DELETION))).deletion
         report = json.loads(found.report_json)
@@ -123,6 +123,10 @@ def search(home: Path, own: Sequence[Picture]) -> tuple[int, list[str]]:
         if NAME.search(data):
             named.append(str(path.relative_to(home)))
     return len(found), named
+
+
+def _is(kind: str) -> Callable[[Happened], bool]:
+    return lambda event: event.kind == kind
 
 
 async def _is_refused(address: str, key: str, picture: Picture, version: int) -> bool:
