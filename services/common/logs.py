@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, MutableMapping
 from contextvars import ContextVar
 from typing import Any, Literal
 
+import grpc
 import structlog
 
 REQUEST_ID_KEY = "x-request-id"
@@ -53,6 +54,16 @@ def configure_logs(service: str, level: str = "INFO", style: Literal["auto", "js
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger(grpc.aio.InternalError.__module__).addFilter(_is_fault)
+
+
+def _is_fault(record: logging.LogRecord) -> bool:
+    """Whether grpc complains of more than an answer to a caller who has gone, or whose deadline passed as it left.
+
+    grpc holds its tongue itself where it has learnt so before the answer fails, which is a race.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, grpc.aio.InternalError)
 
 
 def _add_service(service: str) -> Callable[[Any, str, MutableMapping[str, Any]], MutableMapping[str, Any]]:

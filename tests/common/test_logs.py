@@ -34,10 +34,41 @@ async def main(settings, stop):
 run_process("probe", ProbeSettings, main)
 """
 
+LATE_PROBE = """
+import asyncio, sys
+import grpc
+from pydantic_settings import SettingsConfigDict
+from services.common.server import GrpcServer, Service, run_process
+from services.common.settings import ServiceSettings
 
-def run_probe(**variables: str) -> subprocess.CompletedProcess:
+class ProbeSettings(ServiceSettings):
+    model_config = SettingsConfigDict(env_prefix="PROBE_")
+
+async def late(request, context):
+    await asyncio.sleep(max(0.0, context.time_remaining() - 0.001))  # so that answer and deadline meet
+    raise TimeoutError
+
+def register(server):
+    handlers = {"Late": grpc.unary_unary_rpc_method_handler(late)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Test", handlers),))
+
+async def main(settings, stop):
+    server = GrpcServer("127.0.0.1:0", [Service("test.Test", register)], max_message_bytes=1000)
+    port = await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = channel.unary_unary("/test.Test/Late")
+        for _ in range(40):
+            answers = await asyncio.gather(*(call(b"", timeout=0.02) for _ in range(30)), return_exceptions=True)
+            print({answer.code().name for answer in answers})
+    await server.stop(1.0)
+
+run_process("probe", ProbeSettings, main)
+"""
+
+
+def run_probe(probe: str = PROBE, **variables: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, **variables}
-    return subprocess.run([sys.executable, "-c", PROBE], env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, "-c", probe], env=environment, capture_output=True, text=True, timeout=60)
 
 
 def test_every_line_is_one_json_event_with_its_request_id():
@@ -59,6 +90,14 @@ def test_console_style_is_for_people():
     assert finished.stderr.count("ZeroDivisionError: division by zero") == 2
     assert "Warning" not in finished.stderr
     assert not finished.stderr.startswith("{")
+
+
+def test_an_answer_that_comes_with_the_deadline_is_no_fault():
+    finished = run_probe(LATE_PROBE)
+
+    assert finished.returncode == 0
+    assert finished.stdout == "{'DEADLINE_EXCEEDED'}\n" * 40
+    assert {json.loads(line)["level"] for line in finished.stderr.splitlines() if line.startswith("{")} <= {"info"}
 
 
 def test_wrong_setting_ends_the_process_with_a_sentence():
