@@ -24,8 +24,9 @@ demo: $(INSTALLED) ## watch a weak model become better by its users, without a t
 	$(BIN)/aimass demo $(if $(KILLS),--kills $(KILLS))
 
 test: $(INSTALLED) ## run all tests
-	@# Hundreds of processes import the same modules: compiled once, whatever the machine has it otherwise.
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
+	@# Hundreds of processes import the same modules: compiled once, whatever the machine has it otherwise. Threads that
+	@# wait for each other do not spin: two tests at once share the processors.
+	PYTHONDONTWRITEBYTECODE= OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 test-cuda: $(INSTALLED) ## the same tests, with the graphs on an NVIDIA GPU
 	TEST_DEVICE=cuda $(BIN)/python -m pytest
