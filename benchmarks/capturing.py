@@ -360,9 +360,9 @@ def main() -> None:
     """Measure and report; end with 1 where capture costs too much, an answer failed or the books do not balance."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--modes", choices=("pipeline", "services"), nargs="*", default=["pipeline", "services"])
-    parser.add_argument("--lead-seconds", type=float, default=12.0, help="load before each measurement")
-    parser.add_argument("--seconds", type=float, default=8.0, help="length of one measurement")
-    parser.add_argument("--rounds", type=int, default=9, help="measurements of each suite; 0 leaves them out")
+    parser.add_argument("--lead-seconds", type=float, default=40.0, help="load before each measurement")
+    parser.add_argument("--seconds", type=float, default=20.0, help="length of one measurement")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each suite; 0 leaves them out")
     parser.add_argument("--scene-seconds", type=float, default=15.0, help="length of each scene; 0 leaves them out")
     options = parser.parse_args()
     out, held = Console(width=200, highlight=False), True

@@ -42,8 +42,10 @@ Connect = Callable[[AsyncIterator[CaptureRequest]], AsyncIterable[CaptureRespons
 RECONNECT_SECONDS = 0.2
 """Wait before a stream that broke is opened again; doubled by each that brings nothing, up to the longest."""
 LONGEST_RECONNECT_SECONDS = 5.0
-SEND_SECONDS = 1.0
-"""How often the trainer is sent what was captured, and counts; at once where somebody waits for it or much is there."""
+SEND_SECONDS = 5.0
+"""How often the trainer is sent what was captured, and counts; at once where somebody waits for it or much is there.
+
+In one process each round holds up the answers that are on their way: once a second, that is felt in their p99."""
 HEARTBEAT_SECONDS = 3600.0
 """How often it is sent counts where nothing has changed: a gateway that is silent for long counts as gone."""
 MARGIN_BYTES = 64 * 1024

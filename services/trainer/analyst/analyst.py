@@ -34,9 +34,9 @@ from services.trainer.settings import TrainerSettings
 from services.trainer.storage.database import Database
 
 POLL_SECONDS = 0.5
-LOOK_SECONDS = 5.0
+LOOK_SECONDS = 20.0
 """How often all is looked through where nobody waits for it: for what time alone makes due, and for pictures that only
-came; one by one they would take several times as long."""
+came; together they take a fraction of what they would one by one."""
 
 log = structlog.get_logger(__name__)
 
