@@ -1,7 +1,6 @@
 """`aimass loop`: how the loop of a model stands, what has happened in it, and the hand on it."""
 
 import json
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -74,9 +73,7 @@ def show_analysis(out: Console, address: str, key: str, model: str, to: Path | N
 
 def trigger(out: Console, address: str, key: str, model: str, reason: str, strategy: str, request_id: str) -> None:
     """Begin a cycle by hand."""
-    request = pb.TriggerCycleRequest(
-        model=model, reason=reason, strategy=strategy, request_id=request_id or uuid.uuid4().hex
-    )
+    request = pb.TriggerCycleRequest(model=model, reason=reason, strategy=strategy, request_id=request_id)
     with open_suite(address, key) as suite:
         cycle = suite.ask(suite.loop.TriggerCycle, request).cycle
     say(out, f"{model}: cycle {_cycle(cycle)}")
@@ -85,9 +82,7 @@ def trigger(out: Console, address: str, key: str, model: str, reason: str, strat
 def propose(out: Console, address: str, key: str, model: str, version: int, not_worse: bool, request_id: str) -> None:
     """Put a published version to the gate."""
     goal = pb.Cycle.GOAL_NOT_WORSE if not_worse else pb.Cycle.GOAL_BETTER
-    request = pb.ProposeVersionRequest(
-        model=model, version=version, goal=goal, request_id=request_id or uuid.uuid4().hex
-    )
+    request = pb.ProposeVersionRequest(model=model, version=version, goal=goal, request_id=request_id)
     with open_suite(address, key) as suite:
         cycle = suite.ask(suite.loop.ProposeVersion, request).cycle
     say(out, f"{model}: cycle {_cycle(cycle)}")
@@ -97,18 +92,14 @@ def promote(out: Console, address: str, key: str, model: str, version: int, reas
     """Let the candidate, or *version* where that is not 0, serve at once."""
     with open_suite(address, key) as suite:
         number = version or _candidate(suite, model)
-        request = pb.PromoteCandidateRequest(
-            model=model, version=number, reason=reason, request_id=request_id or uuid.uuid4().hex
-        )
+        request = pb.PromoteCandidateRequest(model=model, version=number, reason=reason, request_id=request_id)
         event = suite.ask(suite.loop.PromoteCandidate, request).event
     say(out, f"{model}: version {number} serves, event {event.number}")
 
 
 def reject(out: Console, address: str, key: str, model: str, version: int, reason: str, request_id: str) -> None:
     """End the cycle under way, or only one whose candidate is *version* where that is not 0."""
-    request = pb.RejectCandidateRequest(
-        model=model, version=version, reason=reason, request_id=request_id or uuid.uuid4().hex
-    )
+    request = pb.RejectCandidateRequest(model=model, version=version, reason=reason, request_id=request_id)
     with open_suite(address, key) as suite:
         event = suite.ask(suite.loop.RejectCandidate, request).event
     say(out, f"{model}: cycle {event.cycle} is ended, event {event.number}")
@@ -116,7 +107,7 @@ def reject(out: Console, address: str, key: str, model: str, version: int, reaso
 
 def roll_back(out: Console, address: str, key: str, model: str, reason: str, request_id: str) -> None:
     """Let the version serve again that did before the last promotion."""
-    request = pb.RollBackRequest(model=model, reason=reason, request_id=request_id or uuid.uuid4().hex)
+    request = pb.RollBackRequest(model=model, reason=reason, request_id=request_id)
     with open_suite(address, key) as suite:
         answer = suite.ask(suite.loop.RollBack, request)
     say(out, f"{model}: version {answer.stable_version} serves again, event {answer.event.number}")

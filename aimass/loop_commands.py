@@ -1,5 +1,6 @@
 """The command line of the loop: how it stands, what has happened, and the hand on it."""
 
+import uuid
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +25,13 @@ loop.add_typer(delete, name="delete")
 
 Why = Annotated[str, typer.Option(help="Why; it is kept.")]
 Candidate = Annotated[int, typer.Option(min=0, max=MOST_NUMBER, help="Version; 0 is the candidate.")]
-RequestId = Annotated[str, typer.Option(help="Who asks twice with the same asks once; a new one if absent.")]
+RequestId = Annotated[
+    str,
+    typer.Option(
+        help="Who asks twice with the same asks once; a new one if absent.",
+        callback=lambda given: given or uuid.uuid4().hex,
+    ),
+]
 Yes = Annotated[bool, typer.Option("--yes", help="Don't ask first.")]
 As = Annotated[bool, typer.Option("--json", help="JSON.")]
 

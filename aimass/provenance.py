@@ -1,7 +1,6 @@
 """`aimass loop trace`, `delete` and `deletion`: where an answer comes from, and how it is forgotten."""
 
 import json
-import uuid
 
 from rich.console import Console
 from rich.markup import escape
@@ -36,14 +35,14 @@ def trace(out: Console, address: str, key: str, prediction_id: str, count: int) 
 
 def delete_sample(out: Console, address: str, key: str, number: int, request_id: str) -> None:
     """Delete a picture, and begin to replace what has learnt from it."""
-    request = pb.DeleteSampleRequest(observation_id=number, request_id=request_id or uuid.uuid4().hex)
+    request = pb.DeleteSampleRequest(observation_id=number, request_id=request_id)
     with open_suite(address, key) as suite:
         _show(out, suite.ask(suite.loop.DeleteSample, request).deletion)
 
 
 def delete_contributor(out: Console, address: str, key: str, contributor: str, request_id: str) -> None:
     """Delete all that a contributor has given, likewise."""
-    request = pb.DeleteContributorRequest(contributor=contributor, request_id=request_id or uuid.uuid4().hex)
+    request = pb.DeleteContributorRequest(contributor=contributor, request_id=request_id)
     with open_suite(address, key) as suite:
         _show(out, suite.ask(suite.loop.DeleteContributor, request).deletion)
 

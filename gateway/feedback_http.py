@@ -7,19 +7,18 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic_core import to_json
 
 from aimass.gateway.v1 import gateway_pb2 as pb
 from aimass.trainer.v1 import feedback_pb2
 from gateway import schemas
-from gateway.bodies import BodyBudget, is_form, read_form
-from gateway.callers import TIMEOUT_HEADER, backend_metadata, stated_timeout, unless_disconnected
+from gateway.bodies import is_form, read_form
+from gateway.callers import unless_disconnected
 from gateway.compression import read_body
 from gateway.documents import check_members, member, parse_object, quoted
 from gateway.feedback import Feedback
-from gateway.message_json import number_of, plain
+from gateway.message_json import number_of
 from gateway.message_schemas import answer_model
-from gateway.prediction import Deadline, Predictor
+from gateway.trainer_http import TrainerCalls, json_of
 from services.common.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -45,24 +44,13 @@ class FeedbackRoutes:
     Args:
         feedback: Sends what users say.
         stub: The trainer's feedback, for reviews.
-        predictor: Knows how long a request may take.
-        bodies: Room for what is sent.
-        max_body_bytes: Largest body.
+        calls: How that is called.
     """
 
-    def __init__(
-        self,
-        feedback: Feedback,
-        stub: FeedbackServiceAsyncStub,
-        predictor: Predictor,
-        bodies: BodyBudget,
-        max_body_bytes: int,
-    ) -> None:
+    def __init__(self, feedback: Feedback, stub: FeedbackServiceAsyncStub, calls: TrainerCalls) -> None:
         self._feedback = feedback
         self._stub = stub
-        self._predictor = predictor
-        self._bodies = bodies
-        self._max_body_bytes = max_body_bytes
+        self._calls = calls
 
     def router(self) -> APIRouter:
         """Return the routes."""
@@ -94,17 +82,17 @@ class FeedbackRoutes:
 
     async def _send(self, request: Request, prediction_id: str) -> Response:
         """Say it as JSON, or as a form that brings the image again; either `label` or `correct`."""
-        deadline = self._deadline(request)
-        with self._bodies.holding() as take:
+        deadline = self._calls.deadline(request)
+        with self._calls.bodies.holding() as take:
             async with asyncio.timeout(deadline.remaining()):
                 if is_form(request):
-                    document, images = await read_form(request, self._max_body_bytes, 1, take)
+                    document, images = await read_form(request, self._calls.max_body_bytes, 1, take)
                     message = _verdict(prediction_id, _typed(document), images)
                 else:
-                    body = await read_body(request, self._max_body_bytes, take)
+                    body = await read_body(request, self._calls.max_body_bytes, take)
                     message = _verdict(prediction_id, parse_object(body, "the feedback"), [])
             answer = await unless_disconnected(request, self._feedback.send(message, deadline.remaining()))
-        return _json(plain(answer))
+        return json_of(answer)
 
     async def _list(
         self,
@@ -129,34 +117,25 @@ class FeedbackRoutes:
             page_size=page_size,
             page_token=page_token,
         )
-        return _json(plain(await self._call(request, self._stub.ListObservations, message)))
+        return await self._calls.answer(request, self._stub.ListObservations, message)
 
     async def _image(self, request: Request, number: schemas.NumberInPath) -> Response:
         """Return the picture without metadata; `Image-Orientation` says how to turn it, as EXIF numbers it."""
         message = feedback_pb2.GetObservationImageRequest(id=number)
-        picture = await self._call(request, self._stub.GetObservationImage, message)
+        picture = await self._calls.call(request, self._stub.GetObservationImage, message)
         headers = {**_PICTURE_HEADERS, "Image-Orientation": str(picture.orientation or 1)}
         return Response(picture.image, headers=headers, media_type=f"image/{picture.format.lower()}")
 
     async def _review(self, request: Request, number: schemas.NumberInPath) -> Response:
         """Give one of four decisions: the label, that nobody can tell, that it is not wanted, or that it is right."""
         message = feedback_pb2.ReviewObservationRequest(id=number)
-        with self._bodies.holding() as take:
-            document = parse_object(await read_body(request, self._max_body_bytes, take), "the review")
-        check_members(document, ("label", *_REVIEWS), "the review")
+        document = await self._calls.document(request, ("label", *_REVIEWS), "the review")
         given = _only(document, ("label", *_REVIEWS), "the review")
         if given == "label":
             message.label = member(document, "label", str, "the review")
         else:
             setattr(message, given, member(document, given, bool, "the review"))
-        return _json(plain(await self._call(request, self._stub.ReviewObservation, message)))
-
-    async def _call(self, request: Request, call: Any, message: Any) -> Any:
-        timeout = self._deadline(request).remaining()
-        return await unless_disconnected(request, call(message, timeout=timeout, metadata=backend_metadata()))
-
-    def _deadline(self, request: Request) -> Deadline:
-        return self._predictor.deadline(stated_timeout(request.headers.get(TIMEOUT_HEADER)))
+        return await self._calls.answer(request, self._stub.ReviewObservation, message)
 
 
 def _verdict(prediction_id: str, document: dict[str, Any], images: list[bytes]) -> pb.SendFeedbackRequest:
@@ -199,7 +178,3 @@ def _typed(fields: Mapping[str, str]) -> dict[str, Any]:
     if correct not in ("true", "false"):
         raise InvalidInput(f"the field 'correct' of the form is {quoted(correct)}; give true or false")
     return {**fields, "correct": correct == "true"}
-
-
-def _json(document: Any) -> Response:
-    return Response(to_json(document), media_type="application/json")

@@ -29,6 +29,7 @@ from gateway.origin import OriginGuard
 from gateway.prediction import DEFAULT_TOP, Predictor
 from gateway.request_tracking import RequestTracking
 from gateway.settings import GatewaySettings
+from gateway.trainer_http import TrainerCalls
 from services.common.logs import REQUEST_ID_KEY
 from services.common.metrics import LabelledCounts
 from services.common.server import StopSignal
@@ -114,8 +115,9 @@ def create_app(
         return FileResponse(PAGE / "index.html", headers=_PAGE_HEADERS)
 
     limits = bodies, settings.max_body_bytes
-    app.include_router(FeedbackRoutes(feedback, backends.feedback, predictor, *limits).router())
-    app.include_router(LoopRoutes(backends.loop, predictor, *limits).router())
+    calls = TrainerCalls(predictor, *limits)
+    app.include_router(FeedbackRoutes(feedback, backends.feedback, calls).router())
+    app.include_router(LoopRoutes(backends.loop, calls).router())
     app.router.routes.extend(InferenceRoutes(backends.open_inference, predictor, *limits).all())
     app.mount("/page", _PageFiles(directory=PAGE))
     app.add_middleware(CallerBinding, access=access)

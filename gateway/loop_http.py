@@ -5,17 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic_core import to_json
 
 from aimass.trainer.v1 import loop_pb2 as pb
 from gateway import schemas
-from gateway.bodies import BodyBudget
-from gateway.callers import TIMEOUT_HEADER, backend_metadata, stated_timeout, unless_disconnected
-from gateway.compression import read_body
-from gateway.documents import bounded, check_members, member, parse_object
-from gateway.message_json import number_of, plain
+from gateway.documents import bounded, member
+from gateway.message_json import number_of
 from gateway.message_schemas import answer_model
-from gateway.prediction import Predictor
+from gateway.trainer_http import TrainerCalls
 
 if TYPE_CHECKING:
     from aimass.trainer.v1.loop_pb2_grpc import LoopServiceAsyncStub
@@ -34,18 +30,12 @@ class LoopRoutes:
 
     Args:
         stub: Of the trainer.
-        predictor: Knows how long a request may take.
-        bodies: Room for what is sent.
-        max_body_bytes: Largest body.
+        calls: How it is called.
     """
 
-    def __init__(
-        self, stub: LoopServiceAsyncStub, predictor: Predictor, bodies: BodyBudget, max_body_bytes: int
-    ) -> None:
+    def __init__(self, stub: LoopServiceAsyncStub, calls: TrainerCalls) -> None:
         self._stub = stub
-        self._predictor = predictor
-        self._bodies = bodies
-        self._max_body_bytes = max_body_bytes
+        self._calls = calls
 
     def router(self) -> APIRouter:
         """Return the routes."""
@@ -116,7 +106,7 @@ class LoopRoutes:
 
     async def _loop(self, request: Request, model: str) -> Response:
         """Tell whether it is on, what it does now, how accurate the model is and what the next cycle waits for."""
-        return await self._answer(request, self._stub.GetLoop, pb.GetLoopRequest(model=model))
+        return await self._calls.answer(request, self._stub.GetLoop, pb.GetLoopRequest(model=model))
 
     async def _events(
         self,
@@ -128,12 +118,12 @@ class LoopRoutes:
     ) -> Response:
         """List events in their order, with what they hold."""
         message = pb.ListEventsRequest(model=model, after=after, page_size=page_size, kind=kind)
-        return await self._answer(request, self._stub.ListEvents, message)
+        return await self._calls.answer(request, self._stub.ListEvents, message)
 
     async def _analysis(self, request: Request, model: str) -> Response:
         """Tell of accuracy, drift, quality, contributors and cost: JSON, or a page for who prefers that."""
         message = pb.GetAnalysisRequest(model=model)
-        analysis = await self._call(request, self._stub.GetAnalysis, message)
+        analysis = await self._calls.call(request, self._stub.GetAnalysis, message)
         if "text/html" in request.headers.get("accept", ""):
             return Response(analysis.analysis_html, headers=_REPORT_HEADERS, media_type="text/html")
         return Response(analysis.analysis_json, media_type="application/json")
@@ -146,22 +136,22 @@ class LoopRoutes:
     ) -> Response:
         """List the samples that are most like its picture, of those that the version which answered had learnt."""
         message = pb.TracePredictionRequest(prediction_id=prediction_id, nearest_count=nearest_count)
-        return await self._answer(request, self._stub.TracePrediction, message)
+        return await self._calls.answer(request, self._stub.TracePrediction, message)
 
     async def _trigger(self, request: Request, model: str) -> Response:
         """Begin it now, by hand; the policy decides how it trains if `strategy` is absent."""
-        document = await self._document(request, "reason", "strategy", "request_id")
+        document = await self._calls.document(request, ("reason", "strategy", "request_id"))
         message = pb.TriggerCycleRequest(
             model=model,
             reason=_text(document, "reason"),
             strategy=_text(document, "strategy"),
             request_id=_text(document, "request_id"),
         )
-        return await self._answer(request, self._stub.TriggerCycle, message)
+        return await self._calls.answer(request, self._stub.TriggerCycle, message)
 
     async def _propose(self, request: Request, model: str) -> Response:
         """Let a published version be judged; it must be better if `goal` is absent."""
-        document = await self._document(request, "version", "goal", "request_id")
+        document = await self._calls.document(request, ("version", "goal", "request_id"))
         goal = member(document, "goal", str, "the request", "better")
         message = pb.ProposeVersionRequest(
             model=model,
@@ -169,58 +159,44 @@ class LoopRoutes:
             goal=number_of(pb.Cycle.Goal.DESCRIPTOR, goal),
             request_id=_text(document, "request_id"),
         )
-        return await self._answer(request, self._stub.ProposeVersion, message)
+        return await self._calls.answer(request, self._stub.ProposeVersion, message)
 
     async def _promote(self, request: Request, model: str) -> Response:
         """Let a candidate serve at once, past the gate and the trial."""
         message = pb.PromoteCandidateRequest(model=model, **await self._choice(request, least=1))
-        return await self._answer(request, self._stub.PromoteCandidate, message)
+        return await self._calls.answer(request, self._stub.PromoteCandidate, message)
 
     async def _reject(self, request: Request, model: str) -> Response:
         """End the cycle of a version or, with version 0, the one that is under way."""
         message = pb.RejectCandidateRequest(model=model, **await self._choice(request, least=0))
-        return await self._answer(request, self._stub.RejectCandidate, message)
+        return await self._calls.answer(request, self._stub.RejectCandidate, message)
 
     async def _roll_back(self, request: Request, model: str) -> Response:
         """Let the version serve again that did before the last promotion."""
-        document = await self._document(request, "reason", "request_id")
+        document = await self._calls.document(request, ("reason", "request_id"))
         message = pb.RollBackRequest(
             model=model, reason=_text(document, "reason"), request_id=_text(document, "request_id")
         )
-        return await self._answer(request, self._stub.RollBack, message)
+        return await self._calls.answer(request, self._stub.RollBack, message)
 
     async def _delete_sample(self, request: Request, number: schemas.NumberInPath, request_id: RequestId) -> Response:
         """Delete it for good, and begin to replace the versions that have learnt from it."""
         message = pb.DeleteSampleRequest(observation_id=number, request_id=request_id)
-        return await self._answer(request, self._stub.DeleteSample, message)
+        return await self._calls.answer(request, self._stub.DeleteSample, message)
 
     async def _delete_contributor(self, request: Request, contributor: str, request_id: RequestId) -> Response:
         """Delete all of it for good, with name and keys, and begin to replace the versions that have learnt from it."""
         message = pb.DeleteContributorRequest(contributor=contributor, request_id=request_id)
-        return await self._answer(request, self._stub.DeleteContributor, message)
+        return await self._calls.answer(request, self._stub.DeleteContributor, message)
 
     async def _deletion(self, request: Request, deletion_id: str) -> Response:
         """Tell it of the deletion that was asked for with this `request_id`, and what a search finds of it now."""
-        return await self._answer(request, self._stub.GetDeletion, pb.GetDeletionRequest(id=deletion_id))
+        return await self._calls.answer(request, self._stub.GetDeletion, pb.GetDeletionRequest(id=deletion_id))
 
     async def _choice(self, request: Request, least: int) -> dict[str, Any]:
-        document = await self._document(request, "version", "reason", "request_id")
+        document = await self._calls.document(request, ("version", "reason", "request_id"))
         texts = {name: _text(document, name) for name in ("reason", "request_id")}
         return {"version": _version(document, least), **texts}
-
-    async def _document(self, request: Request, *known: str) -> dict[str, Any]:
-        with self._bodies.holding() as take:
-            document = parse_object(await read_body(request, self._max_body_bytes, take), "the request")
-        check_members(document, known, "the request")
-        return document
-
-    async def _answer(self, request: Request, call: Any, message: Any) -> Response:
-        document = plain(await self._call(request, call, message))
-        return Response(to_json(document), media_type="application/json")
-
-    async def _call(self, request: Request, call: Any, message: Any) -> Any:
-        timeout = self._predictor.deadline(stated_timeout(request.headers.get(TIMEOUT_HEADER))).remaining()
-        return await unless_disconnected(request, call(message, timeout=timeout, metadata=backend_metadata()))
 
 
 def _text(document: dict[str, Any], key: str) -> str:

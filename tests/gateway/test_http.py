@@ -514,9 +514,10 @@ def test_a_form_that_was_cut_off_is_refused_whole(client):
     assert "ends before its closing boundary" in error_of(response)["message"]
 
 
-def test_an_upload_that_takes_longer_than_the_deadline_ends_with_504(suite):
+@pytest.mark.parametrize("path", [PREDICT, "/v1/models/cifar10/loop/trigger", "/v1/observations/4/review"])
+def test_an_upload_that_takes_longer_than_the_deadline_ends_with_504(suite, path):
     connection = http.client.HTTPConnection("127.0.0.1", suite.ports.http)
-    connection.putrequest("POST", PREDICT)
+    connection.putrequest("POST", path)
     connection.putheader("Content-Length", "1000000")
     connection.putheader("X-Request-Timeout", "0.2")
     connection.endheaders(cat())
