@@ -11,7 +11,7 @@ from aimass.console import say
 from aimass.inference.v1 import lifecycle_pb2 as pb
 from aimass.inference.v1.lifecycle_pb2_grpc import ModelLifecycleServiceStub
 from services.common.channels import SIBLING_OPTIONS, host_and_port, reachable
-from services.common.errors import Conflict, NotReady
+from services.common.errors import Conflict, NotReady, SettingsError
 from services.common.settings import load_settings
 from services.inference.settings import InferenceSettings
 from services.trainer.settings import TrainerSettings
@@ -63,23 +63,26 @@ def change_traffic(out: Console, model: str, stable: int, canary: int, share: fl
 
 def promote(out: Console, model: str, version: int) -> None:
     """Make *version*, or else what is tried out, stable."""
-    hint = _hint("promote", model)
     request = pb.PromoteRequest(model=model, version=version)
-    _say(out, model, _call(lambda stub: stub.Promote(request, timeout=CALL_SECONDS).traffic), hint)
+    _say(out, model, _call(lambda stub: stub.Promote(request, timeout=CALL_SECONDS).traffic), _hint("promote", model))
 
 
 def roll_back(out: Console, model: str) -> None:
     """End a trial or, where there is none, go back to the previous version."""
-    hint = _hint("rollback", model)
     request = pb.RollbackRequest(model=model)
-    _say(out, model, _call(lambda stub: stub.Rollback(request, timeout=CALL_SECONDS).traffic), hint)
+    _say(out, model, _call(lambda stub: stub.Rollback(request, timeout=CALL_SECONDS).traffic), _hint("rollback", model))
 
 
 def _hint(command: str, model: str) -> str:
-    """Return that the loop does it, too; empty where it is off."""
-    if not load_settings(TrainerSettings).loop:
+    """Return that the loop does it, too; empty where it is off, as far as this shell knows."""
+    try:
+        if not load_settings(TrainerSettings).loop:
+            return ""
+    except SettingsError:  # of a trainer, which has no part in this
         return ""
-    return f"The loop is on: `aimass loop {command} {model}` does it through the loop, which then knows who and why."
+    return (
+        f"Where the loop is on, `aimass loop {command} {model}` does it through the loop, which then knows who and why."
+    )
 
 
 def _call(ask: Callable[[ModelLifecycleServiceStub], Answer]) -> Answer:

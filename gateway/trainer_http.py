@@ -34,8 +34,11 @@ class TrainerCalls:
         self.max_body_bytes = max_body_bytes
 
     def deadline(self, request: Request) -> Deadline:
-        """Return how long *request* may take from now on."""
-        return self._predictor.deadline(stated_timeout(request.headers.get(TIMEOUT_HEADER)))
+        """Return the one deadline of *request*, which begins when it is first asked for."""
+        if not hasattr(request.state, "deadline"):
+            request.state.deadline = self._predictor.deadline(stated_timeout(request.headers.get(TIMEOUT_HEADER)))
+        deadline: Deadline = request.state.deadline
+        return deadline
 
     async def document(self, request: Request, known: Sequence[str], what: str = "the request") -> dict[str, Any]:
         """Return the JSON object that *request* brings, called *what* where it is wrong, with no member but *known*.

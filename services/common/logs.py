@@ -63,7 +63,7 @@ def _is_fault(record: logging.LogRecord) -> bool:
     grpc holds its tongue itself where it has learnt so before the answer fails, which is a race.
     """
     error = record.exc_info[1] if record.exc_info else None
-    return not isinstance(error, grpc.aio.InternalError)
+    return not (isinstance(error, grpc.aio.InternalError) and str(error).startswith('Failed "execute_batch"'))
 
 
 def _add_service(service: str) -> Callable[[Any, str, MutableMapping[str, Any]], MutableMapping[str, Any]]:

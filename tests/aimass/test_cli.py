@@ -179,7 +179,8 @@ def test_traffic_is_shown_changed_promoted_and_rolled_back(run, suite, two_versi
         "on-trial, generation 2: version 1 is stable, version 2 is canary for 25.0%\n",
         "on-trial, generation 3: version 2 is stable, version 1 is previous\n",
         "on-trial, generation 4: version 1 is stable, version 2 is previous\n"
-        "The loop is on: `aimass loop rollback on-trial` does it through the loop, which then knows who and why.\n",
+        "Where the loop is on, `aimass loop rollback on-trial` does it through the loop, which then knows who and "
+        "why.\n",
     ]
     assert [line.split()[:3] for line in shown.stdout.splitlines()[1:]] == [
         ["1", "READY", "stable"],

@@ -20,7 +20,7 @@ from services.trainer.analyst.quality import measure_quality
 from services.trainer.analyst.screening import screen
 from services.trainer.analyst.stopping import Stopped
 from services.trainer.analyst.stored import StoredPictures
-from services.trainer.analyst.surroundings import Surroundings
+from services.trainer.analyst.surroundings import AWAY_SECONDS, Surroundings
 from services.trainer.analyst.work import Answer, Drift, Embed, Screen, Sift, Wanted, Work, find_work
 from services.trainer.data.blobs import Blobs
 from services.trainer.data.models import find_model
@@ -101,6 +101,8 @@ class Analyst:
         self._seen: tuple[_News, Wanted] | None = None
         """With which there was nothing to do."""
         self._seen_until = -1.0
+        self._news_wait = False
+        """Whether something has come since, which is to be looked at: no other analyst would be started for it."""
 
     def run(self, idle_seconds: float) -> None:
         """Work until there was nothing to do for so long, or the process is to end.
@@ -118,7 +120,8 @@ class Analyst:
                 return
             except NotReady as error:
                 log.warning("the analyst waits", reason=error.message)
-            if self._clock() - idle_since >= idle_seconds:
+                self._news_wait = False
+            if self._clock() - idle_since >= idle_seconds and not self._news_wait:
                 return
             self._stop.wait(POLL_SECONDS)
 
@@ -145,6 +148,7 @@ class Analyst:
         with self._database.read() as session:
             news = _read_news(session, self._task.name)
         rests = self._clock() < self._seen_until
+        self._news_wait = rests and self._seen is not None and news != self._seen[0]
         if rests and not self._is_awaited(news):
             return None
         policy = self._policy_of(self._task.name)
@@ -154,7 +158,8 @@ class Analyst:
         with self._database.read() as session:
             work = find_work(session, self._task.name, wanted, policy.alarm, datetime.now(UTC))
         if work is None:
-            self._seen, self._seen_until = (news, wanted), self._clock() + LOOK_SECONDS
+            self._seen, self._news_wait = (news, wanted), False
+            self._seen_until = self._clock() + (AWAY_SECONDS if self._surroundings.without_inference else LOOK_SECONDS)
         return work
 
     def _is_awaited(self, news: "_News") -> bool:

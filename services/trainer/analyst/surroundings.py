@@ -198,6 +198,11 @@ class Surroundings:
         log.warning("the encoder does not fit the pictures", encoder=self.encoder.digest, reason=reason)
         self._unusable.add(self.encoder.digest)
 
+    @property
+    def without_inference(self) -> bool:
+        """Whether inference was away when it was last asked."""
+        return self._served is _NOTHING
+
     def is_away(self, reason: str) -> None:
         """Do without inference for a while."""
         if self._served is not _NOTHING:

@@ -185,7 +185,8 @@ def _known(session: Session, feedback: NewFeedback) -> tuple[ObservationRow, Pre
 def _not_found(feedback: NewFeedback) -> NotFound:
     named = feedback.prediction_id[:50] or f"of picture {feedback.observation}"
     return NotFound(
-        f"prediction {named!r} was not captured or is forgotten; send image and model with the label",
+        f"prediction {named!r} was not captured or is forgotten; send image and model with the label, or "
+        "try again in some seconds where it has just been made",
         reason="PREDICTION_NOT_FOUND",
         field="prediction_id",
     )

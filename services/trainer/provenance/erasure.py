@@ -31,8 +31,9 @@ from services.trainer.runs.table import RunRow
 from services.trainer.sets import SNAPSHOT_PREFIX
 from services.trainer.storage.database import Database
 
-SETTLE_SECONDS = 5.0
-"""From the end of a contributor's keys to the removal: what gateways still hold of theirs arrives meanwhile."""
+SETTLE_SECONDS = 10.0
+"""From the end of a contributor's keys to the removal: what gateways still hold of theirs arrives meanwhile, which they
+send every five seconds; one that was away for longer is told when it does that the contributor is deleted."""
 
 log = structlog.get_logger(__name__)
 

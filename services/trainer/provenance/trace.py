@@ -94,7 +94,8 @@ class Tracer:
             row = find_prediction(session, prediction_id)
             if row is None:
                 raise NotFound(
-                    f"prediction {prediction_id[:50]!r} was not captured or is forgotten; name one that is kept",
+                    f"prediction {prediction_id[:50]!r} was not captured or is forgotten; name one that is "
+                    "kept, or try again in some seconds where it has just been made",
                     reason="PREDICTION_NOT_FOUND",
                     field="prediction_id",
                 )

@@ -4,8 +4,11 @@ from collections.abc import Callable
 
 from services.trainer.analyst.analyst import LOOK_SECONDS, Analyst
 from services.trainer.analyst.encoders import OpenedEncoder
+from services.trainer.analyst.surroundings import AWAY_SECONDS
 from services.trainer.analyst.work import Embed
 from services.trainer.data.samples import Samples
+from services.trainer.feedback.tables import EmbeddingRow
+from services.trainer.storage.database import Database
 from tests.trainer.analyst.conftest import CAT, Users, work_through
 
 
@@ -42,3 +45,42 @@ def test_pictures_that_only_came_are_looked_at_when_some_time_has_passed(
     now += LOOK_SECONDS
 
     assert analyst.find() == Embed(encoder.digest, tuple(numbers))
+
+
+def test_inference_that_was_away_is_asked_again_before_that(
+    make_analyst: Callable[..., Analyst],
+    encoder: OpenedEncoder,
+    users: Users,
+    slice_samples: tuple[Samples, Samples],
+) -> None:
+    now = 0.0
+    analyst = make_analyst(clock=lambda: now)  # nothing listens where it expects inference
+    work_through(analyst)
+    numbers = users.send(slice_samples[1].images[:3])
+
+    now += AWAY_SECONDS
+
+    assert analyst.find() == Embed(encoder.digest, tuple(numbers))
+
+
+def test_an_analyst_ends_only_when_what_came_last_is_looked_at(
+    make_analyst: Callable[..., Analyst],
+    encoder: OpenedEncoder,
+    database: Database,
+    users: Users,
+    slice_samples: tuple[Samples, Samples],
+) -> None:
+    now = 0.0
+
+    def clock() -> float:
+        nonlocal now
+        now += AWAY_SECONDS / 8
+        return now
+
+    analyst = make_analyst(clock=clock)
+    work_through(analyst)
+    users.send(slice_samples[1].images[:3])
+    analyst.run(idle_seconds=0.0)
+
+    with database.read() as session:
+        assert session.query(EmbeddingRow).where(EmbeddingRow.encoder == encoder.digest).count() == 3
