@@ -165,6 +165,14 @@ def test_a_graph_that_normalises_otherwise_is_quantised_all_the_same(
     assert np.abs(after - before).max() < 0.1
 
 
+def test_two_products_fit_into_16_bits_which_is_what_many_processors_add_them_in(starter: Path) -> None:
+    tensors = [onnx.numpy_helper.to_array(each) for each in onnx.load(starter).graph.initializer]
+    weights = [each.astype(np.int64) for each in tensors if each.dtype == np.int8 and each.size > 1]
+
+    assert weights
+    assert max(2 * 255 * np.abs(each).max() for each in weights) <= np.iinfo(np.int16).max
+
+
 def test_int8_is_compared_on_samples_of_its_own(starter: Path, slice_samples: tuple[Samples, Samples]) -> None:
     """The margin is wider than in a run: 1,000 samples decide about one point at most."""
     choice = choose_quantized(STARTER, starter, slice_samples[1], threads=1, margin=0.01)
