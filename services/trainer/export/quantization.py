@@ -57,10 +57,10 @@ def quantize_graph(source: Path, destination: Path, images: NDArray[np.uint8]) -
 
     Inputs, outputs and metadata stay as they are; softmax and what follows the last layer stay float32. Activations
     are uint8 and weights int8 with a scale for each output channel, of which 7 bits are used: processors without VNNI
-    add products in pairs in 16 bits, which two of 255 by 127 overflow (the starter model came to 45.7 % there; with 7
-    bits to 92.7 % everywhere, where float32 has 92.8 and 8 bits, with VNNI, 92.8). The ranges
-    of activations are the extremes that *images* cause: percentiles (99.999 %) and entropy gave the starter model the same accuracy within 0.12 points of
-    10,000 images, over three draws of 512 images, and took two to three times as long.
+    add products in pairs in 16 bits, which two of 255 by 127 overflow. (With 8 bits the starter model came to 45.7 %
+    there, with 7 to 92.7 % everywhere; float32 has 92.8, and 8 bits with VNNI, too.) The ranges of activations are
+    the extremes that *images* cause: percentiles (99.999 %) and entropy gave the starter model the same accuracy
+    within 0.12 points of 10,000 images, over three draws of 512 images, and took two to three times as long.
 
     Args:
         source: From `export_graph`.
