@@ -219,7 +219,7 @@ async def test_upload_of_which_nothing_more_comes_is_ended_and_kept(stub, good, 
 
     assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert "no part of the upload came for 0 seconds; ask GetUpload where to go on" in await call.details()
-    assert await received(stub, good[0]) == 300
+    assert await received(stub, good[0]) >= 200  # the third part may find it ended
 
 
 async def test_upload_is_ended_and_kept_when_the_service_stops(stub, good, begin, inference):

@@ -26,6 +26,7 @@ from services.trainer.feedback.tables import (
 )
 from services.trainer.feedback.voting import NewFeedback, Voting
 from services.trainer.loop.payloads import DeletionRequested
+from services.trainer.provenance.erasure import SETTLE_SECONDS
 from services.trainer.provenance.record import State as DeletionState
 from tests.trainer.feedback.conftest import SPEC, Groups, captured, pictures
 from tests.trainer.provenance.conftest import House
@@ -271,10 +272,10 @@ def test_keys_and_name_go_at_once_and_rows_once_nothing_can_come_any_more(house:
     assert [key.contributor for key in list_keys(house.database)] == ["bob"]
     with house.database.read() as session:
         assert session.get(ContributorRow, "ann") is None
-    with pytest.raises(NotReady, match=r"may arrive for 5\.0 more seconds"):
+    with pytest.raises(NotReady, match=f"may arrive for {SETTLE_SECONDS} more seconds"):
         house.erasure.rows("pets", deletion.id)
     assert house.capture(1, "ann", seed=2) == [0]  # is not taken any more
-    house.clock.passed += 5
+    house.clock.passed += SETTLE_SECONDS
     assert house.erasure.rows("pets", deletion.id).counts["observations"] == 1
 
 
