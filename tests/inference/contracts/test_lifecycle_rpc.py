@@ -214,12 +214,12 @@ async def test_upload_for_which_there_is_no_memory_need_not_be_sent_again(start_
 
 async def test_upload_of_which_nothing_more_comes_is_ended_and_kept(stub, good, upload, begin, monkeypatch):
     call = await begin(stub)
-    monkeypatch.setattr(lifecycle, "IDLE_SECONDS", 0)
+    monkeypatch.setattr(lifecycle, "IDLE_SECONDS", 1)  # from the next read on, which the third part is there for
     await call.write(upload("new", *good)[3])
 
     assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert "no part of the upload came for 0 seconds; ask GetUpload where to go on" in await call.details()
-    assert await received(stub, good[0]) >= 200  # the third part may find it ended
+    assert "no part of the upload came for 1 seconds; ask GetUpload where to go on" in await call.details()
+    assert await received(stub, good[0]) == 300
 
 
 async def test_upload_is_ended_and_kept_when_the_service_stops(stub, good, begin, inference):

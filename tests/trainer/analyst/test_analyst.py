@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import pytest
+
 from services.trainer.analyst.analyst import LOOK_SECONDS, Analyst
 from services.trainer.analyst.encoders import OpenedEncoder
 from services.trainer.analyst.surroundings import AWAY_SECONDS
@@ -30,35 +32,21 @@ def test_pictures_that_only_came_wait_for_more_until_somebody_speaks_of_one(
     assert set(work.observations) == set(numbers)
 
 
-def test_pictures_that_only_came_are_looked_at_when_some_time_has_passed(
+@pytest.mark.parametrize("seconds", [LOOK_SECONDS, AWAY_SECONDS])
+def test_pictures_that_only_came_are_looked_at_when_some_time_has_passed_less_where_inference_is_away(
     make_analyst: Callable[..., Analyst],
     encoder: OpenedEncoder,
     users: Users,
     slice_samples: tuple[Samples, Samples],
-) -> None:
-    now = 0.0
-    analyst = make_analyst(clock=lambda: now)
-    work_through(analyst)
-    numbers = users.send(slice_samples[1].images[:3])
-    assert analyst.find() is None
-
-    now += LOOK_SECONDS
-
-    assert analyst.find() == Embed(encoder.digest, tuple(numbers))
-
-
-def test_inference_that_was_away_is_asked_again_before_that(
-    make_analyst: Callable[..., Analyst],
-    encoder: OpenedEncoder,
-    users: Users,
-    slice_samples: tuple[Samples, Samples],
+    seconds: float,
 ) -> None:
     now = 0.0
     analyst = make_analyst(clock=lambda: now)  # nothing listens where it expects inference
     work_through(analyst)
     numbers = users.send(slice_samples[1].images[:3])
+    assert analyst.find() is None
 
-    now += AWAY_SECONDS
+    now += seconds
 
     assert analyst.find() == Embed(encoder.digest, tuple(numbers))
 
